@@ -1,0 +1,239 @@
+"""Every type that crosses a process boundary.
+
+Events are named in the past tense and are immutable. Each carries `schema_version`; a reader meets a version that it
+does not know with `UnknownSchemaVersion`, never with a guess. Adding an optional field keeps the version; anything else
+raises it, and a sample of the old one stays in tests/samples.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+ADAPTER_NAME_PATTERN = r"^policy-[0-9]{6}$"
+"""Names of published adapters: immutable, never used twice (a reused name can serve stale prefix-cache blocks)."""
+
+PAIR_TOPIC = "hustings.pairs"
+VOTE_TOPIC = "hustings.votes"
+DEAD_LETTER_TOPIC = "hustings.votes.dlq"
+RECEIPT_TOPIC = "hustings.receipts"
+ADAPTER_TOPIC = "hustings.adapters"
+RELEASE_TOPIC = "hustings.releases"
+TOPICS = (PAIR_TOPIC, VOTE_TOPIC, DEAD_LETTER_TOPIC, RECEIPT_TOPIC, ADAPTER_TOPIC, RELEASE_TOPIC)
+
+Position = Literal["a", "b", "c", "d"]
+Choice = Literal["a", "b", "tie", "both_bad"]
+FinishReason = Literal["stop", "length", "abort", "error"]
+AdapterName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN)]
+
+
+class ContractError(ValueError):
+    """A record does not keep its contract; the message says which part."""
+
+
+class UnknownSchemaVersion(ContractError):
+    """A record was written by a newer Hustings than this one."""
+
+
+def utc_now() -> datetime:
+    """The time now, with its zone."""
+    return datetime.now(UTC)
+
+
+class Contract(BaseModel):
+    """Base of all contracts: frozen, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Event(Contract):
+    """Base of what is written to a topic."""
+
+    schema_version: Literal[1] = 1
+
+    def to_bytes(self) -> bytes:
+        """The record's value on the wire: compact UTF-8 JSON."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Read a record's value.
+
+        Raises:
+            UnknownSchemaVersion: the record is of a version that this code does not know.
+            ContractError: the record is not valid; the message lists the first faults.
+        """
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            faults = error.errors(include_url=False, include_context=False)
+            if any(fault["loc"] == ("schema_version",) for fault in faults):
+                raise UnknownSchemaVersion(
+                    f"{cls.__name__}: schema_version is not 1; upgrade the reader before the writer"
+                ) from error
+            listed = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'record'}: {f['msg']}" for f in faults[:3])
+            raise ContractError(f"{cls.__name__}: {listed}") from error
+
+
+class Message(Contract):
+    """One turn of a conversation, in the conversational format of TRL and OpenAI."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class SamplingRecord(Contract):
+    """How a completion was sampled. `seed` is None where the engine chose."""
+
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    max_tokens: int = Field(ge=1)
+    seed: int | None = None
+
+
+class CompletionRecord(Contract):
+    """One side of a pair as it was generated.
+
+    Attributes:
+        adapter: the adapter that spoke, or None for the base model.
+        token_ids: the sampler's own ids, the ones to train on; never re-tokenised text.
+        logprobs: natural-log probability of each id under the sampler, same length.
+    """
+
+    position: Position
+    text: str
+    finish_reason: FinishReason
+    adapter: str | None
+    sampling: SamplingRecord
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
+class PairShown(Event):
+    """Two (or up to four) answers were shown to a voter, who was not told which adapter gave which.
+
+    Attributes:
+        voter: keyed pseudonym, never the raw identity.
+        contenders: name of the rule that chose the adapters ("self-play", "candidate", "anchor", ...).
+        propensity: probability with which that rule chose just these adapters in just these positions.
+        prompt_token_ids: the prompt after the chat template, as the engine saw it.
+    """
+
+    pair_id: str
+    conversation_id: str
+    voter: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    completions: tuple[CompletionRecord, ...] = Field(min_length=2, max_length=4)
+    contenders: str
+    propensity: float = Field(gt=0, le=1)
+    base_model: str
+    prompt_token_ids: tuple[int, ...] = ()
+    shown_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class VoteCast(Event):
+    """A voter chose. The pair travels inside, so that a vote can be understood alone and needs no join."""
+
+    vote_id: str
+    pair: PairShown
+    voter: str
+    choice: Choice
+    reasons: tuple[str, ...] = ()
+    comment: str | None = None
+    edited: str | None = None
+    dwell_ms: int | None = Field(default=None, ge=0)
+    cast_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class RecordsCurated(Event):
+    """The curator's receipt: these events are durably in the dataset (or the dead-letter topic); stop sending them."""
+
+    event_ids: tuple[str, ...]
+    curated_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class DeadLetter(Event):
+    """A record that could not be read, kept whole. `value` and `key` are base64."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: str | None
+    value: str | None
+    error: str
+    rejected_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class AdapterPublished(Event):
+    """A trainer has put an adapter into the store. Key of the record: the name."""
+
+    name: AdapterName
+    uri: str
+    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    base_model: str
+    published_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class ReleaseState(StrEnum):
+    """Where an adapter stands on its way into office."""
+
+    CANDIDATE = "candidate"
+    VERIFIED = "verified"
+    CANARY = "canary"
+    IN_OFFICE = "in_office"
+    RETIRED = "retired"
+    REJECTED = "rejected"
+
+
+class ReleaseChanged(Event):
+    """An adapter went from one state to another. `actor` is "auto" or the operator; key of the record: the name."""
+
+    name: str
+    before: ReleaseState | None
+    after: ReleaseState
+    reason: str
+    actor: str
+    changed_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class ProbeRecord(Contract):
+    """What the trainer saw its adapter say: serving must see the same before it trusts a load.
+
+    Attributes:
+        policy_logprobs: log-probs of `response_token_ids` after `prompt_token_ids` under the adapter.
+        base_logprobs: the same under the bare base.
+    """
+
+    prompt_token_ids: tuple[int, ...] = Field(min_length=1)
+    response_token_ids: tuple[int, ...] = Field(min_length=1)
+    policy_logprobs: tuple[float, ...] = Field(min_length=1)
+    base_logprobs: tuple[float, ...] = Field(min_length=1)
+
+
+class AdapterManifest(Contract):
+    """`manifest.json` beside an adapter's weights: its whole lineage.
+
+    Attributes:
+        files: sha256 of each file of the folder but this one, by name.
+        snapshot: id of the dataset snapshot that it was trained on.
+        reward_model: id of the reward model that scored it.
+        config: the trainer's resolved configuration.
+        metrics: the cycle's figures (reward, KL, held-out accuracy, ...).
+    """
+
+    schema_version: Literal[1] = 1
+    name: AdapterName
+    parent: str | None
+    base_model: str
+    base_fingerprint: str
+    lora_rank: int
+    reward_model: str
+    snapshot: str
+    files: dict[str, str]
+    probes: tuple[ProbeRecord, ...] = Field(min_length=1)
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    created_at: AwareDatetime = Field(default_factory=utc_now)

@@ -1,0 +1,88 @@
+"""The event log as the rest of the system sees it: only `feedback.kafka_log` knows Kafka's client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class EventLogError(Exception):
+    """Base of the event log's failures; the message names the address and what to do."""
+
+
+class EventLogUnavailable(EventLogError):
+    """The broker can't be reached or doesn't answer; nothing was lost, try again later."""
+
+
+class RecordTooLarge(EventLogError):
+    """The broker refuses a record of this size; sending it again won't help."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingRecord:
+    """A record to send. Records with one key keep their order and land in one partition."""
+
+    topic: str
+    key: str
+    value: bytes | None
+    event_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record as the log holds it. `value` is None for a tombstone."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+
+
+class EventProducer(Protocol):
+    """Writes records; acknowledged means that the broker has them (acks=all, idempotent)."""
+
+    def send(self, records: Sequence[OutgoingRecord]) -> list[EventLogError | None]:
+        """Send a batch and wait; one entry a record in the same order, None where it was acknowledged.
+
+        Raises:
+            EventLogUnavailable: the broker can't be reached at all; some of the batch may have arrived.
+        """
+
+    def close(self) -> None: ...
+
+
+class EventConsumer(Protocol):
+    """Reads topics as a member of a group, or (group None) alone and from the beginning."""
+
+    def poll(self, timeout_s: float, max_records: int = 500) -> list[StoredRecord]:
+        """The next records, or an empty list after `timeout_s`."""
+
+    def commit(self) -> None:
+        """Everything that `poll` has returned is dealt with. A no-op without a group."""
+
+    def lag(self) -> Mapping[tuple[str, int], int]:
+        """Records not yet polled, by topic and partition, from the consumer's own highwater."""
+
+    def close(self) -> None: ...
+
+
+class EventLog(Protocol):
+    """A broker that speaks Kafka's protocol."""
+
+    def ensure_topics(self, topics: Iterable[str]) -> frozenset[str]:
+        """Create what is missing; returns the names that had to be made.
+
+        A topic that had to be made again has lost what it held: the caller sends its record of it anew.
+        """
+
+    def producer(self) -> EventProducer: ...
+
+    def consumer(self, topics: Sequence[str], group: str | None) -> EventConsumer: ...
+
+    def check(self) -> None:
+        """Raises:
+        EventLogUnavailable: the broker does not answer.
+        """
