@@ -1,0 +1,38 @@
+"""Configuration of the event log, the ledger and the dataset."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of every configuration section: frozen, unknown keys fail."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FeedbackConfig(Section):
+    """`[feedback]` of hustings.toml."""
+
+    kafka: str | None = None
+    """`host:port[,host:port]` of a Kafka; None for the embedded broker (volatile: the ledger is the record)."""
+    broker_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the embedded broker on 127.0.0.1; 0 picks a free one."""
+    partitions: int = Field(default=3, ge=1)
+    """Partitions of a topic that has to be made."""
+    replication: int = Field(default=-1, ge=-1)
+    """Replication factor of a topic that has to be made; -1 leaves it to the broker."""
+    ledger_url: str | None = None
+    """SQLAlchemy URL; None for SQLite in the data folder."""
+    relay_batch: int = Field(default=200, ge=1)
+    """Outbox rows sent at once."""
+    relay_idle_s: float = Field(default=0.2, gt=0)
+    """Seconds between looks at an empty outbox."""
+    receipt_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds after which a sent row without the curator's receipt is sent again; doubles up to an hour."""
+    curate_batch: int = Field(default=500, ge=1)
+    """Records per part file at most."""
+    curate_linger_s: float = Field(default=1.0, ge=0)
+    """Seconds that the curator waits for a fuller batch."""
+    curator_metrics_port: int = Field(default=9101, ge=0, le=65535)
+    """Port of the curator's /metrics on 127.0.0.1; 0 for none."""

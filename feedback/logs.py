@@ -1,0 +1,53 @@
+"""Logging for every process: structlog, JSON off a terminal, coloured on one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import structlog
+
+
+def configure(process: str, *, level: str = "info", json: bool | None = None) -> None:
+    """Set up structlog and route the standard library's loggers through it.
+
+    Args:
+        process: bound to every line as `process`.
+        json: force JSON lines (True) or the console form (False); by default JSON when stderr is no terminal,
+            unless HUSTINGS_LOG_FORMAT says "console" or "json".
+    """
+    wanted = os.environ.get("HUSTINGS_LOG_FORMAT")
+    if json is None:
+        json = wanted == "json" if wanted in {"json", "console"} else not sys.stderr.isatty()
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=_colours_wanted())
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *([structlog.processors.format_exc_info] if json else []),
+                renderer,
+            ],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    structlog.contextvars.bind_contextvars(process=process)
+
+
+def _colours_wanted() -> bool:
+    return "NO_COLOR" not in os.environ and (sys.stderr.isatty() or "FORCE_COLOR" in os.environ)
