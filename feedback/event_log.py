@@ -51,7 +51,8 @@ class EventProducer(Protocol):
             EventLogUnavailable: the broker can't be reached at all; some of the batch may have arrived.
         """
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of the connection; safe to call twice."""
 
 
 class EventConsumer(Protocol):
@@ -66,7 +67,8 @@ class EventConsumer(Protocol):
     def lag(self) -> Mapping[tuple[str, int], int]:
         """Records not yet polled, by topic and partition, from the consumer's own highwater."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of the connection; safe to call twice."""
 
 
 class EventLog(Protocol):
@@ -78,9 +80,11 @@ class EventLog(Protocol):
         A topic that had to be made again has lost what it held: the caller sends its record of it anew.
         """
 
-    def producer(self) -> EventProducer: ...
+    def producer(self) -> EventProducer:
+        """A new producer; the caller closes it."""
 
-    def consumer(self, topics: Sequence[str], group: str | None) -> EventConsumer: ...
+    def consumer(self, topics: Sequence[str], group: str | None) -> EventConsumer:
+        """A new consumer; the caller closes it. Group None reads alone and from the beginning."""
 
     def check(self) -> None:
         """Raises:

@@ -1,0 +1,44 @@
+"""The trainer's failures, in one tree. Each message is one line that says what to do; the incumbent stays untouched."""
+
+from __future__ import annotations
+
+# TrainError
+# ├── ModelUnusable        the base model can't be fetched, converted or read
+# ├── BaseMismatch         an adapter, snapshot or checkpoint belongs to another base
+# ├── NotEnoughVotes       the snapshot has too few comparisons to learn or judge anything
+# │   └── OneSidedVotes    every comparison carries the same feature difference or none
+# ├── RewardRefused        the reward model is no better than a coin, a length meter, or worse than the last one
+# ├── TrainingDiverged     a loss, a gradient or a reward is not finite
+# └── CycleInterrupted     the cycle was asked to stop; it resumes where it stood
+
+
+class TrainError(Exception):
+    """Base of the trainer's failures; the message is one line fit for an operator."""
+
+
+class ModelUnusable(TrainError):
+    """The base model can't be fetched, converted or read."""
+
+
+class BaseMismatch(TrainError):
+    """An adapter, a snapshot or a checkpoint belongs to another base model."""
+
+
+class NotEnoughVotes(TrainError):
+    """The snapshot has too few comparisons to learn from or to judge by."""
+
+
+class OneSidedVotes(NotEnoughVotes):
+    """The comparisons tell nothing apart: identical answers on both sides."""
+
+
+class RewardRefused(TrainError):
+    """The reward model did not earn its use; the message says which test it failed."""
+
+
+class TrainingDiverged(TrainError):
+    """A loss, a gradient or a reward is not finite."""
+
+
+class CycleInterrupted(TrainError):
+    """The cycle was asked to stop; the next start resumes it."""
