@@ -1,0 +1,87 @@
+"""Serving's metrics. One instance an app; labels carry route templates and rule names, never ids or user text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from serve.engines.base import EngineLoad
+
+_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """All series of the serving process, registered with one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.http_requests = Counter(
+            "hustings_http_requests", "HTTP requests answered", ["method", "route", "status"], registry=registry
+        )
+        self.http_seconds = Histogram(
+            "hustings_http_request_seconds",
+            "Seconds from the first byte read to the last byte sent",
+            ["method", "route"],
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.http_in_flight = Gauge("hustings_http_in_flight", "HTTP requests being answered", registry=registry)
+        self.pairs = Counter(
+            "hustings_pairs", "Pairs by the contenders' rule and how they ended", ["rule", "outcome"], registry=registry
+        )
+        self.votes = Counter(
+            "hustings_votes", "Votes by choice, repeated or not", ["choice", "outcome"], registry=registry
+        )
+        self.votes_refused = Counter(
+            "hustings_votes_refused", "Votes refused, by reason", ["reason"], registry=registry
+        )
+        self.first_token = Histogram(
+            "hustings_time_to_first_token_seconds",
+            "Seconds from the request to the first token of an answer",
+            ["kind"],
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.tokens = Counter("hustings_engine_tokens", "Tokens by direction", ["kind", "direction"], registry=registry)
+        self.release_changes = Counter(
+            "hustings_release_changes", "Releases that came into a state", ["state"], registry=registry
+        )
+        self.release_unreadable = Counter(
+            "hustings_release_unreadable", "Records of the adapters topic that could not be read", registry=registry
+        )
+        self.release_seconds = Histogram(
+            "hustings_release_switch_seconds",
+            "Seconds from hearing of an adapter to its being in office",
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=registry,
+        )
+        self.office_number = Gauge(
+            "hustings_release_office_number", "Number of the adapter in office; 0 is the base", registry=registry
+        )
+        self.outbox_pending = Gauge("hustings_outbox_pending", "Outbox rows not yet sent", registry=registry)
+        self.outbox_unconfirmed = Gauge(
+            "hustings_outbox_unconfirmed", "Outbox rows sent but not confirmed by the curator", registry=registry
+        )
+        self.outbox_age = Gauge(
+            "hustings_outbox_oldest_pending_seconds", "Age of the oldest outbox row not yet sent", registry=registry
+        )
+
+    def watch_engine(self, load: Callable[[], EngineLoad], adapters: Callable[[], frozenset[str]]) -> None:
+        """Export the engine's load at each scrape."""
+        self.registry.register(_EngineCollector(load, adapters))
+
+
+class _EngineCollector(Collector):
+    def __init__(self, load: Callable[[], EngineLoad], adapters: Callable[[], frozenset[str]]) -> None:
+        self._load = load
+        self._adapters = adapters
+
+    def collect(self) -> Iterator[Metric]:
+        load = self._load()
+        yield GaugeMetricFamily("hustings_engine_running", "Requests that the engine is running", load.running)
+        yield GaugeMetricFamily("hustings_engine_waiting", "Requests that wait in the engine", load.waiting)
+        yield GaugeMetricFamily("hustings_engine_kv_cache_usage", "Share of the KV cache in use", load.kv_cache_usage)
+        yield GaugeMetricFamily("hustings_engine_adapters", "Adapters loaded", len(self._adapters()))

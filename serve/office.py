@@ -1,0 +1,70 @@
+"""Who speaks: the adapter in office, and how many requests each adapter is still answering."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Office:
+    """Held by the event loop's thread, so that a switch is one assignment and no request sees half of it.
+
+    A request borrows its adapter for as long as it runs; an adapter is unloaded only after its last borrower left.
+    """
+
+    def __init__(self) -> None:
+        self._holder: str | None = None
+        self._canaries: tuple[str, ...] = ()
+        self._borrowed: Counter[str] = Counter()
+        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+
+    @property
+    def holder(self) -> str | None:
+        """The adapter in office; None is the base."""
+        return self._holder
+
+    @property
+    def canaries(self) -> tuple[str, ...]:
+        """Adapters that get a share of the pairs against the office-holder."""
+        return self._canaries
+
+    def switch(self, adapter: str | None) -> None:
+        """From now on requests are answered by this adapter; those that run end on theirs."""
+        self._holder = adapter
+
+    def set_canaries(self, names: tuple[str, ...]) -> None:
+        """From now on these may be drawn as candidates."""
+        self._canaries = names
+
+    @contextmanager
+    def borrow(self, *adapters: str | None) -> Iterator[None]:
+        """Keep these adapters loaded until the block ends."""
+        names = [name for name in adapters if name is not None]
+        self._borrowed.update(names)
+        try:
+            yield
+        finally:
+            for name in names:
+                self._give_back(name)
+
+    def in_use(self, adapter: str) -> int:
+        """Requests that are running on the adapter."""
+        return self._borrowed[adapter]
+
+    async def idle(self, adapter: str) -> None:
+        """Return once nobody borrows the adapter."""
+        while self._borrowed[adapter]:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.setdefault(adapter, []).append(waiter)
+            await waiter
+
+    def _give_back(self, name: str) -> None:
+        self._borrowed[name] -= 1
+        if self._borrowed[name] > 0:
+            return
+        del self._borrowed[name]
+        for waiter in self._waiters.pop(name, []):
+            if not waiter.done():
+                waiter.set_result(None)
