@@ -55,8 +55,8 @@ class Event(Contract):
     schema_version: Literal[1] = 1
 
     def to_bytes(self) -> bytes:
-        """The record's value on the wire: compact UTF-8 JSON."""
-        return self.model_dump_json(exclude_none=True).encode()
+        """The record's value on the wire: compact UTF-8 JSON, nulls too (a field may be required and yet null)."""
+        return self.model_dump_json().encode()
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
