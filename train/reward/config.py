@@ -1,0 +1,62 @@
+"""`[train.reward]` and `[train.schedule]` of hustings.toml. Importable without torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from feedback.config import Section
+
+
+class RewardConfig(Section):
+    """How votes become a reward."""
+
+    head: Literal["mix", "last"] = "mix"
+    """`mix`: pooled layers of the frozen base under a regularised Bradley-Terry fit (tens of votes are enough).
+    `last`: the textbook scalar head at the last token, trained with a LoRA (thousands of votes)."""
+    credit: Literal["token", "end"] = "token"
+    """Where PPO gets the score: split over the tokens that earned it (exact), or in one lump at the end."""
+    depths: tuple[float, ...] = (0.0, 0.27, 0.53)
+    """Layers that `mix` reads, as shares of the base's depth; 0 is the embedding layer."""
+    folds: int = Field(default=5, ge=2)
+    """Folds of the cross-validation (over conversations) that chooses strength and layer mix."""
+    heldout: float = Field(default=0.15, ge=0.0, lt=0.9)
+    """Share of conversations kept from the first fit to judge the model by; the model in use is refitted on all."""
+    min_decisive: int = Field(default=16, ge=2)
+    """Fewest decisive votes that a reward model is fitted on."""
+    max_length_correlation: float = Field(default=0.9, gt=0.0, le=1.0)
+    """A model whose score follows the answer's length this closely is refused, unless the votes themselves do."""
+    batch_tokens: int = Field(default=2048, ge=64)
+    """Padded tokens of one forward pass of the base while features are read."""
+    lora_rank: int = Field(default=16, ge=0)
+    """Rank of the `last` head's LoRA; 0 trains the scalar head alone."""
+    learning_rate: float = Field(default=1e-4, gt=0.0)
+    """AdamW's rate for the `last` head."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the votes for the `last` head (several overfit)."""
+    batch_pairs: int = Field(default=8, ge=1)
+    """Comparisons of one step of the `last` head."""
+
+
+class ScheduleConfig(Section):
+    """When a cycle starts and what it starts from."""
+
+    new_comparisons: int = Field(default=64, ge=1)
+    """Decisive votes since the last cycle's snapshot that start the next one."""
+    max_hours: float = Field(default=24.0, gt=0.0)
+    """Hours after which a cycle starts with fewer, if there are any."""
+    poll_s: float = Field(default=2.0, gt=0.0)
+    """Seconds between looks at the dataset."""
+    start_from: Literal["base", "incumbent"] = "base"
+    """What PPO begins with: a fresh adapter on the base, or the adapter in office."""
+    min_prompts: int = Field(default=8, ge=1)
+    """Fewest distinct prompts that PPO may train on."""
+    eval_prompts: int = Field(default=16, ge=1)
+    """Prompts sampled before and after training for the report."""
+    keep_cycles: int = Field(default=5, ge=1)
+    """Finished cycles whose checkpoints are kept; reports and metrics stay for ever."""
+    metrics_port: int = Field(default=9102, ge=0, le=65535)
+    """Port of the trainer's /metrics on 127.0.0.1; 0 for none."""
+    niceness: int = Field(default=10, ge=0, le=19)
+    """How far the trainer steps back behind serving."""
