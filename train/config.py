@@ -1,0 +1,178 @@
+"""Configuration of the trainer: `[train]` of hustings.toml. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from feedback.config import Section
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class RewardConfig(Section):
+    """`[train.reward]`: the reward model."""
+
+    head: Literal["mix", "last"] = "mix"
+    """`mix` pools the answer's tokens over several layers of the frozen base (learns from tens of votes); `last` is the
+    textbook head: last token, top layer."""
+    layers: tuple[int, ...] = (0, 8, 16)
+    """Hidden states that `mix` reads (0 is the embedding); those above the base's depth are dropped."""
+    credit: Literal["token", "end"] = "token"
+    """Where PPO sees the score: one reward a token (they add up to the score), or a lump at the last token."""
+
+
+class LoraSettings(Section):
+    """`[train.lora]`: the adapters."""
+
+    rank: int = Field(default=16, ge=1, le=256)
+    """Rank r of the update B A."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by alpha / r."""
+    targets: tuple[str, ...] = ALL_LINEAR
+    """Names of the linear layers that get an adapter."""
+
+
+class PpoConfig(Section):
+    """`[train.ppo]`: the policy's optimisation."""
+
+    iterations: int = Field(default=6, ge=1)
+    """Rounds of sample, score, update; the governor may end them sooner."""
+    episodes: int = Field(default=64, ge=1)
+    """Answers sampled in an iteration."""
+    answers_per_prompt: int = Field(default=1, ge=1)
+    """Answers to one prompt; they share its prefill, in the sampler and in every pass of the trainer."""
+    minibatch: int = Field(default=8, ge=1)
+    """Episodes an optimiser step is made from."""
+    micro_tokens: int = Field(default=1024, ge=64)
+    """Tokens that go through the model at once in the update; a larger minibatch accumulates gradients."""
+    pass_tokens: int = Field(default=2048, ge=64)
+    """Tokens that go through the model at once in passes without a gradient."""
+    epochs: int = Field(default=1, ge=1)
+    """Times that an iteration's episodes are gone through."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """AdamW's, of the policy's adapter."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient's norm is clipped to this."""
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    """PPO's epsilon."""
+    value_clip: float | None = Field(default=0.2, gt=0)
+    """Furthest that a value may profitably move in an update; None for no clipping."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """Lambda of generalised advantage estimation."""
+    kl_coefficient: float = Field(default=0.03, ge=0)
+    """Price of a nat of KL to the base (beta)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of the KL to the base."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Whether the KL is paid for in the reward or as a term of the loss (k2 or k3: k1's gradient is zero on average)."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """Nats an answer that an adaptive coefficient steers for; None keeps it fixed."""
+    kl_horizon: float = Field(default=10_000.0, gt=0)
+    """Episodes over which the adaptive coefficient may change by about a fifth."""
+    entropy_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of an entropy bonus."""
+    whiten_advantages: bool = True
+    """Whiten the advantages over an iteration's real tokens."""
+    reward_clip: float | None = Field(default=None, gt=0)
+    """Bound on a token's reward before the KL is paid; None for none."""
+    missing_eos_penalty: float = Field(default=0.0, ge=0)
+    """Taken from the last token of an answer that was cut off. 0: answers are cut by the token budget, not by fault."""
+    tis_cap: float = Field(default=2.0, ge=1)
+    """Cap of the importance weights that correct for a sampler which disagrees with the trainer."""
+    old_logprobs: Literal["sampler", "recompute"] = "sampler"
+    """Where old log-probs and values come from: the local sampler's own record (saves a pass; exact to rounding), or a
+    pass of the trainer. Remote rollouts are always recomputed."""
+    critic: Literal["trunk", "lora"] = "trunk"
+    """Value head on the policy's own detached hidden states, or with a LoRA adapter of its own."""
+    value_learning_rate: float = Field(default=1e-3, gt=0)
+    """AdamW's, of the critic."""
+    value_coefficient: float = Field(default=1.0, gt=0)
+    """Weight of the value loss (a trunk critic shares no weight with the policy, so it is only a learning rate there)."""
+    critic_warmup: int = Field(default=1, ge=0)
+    """Extra passes over the first iteration's episodes for the value head before the policy moves."""
+    max_approx_kl: float | None = Field(default=0.2, gt=0)
+    """An iteration's updates stop when a minibatch's approximate KL to the sampling policy (nats a token) exceeds this."""
+
+
+class GovernorConfig(Section):
+    """`[train.governor]`: when optimisation has gone too far. The last iteration within all bounds is published."""
+
+    enabled: bool = True
+    """False keeps the last iteration whatever it says."""
+    min_distinct_ratio: float = Field(default=0.8, ge=0)
+    """Least share of distinct bigrams, as a fraction of the base's own answers'."""
+    max_perplexity_ratio: float = Field(default=1.5, gt=0)
+    """Highest perplexity of the answers under the base, as a multiple of that of the base's own answers."""
+    max_kl: float = Field(default=15.0, gt=0)
+    """Most nats an answer between policy and base."""
+
+
+class RolloutConfig(Section):
+    """`[train.rollout]`: how answers are sampled."""
+
+    source: Literal["local", "serving"] = "local"
+    """`local` samples in the trainer, `serving` asks the serving engine's idle capacity over HTTP."""
+    max_tokens: int = Field(default=48, ge=1)
+    """Longest answer, in tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature; the trainer divides its logits by the same."""
+    batch: int = Field(default=64, ge=1)
+    """Answers that the local sampler decodes at once."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the local sampler's merged weights. bfloat16 is quicker where the processor has it; the trainer then corrects for
+    the difference."""
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """Longer prompts are left out."""
+    attempts: int = Field(default=6, ge=1)
+    """Tries of a request to serving before the cycle gives up."""
+    timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds for one request to serving."""
+
+
+class ScheduleConfig(Section):
+    """`[train.schedule]`: when a cycle starts."""
+
+    min_votes: int = Field(default=64, ge=1)
+    """New comparisons (ties included) that start a cycle."""
+    max_hours: float = Field(default=24.0, gt=0)
+    """Hours after which a cycle starts with fewer, if there is anything new."""
+    min_decisive: int = Field(default=16, ge=2)
+    """Comparisons that are no ties without which no cycle starts."""
+    poll_s: float = Field(default=2.0, gt=0)
+    """Seconds between looks at the dataset."""
+
+
+class TrainConfig(Section):
+    """`[train]` of hustings.toml."""
+
+    seed: int = Field(default=0, ge=0)
+    """Of everything random; equal seeds give equal bits on a CPU."""
+    threads: int = Field(default=0, ge=0)
+    """Computing threads of the trainer; 0 for one a core."""
+    nice: int = Field(default=19, ge=0, le=19)
+    """Politeness of the trainer's process, so that people who chat go first."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    metrics_port: int = Field(default=9102, ge=0, le=65535)
+    """Port of the trainer's /metrics on 127.0.0.1; 0 for none."""
+    reward: RewardConfig = RewardConfig()
+    lora: LoraSettings = LoraSettings()
+    ppo: PpoConfig = PpoConfig()
+    governor: GovernorConfig = GovernorConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    @field_validator("ppo")
+    @classmethod
+    def _whole_groups(cls, ppo: PpoConfig) -> PpoConfig:
+        if ppo.episodes % ppo.answers_per_prompt:
+            raise ValueError("train.ppo.episodes must be a multiple of train.ppo.answers_per_prompt")
+        return ppo
