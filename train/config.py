@@ -72,7 +72,7 @@ class PpoConfig(Section):
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL to the base."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """Whether the KL is paid for in the reward or as a term of the loss (k2 or k3: k1's gradient is zero on average)."""
+    """Whether the KL is paid for in the reward or as a term of the loss (there k2 or k3: k1's mean gradient is zero)."""
     kl_target: float | None = Field(default=None, gt=0)
     """Nats an answer that an adaptive coefficient steers for; None keeps it fixed."""
     kl_horizon: float = Field(default=10_000.0, gt=0)
@@ -95,11 +95,11 @@ class PpoConfig(Section):
     value_learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW's, of the critic."""
     value_coefficient: float = Field(default=1.0, gt=0)
-    """Weight of the value loss (a trunk critic shares no weight with the policy, so it is only a learning rate there)."""
+    """Weight of the value loss (a trunk critic shares no weight with the policy: a mere scale there)."""
     critic_warmup: int = Field(default=1, ge=0)
     """Extra passes over the first iteration's episodes for the value head before the policy moves."""
     max_approx_kl: float | None = Field(default=0.2, gt=0)
-    """An iteration's updates stop when a minibatch's approximate KL to the sampling policy (nats a token) exceeds this."""
+    """An iteration's updates stop when a minibatch's approximate KL to the sampling policy (nats a token) tops this."""
 
 
 class GovernorConfig(Section):
@@ -127,8 +127,8 @@ class RolloutConfig(Section):
     batch: int = Field(default=64, ge=1)
     """Answers that the local sampler decodes at once."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the local sampler's merged weights. bfloat16 is quicker where the processor has it; the trainer then corrects for
-    the difference."""
+    """Of the local sampler's merged weights. bfloat16 is quicker where the processor has it; the trainer then corrects
+    for the difference."""
     max_prompt_tokens: int = Field(default=512, ge=1)
     """Longer prompts are left out."""
     attempts: int = Field(default=6, ge=1)
