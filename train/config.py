@@ -7,20 +7,9 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from feedback.config import Section
+from train.reward.config import RewardConfig, ScheduleConfig
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class RewardConfig(Section):
-    """`[train.reward]`: the reward model."""
-
-    head: Literal["mix", "last"] = "mix"
-    """`mix` pools the answer's tokens over several layers of the frozen base (learns from tens of votes); `last` is the
-    textbook head: last token, top layer."""
-    layers: tuple[int, ...] = (0, 8, 16)
-    """Hidden states that `mix` reads (0 is the embedding); those above the base's depth are dropped."""
-    credit: Literal["token", "end"] = "token"
-    """Where PPO sees the score: one reward a token (they add up to the score), or a lump at the last token."""
 
 
 class LoraSettings(Section):
@@ -72,7 +61,7 @@ class PpoConfig(Section):
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL to the base."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """Whether the KL is paid for in the reward or as a term of the loss (there k2 or k3: k1's mean gradient is zero)."""
+    """Whether the KL is paid for in the reward or as a term of the loss (there k2 or k3: k1 has no mean gradient)."""
     kl_target: float | None = Field(default=None, gt=0)
     """Nats an answer that an adaptive coefficient steers for; None keeps it fixed."""
     kl_horizon: float = Field(default=10_000.0, gt=0)
@@ -137,19 +126,6 @@ class RolloutConfig(Section):
     """Seconds for one request to serving."""
 
 
-class ScheduleConfig(Section):
-    """`[train.schedule]`: when a cycle starts."""
-
-    min_votes: int = Field(default=64, ge=1)
-    """New comparisons (ties included) that start a cycle."""
-    max_hours: float = Field(default=24.0, gt=0)
-    """Hours after which a cycle starts with fewer, if there is anything new."""
-    min_decisive: int = Field(default=16, ge=2)
-    """Comparisons that are no ties without which no cycle starts."""
-    poll_s: float = Field(default=2.0, gt=0)
-    """Seconds between looks at the dataset."""
-
-
 class TrainConfig(Section):
     """`[train]` of hustings.toml."""
 
@@ -157,12 +133,8 @@ class TrainConfig(Section):
     """Of everything random; equal seeds give equal bits on a CPU."""
     threads: int = Field(default=0, ge=0)
     """Computing threads of the trainer; 0 for one a core."""
-    nice: int = Field(default=19, ge=0, le=19)
-    """Politeness of the trainer's process, so that people who chat go first."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
-    metrics_port: int = Field(default=9102, ge=0, le=65535)
-    """Port of the trainer's /metrics on 127.0.0.1; 0 for none."""
     reward: RewardConfig = RewardConfig()
     lora: LoraSettings = LoraSettings()
     ppo: PpoConfig = PpoConfig()
