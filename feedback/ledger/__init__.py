@@ -1,0 +1,33 @@
+"""The ledger: what the system knows for sure. SQLite in WAL mode, or PostgreSQL."""
+
+from feedback.ledger.ballots import LedgerCounts, Tally, VoteOutcome
+from feedback.ledger.errors import (
+    LedgerError,
+    LedgerTooNew,
+    LedgerUnavailable,
+    NotYourPair,
+    PairConflict,
+    UnknownPair,
+    VoteConflict,
+)
+from feedback.ledger.ledger import Ledger
+from feedback.ledger.offices import Release
+from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
+
+__all__ = [
+    "Ledger",
+    "LedgerCounts",
+    "LedgerError",
+    "LedgerTooNew",
+    "LedgerUnavailable",
+    "NotYourPair",
+    "OutboxRow",
+    "OutboxStats",
+    "PairConflict",
+    "ParkedRow",
+    "Release",
+    "Tally",
+    "UnknownPair",
+    "VoteConflict",
+    "VoteOutcome",
+]

@@ -1,0 +1,198 @@
+"""Pairs and votes in the ledger: each goes in with its outbox row, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+from uuid import uuid4
+
+from sqlalchemy import Connection, Table, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from feedback.contracts import PAIR_TOPIC, VOTE_TOPIC, Choice, PairShown, VoteCast
+from feedback.ledger import outbox
+from feedback.ledger.errors import NotYourPair, PairConflict, UnknownPair, VoteConflict
+from feedback.ledger.tables import conversations, pairs, to_us, votes
+
+
+@dataclass(frozen=True, slots=True)
+class VoteOutcome:
+    """What became of a vote. `created` is False where the voter had cast just this vote before."""
+
+    vote: VoteCast
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerCounts:
+    """How much the ledger holds."""
+
+    conversations: int
+    pairs: int
+    votes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Votes of one kind between two adapters (None is the base) in these positions."""
+
+    adapter_a: str | None
+    adapter_b: str | None
+    choice: Choice
+    votes: int
+
+
+def record_pair(connection: Connection, pair: PairShown) -> None:
+    """Add a pair and its outbox row; the same pair again changes nothing."""
+    value = pair.to_bytes()
+    adapters = {completion.position: completion.adapter for completion in pair.completions}
+    _insert_new(
+        connection,
+        conversations,
+        {"conversation_id": pair.conversation_id, "voter": pair.voter, "began_us": to_us(pair.shown_at)},
+    )
+    new = _insert_new(
+        connection,
+        pairs,
+        {
+            "pair_id": pair.pair_id,
+            "conversation_id": pair.conversation_id,
+            "voter": pair.voter,
+            "adapter_a": adapters.get("a"),
+            "adapter_b": adapters.get("b"),
+            "contenders": pair.contenders,
+            "shown_us": to_us(pair.shown_at),
+            "event": value,
+        },
+    )
+    if new:
+        outbox.enqueue(connection, event_id=pair.pair_id, topic=PAIR_TOPIC, key=pair.conversation_id, value=value)
+    elif _pair_bytes(connection, pair.pair_id) != value:
+        raise PairConflict(pair.pair_id)
+
+
+def pair(connection: Connection, pair_id: str) -> PairShown | None:
+    """The pair, or None."""
+    found = _pair_bytes(connection, pair_id)
+    return None if found is None else PairShown.from_bytes(found)
+
+
+def conversation(connection: Connection, conversation_id: str) -> list[PairShown]:
+    """A conversation's pairs, the first shown first."""
+    found = connection.execute(
+        select(pairs.c.event)
+        .where(pairs.c.conversation_id == conversation_id)
+        .order_by(pairs.c.shown_us, pairs.c.pair_id)
+    ).scalars()
+    return [PairShown.from_bytes(event) for event in found]
+
+
+def record_vote(
+    connection: Connection,
+    *,
+    pair_id: str,
+    voter: str,
+    choice: Choice,
+    reasons: Sequence[str],
+    comment: str | None,
+    edited: str | None,
+    dwell_ms: int | None,
+) -> VoteOutcome:
+    """Add a vote and its outbox row, or find the one that this voter cast before.
+
+    Raises:
+        UnknownPair, NotYourPair, VoteConflict: see feedback.ledger.errors.
+    """
+    shown = pair(connection, pair_id)
+    if shown is None:
+        raise UnknownPair(pair_id)
+    if shown.voter != voter:
+        raise NotYourPair(pair_id)
+    vote = VoteCast(
+        vote_id=f"vote_{uuid4().hex}",
+        pair=shown,
+        voter=voter,
+        choice=choice,
+        reasons=tuple(reasons),
+        comment=comment,
+        edited=edited,
+        dwell_ms=dwell_ms,
+    )
+    # The unique constraint decides a race of two votes: the second insert does nothing, and finds the first.
+    if not _insert_new(connection, votes, _vote_row(vote)):
+        return _earlier_vote(connection, pair_id, voter, choice)
+    outbox.enqueue(
+        connection, event_id=vote.vote_id, topic=VOTE_TOPIC, key=shown.conversation_id, value=vote.to_bytes()
+    )
+    return VoteOutcome(vote, created=True)
+
+
+def vote(connection: Connection, pair_id: str, voter: str) -> VoteCast | None:
+    """What this voter said of the pair, or None."""
+    found = connection.execute(
+        select(pairs.c.event, votes.c.event)
+        .join_from(votes, pairs)
+        .where(votes.c.pair_id == pair_id, votes.c.voter == voter)
+    ).one_or_none()
+    return None if found is None else outbox.vote_event(*found)
+
+
+def votes_between(connection: Connection, since: datetime | None, until: datetime | None) -> Iterator[VoteCast]:
+    """Votes cast in [since, until), the first first; None leaves an end open."""
+    query = select(pairs.c.event, votes.c.event).join_from(votes, pairs).order_by(votes.c.cast_us, votes.c.vote_id)
+    if since is not None:
+        query = query.where(votes.c.cast_us >= to_us(since))
+    if until is not None:
+        query = query.where(votes.c.cast_us < to_us(until))
+    for row in connection.execute(query):
+        yield outbox.vote_event(*row)
+
+
+def tallies(connection: Connection) -> list[Tally]:
+    """Votes counted by adapters, positions and choice: all that win rates and position bias need."""
+    found = connection.execute(
+        select(pairs.c.adapter_a, pairs.c.adapter_b, votes.c.choice, func.count())
+        .join_from(votes, pairs)
+        .group_by(pairs.c.adapter_a, pairs.c.adapter_b, votes.c.choice)
+        .order_by(pairs.c.adapter_a, pairs.c.adapter_b, votes.c.choice)
+    )
+    return [Tally(*row) for row in found]
+
+
+def counts(connection: Connection) -> LedgerCounts:
+    """How much there is."""
+    return LedgerCounts(
+        *(connection.execute(select(func.count()).select_from(t)).scalar_one() for t in (conversations, pairs, votes))
+    )
+
+
+def _earlier_vote(connection: Connection, pair_id: str, voter: str, choice: Choice) -> VoteOutcome:
+    earlier = vote(connection, pair_id, voter)
+    assert earlier is not None, "the constraint says that it is there"
+    if earlier.choice != choice:
+        raise VoteConflict(pair_id, earlier.vote_id, earlier.choice)
+    return VoteOutcome(earlier, created=False)
+
+
+def _vote_row(cast_vote: VoteCast) -> dict[str, Any]:
+    return {
+        "vote_id": cast_vote.vote_id,
+        "pair_id": cast_vote.pair.pair_id,
+        "voter": cast_vote.voter,
+        "choice": cast_vote.choice,
+        "cast_us": to_us(cast_vote.cast_at),
+        "event": cast_vote.model_dump_json(exclude={"pair"}).encode(),
+    }
+
+
+def _pair_bytes(connection: Connection, pair_id: str) -> bytes | None:
+    found = connection.execute(select(pairs.c.event).where(pairs.c.pair_id == pair_id)).scalar_one_or_none()
+    return cast("bytes | None", found)
+
+
+def _insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
+    """Insert unless a unique constraint says that it is there already; True where it was inserted."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    return connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing()).rowcount == 1

@@ -1,0 +1,60 @@
+"""What can go wrong with the ledger.
+
+LedgerError
+├── LedgerUnavailable   the database can't be reached, is full, locked or read-only
+├── LedgerTooNew        the database was migrated by a newer Hustings
+├── UnknownPair         no such pair
+├── NotYourPair         the pair was shown to somebody else
+├── PairConflict        another pair has this id
+└── VoteConflict        this voter has already voted otherwise on this pair
+"""
+
+from __future__ import annotations
+
+from feedback.contracts import Choice
+
+
+class LedgerError(Exception):
+    """Base of the ledger's failures."""
+
+
+class LedgerUnavailable(LedgerError):
+    """The database can't do it now; the message says why and what to do. Nothing was half written."""
+
+
+class LedgerTooNew(LedgerError):
+    """The database was migrated by a newer Hustings than this one."""
+
+
+class UnknownPair(LedgerError):
+    """No pair has this id."""
+
+    def __init__(self, pair_id: str) -> None:
+        super().__init__(f"no pair {pair_id!r} was shown")
+        self.pair_id = pair_id
+
+
+class NotYourPair(LedgerError):
+    """The pair was shown to another voter."""
+
+    def __init__(self, pair_id: str) -> None:
+        super().__init__(f"pair {pair_id!r} was shown to another voter")
+        self.pair_id = pair_id
+
+
+class PairConflict(LedgerError):
+    """A different pair was recorded under this id."""
+
+    def __init__(self, pair_id: str) -> None:
+        super().__init__(f"a different pair {pair_id!r} is already recorded; make a new id for each pair")
+        self.pair_id = pair_id
+
+
+class VoteConflict(LedgerError):
+    """The voter has chosen otherwise before; the first choice stands."""
+
+    def __init__(self, pair_id: str, vote_id: str, choice: Choice) -> None:
+        super().__init__(f"pair {pair_id!r} already has your vote {choice!r}; the first choice stands")
+        self.pair_id = pair_id
+        self.vote_id = vote_id
+        self.choice = choice

@@ -1,0 +1,216 @@
+"""The ledger: the record of conversations, pairs, votes and releases, and the outbox that tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Self
+
+from sqlalchemy import Connection
+
+from feedback.contracts import AdapterManifest, Choice, PairShown, ReleaseChanged, VoteCast
+from feedback.ledger import ballots, offices, outbox
+from feedback.ledger.ballots import LedgerCounts, Tally, VoteOutcome
+from feedback.ledger.database import Database
+from feedback.ledger.migrate import migrate
+from feedback.ledger.offices import Release
+from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
+
+
+class Ledger:
+    """Synchronous and safe to use from many threads; several processes may open one database.
+
+    Every method that changes something is one transaction, on disk when it returns. All of them raise
+    `LedgerUnavailable` when the database can't be reached.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._listeners: list[Callable[[], None]] = []
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Connect and migrate.
+
+        Args:
+            url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`.
+
+        Raises:
+            LedgerError: the address is of no kind that we know.
+            LedgerTooNew: a newer Hustings has migrated the database.
+            LedgerUnavailable: the database can't be reached.
+        """
+        database = Database(url)
+        try:
+            migrate(database)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._database.close()
+
+    def on_outbox(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each commit that left something to send; it must be quick and never fail."""
+        self._listeners.append(listener)
+
+    # Pairs and votes
+
+    def record_pair(self, pair: PairShown) -> None:
+        """Add a pair and its outbox row; the same pair again changes nothing.
+
+        Raises:
+            PairConflict: another pair has this id.
+        """
+        self._database.write(lambda connection: ballots.record_pair(connection, pair))
+        self._tell()
+
+    def pair(self, pair_id: str) -> PairShown | None:
+        """The pair, or None."""
+        return self._database.read(lambda connection: ballots.pair(connection, pair_id))
+
+    def conversation(self, conversation_id: str) -> list[PairShown]:
+        """A conversation's pairs, the first shown first."""
+        return self._database.read(lambda connection: ballots.conversation(connection, conversation_id))
+
+    def record_vote(
+        self,
+        *,
+        pair_id: str,
+        voter: str,
+        choice: Choice,
+        reasons: Sequence[str] = (),
+        comment: str | None = None,
+        edited: str | None = None,
+        dwell_ms: int | None = None,
+    ) -> VoteOutcome:
+        """Add a vote and its outbox row. The same vote again finds the first one: `created` is False, the id the same.
+
+        Raises:
+            UnknownPair: no such pair.
+            NotYourPair: it was shown to another voter.
+            VoteConflict: the voter has chosen otherwise before.
+        """
+        work = partial(
+            ballots.record_vote,
+            pair_id=pair_id,
+            voter=voter,
+            choice=choice,
+            reasons=reasons,
+            comment=comment,
+            edited=edited,
+            dwell_ms=dwell_ms,
+        )
+        outcome = self._database.write(work)
+        if outcome.created:
+            self._tell()
+        return outcome
+
+    def vote(self, pair_id: str, voter: str) -> VoteCast | None:
+        """What this voter said of the pair, or None."""
+        return self._database.read(lambda connection: ballots.vote(connection, pair_id, voter))
+
+    def votes_between(self, since: datetime | None = None, until: datetime | None = None) -> list[VoteCast]:
+        """Votes cast in [since, until), the first first; None leaves an end open."""
+        return self._database.read(lambda connection: list(ballots.votes_between(connection, since, until)))
+
+    def tallies(self) -> list[Tally]:
+        """Votes counted by adapters, positions and choice: all that win rates and position bias need."""
+        return self._database.read(ballots.tallies)
+
+    def counts(self) -> LedgerCounts:
+        """How many conversations, pairs and votes there are."""
+        return self._database.read(ballots.counts)
+
+    # Outbox
+
+    def pending(self, limit: int) -> list[OutboxRow]:
+        """The oldest rows to be sent, in order."""
+        return self._database.read(lambda connection: outbox.pending(connection, limit))
+
+    def mark_sent(self, seqs: Iterable[int]) -> None:
+        """The broker has acknowledged these rows."""
+        self._database.write(lambda connection: outbox.mark_sent(connection, seqs))
+
+    def mark_confirmed(self, event_ids: Iterable[str]) -> int:
+        """The curator has made these events durable; returns how many were news. Unknown ids are passed over."""
+        return self._database.write(lambda connection: outbox.mark_confirmed(connection, event_ids))
+
+    def park(self, seq: int, error: str) -> None:
+        """The broker will never take this row: keep it aside with the reason."""
+        self._database.write(lambda connection: outbox.park(connection, seq, error))
+
+    def parked(self, limit: int = 100) -> list[ParkedRow]:
+        """The oldest parked rows, with their reasons."""
+        return self._database.read(lambda connection: outbox.parked(connection, limit))
+
+    def unpark(self) -> int:
+        """Try the parked rows again; returns how many."""
+        return self._queued(outbox.unpark)
+
+    def requeue(self, topics: Collection[str] | None, overdue_s: float | None) -> int:
+        """Make sent rows pending again; returns how many.
+
+        Args:
+            topics: these have lost what they held: all their unconfirmed rows go again.
+            overdue_s: rows whose receipt is overdue go again: after this time, doubled by each sending up to an hour.
+        """
+        return self._queued(lambda connection: outbox.requeue(connection, topics, overdue_s))
+
+    def replay(self, topics: Collection[str]) -> int:
+        """Send everything of these topics again, confirmed or not, in the same bytes; returns how many rows."""
+        return self._queued(lambda connection: outbox.replay(connection, topics))
+
+    def outbox_stats(self) -> OutboxStats:
+        """How far the event log lags behind."""
+        return self._database.read(outbox.stats)
+
+    # Releases
+
+    def record_release(self, change: ReleaseChanged, manifest: AdapterManifest | None = None) -> None:
+        """Add a change to the history, make it the adapter's state, and tell the event log, in one transaction."""
+        self.record_releases([change], manifest)
+
+    def record_releases(self, changes: Sequence[ReleaseChanged], manifest: AdapterManifest | None = None) -> None:
+        """Several changes that belong together (one retires, another takes office) in one transaction.
+
+        Args:
+            manifest: belongs to the change that has its name.
+        """
+
+        def work(connection: Connection) -> None:
+            for change in changes:
+                mine = manifest is not None and manifest.name == change.name
+                offices.record(connection, change, manifest if mine else None)
+
+        self._database.write(work)
+        self._tell()
+
+    def releases(self) -> list[Release]:
+        """All releases by name, the newest adapter last."""
+        return self._database.read(offices.every)
+
+    def release(self, name: str) -> Release | None:
+        """This release, or None."""
+        return self._database.read(lambda connection: offices.one(connection, name))
+
+    def office(self) -> str | None:
+        """The adapter in office; None when it is the base."""
+        return self._database.read(offices.office)
+
+    def release_history(self, name: str | None = None) -> list[ReleaseChanged]:
+        """Changes of one adapter, or of all, the oldest first."""
+        return self._database.read(lambda connection: offices.history(connection, name))
+
+    def _queued(self, work: Callable[[Connection], int]) -> int:
+        rows = self._database.write(work)
+        if rows:
+            self._tell()
+        return rows
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()

@@ -1,0 +1,90 @@
+"""Releases in the ledger: where each adapter stands, how it came there, and which one is in office."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import uuid4
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from feedback.contracts import RELEASE_TOPIC, AdapterManifest, ReleaseChanged, ReleaseState
+from feedback.ledger import outbox
+from feedback.ledger.tables import from_us, release_history, releases, to_us
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Where an adapter stands. `manifest` is None until a change has brought it."""
+
+    name: str
+    state: ReleaseState
+    manifest: AdapterManifest | None
+    reason: str
+    actor: str
+    updated_at: datetime
+
+
+def record(connection: Connection, change: ReleaseChanged, manifest: AdapterManifest | None) -> None:
+    """Add a change to the history, make it the adapter's state, and tell the event log."""
+    value = change.to_bytes()
+    event_id = f"release_{uuid4().hex}"
+    number = connection.execute(
+        insert(release_history)
+        .values(name=change.name, event_id=event_id, event=value)
+        .returning(release_history.c.change)
+    ).scalar_one()
+    state = {
+        "state": change.after.value,
+        "reason": change.reason,
+        "actor": change.actor,
+        "updated_us": to_us(change.changed_at),
+        "change": number,
+    }
+    if manifest is not None:
+        state["manifest"] = manifest.model_dump_json()
+    known = connection.execute(update(releases).where(releases.c.name == change.name).values(state))
+    if known.rowcount == 0:
+        connection.execute(insert(releases).values(name=change.name, **state))
+    outbox.enqueue(connection, event_id=event_id, topic=RELEASE_TOPIC, key=change.name, value=value)
+
+
+def every(connection: Connection) -> list[Release]:
+    """All releases by name, the newest adapter last."""
+    return [_release(row) for row in connection.execute(select(releases).order_by(releases.c.name))]
+
+
+def one(connection: Connection, name: str) -> Release | None:
+    """This release, or None."""
+    row = connection.execute(select(releases).where(releases.c.name == name)).one_or_none()
+    return None if row is None else _release(row)
+
+
+def office(connection: Connection) -> str | None:
+    """The adapter in office; None when it is the base. Of two that say so, the later change counts."""
+    found: str | None = connection.execute(
+        select(releases.c.name)
+        .where(releases.c.state == ReleaseState.IN_OFFICE.value)
+        .order_by(releases.c.change.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    return found
+
+
+def history(connection: Connection, name: str | None) -> list[ReleaseChanged]:
+    """Changes of one adapter, or of all, the oldest first."""
+    query = select(release_history.c.event).order_by(release_history.c.change)
+    if name is not None:
+        query = query.where(release_history.c.name == name)
+    return [ReleaseChanged.from_bytes(event) for event in connection.execute(query).scalars()]
+
+
+def _release(row: Row[tuple[object, ...]]) -> Release:
+    return Release(
+        name=row.name,
+        state=ReleaseState(row.state),
+        manifest=None if row.manifest is None else AdapterManifest.model_validate_json(row.manifest),
+        reason=row.reason,
+        actor=row.actor,
+        updated_at=from_us(row.updated_us),
+    )

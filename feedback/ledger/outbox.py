@@ -1,0 +1,225 @@
+"""The outbox: events that were committed with what they tell of, on their way to the event log.
+
+A row is `pending`, then `sent` (the broker has it), then `confirmed` (the curator's receipt came). A row that the
+broker will never take is `parked`, with the reason. Topics without a curator end at `sent`; they keep their value, and
+can be told again when a broker has forgotten them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, or_, select, update
+
+from feedback.contracts import PAIR_TOPIC, VOTE_TOPIC, PairShown, VoteCast, utc_now
+from feedback.ledger.tables import outbox, pairs, to_us, votes
+
+RECEIPTED_TOPICS = (PAIR_TOPIC, VOTE_TOPIC)
+"""Topics that the curator answers with receipts."""
+
+LONGEST_WAIT_S = 3600.0
+"""A receipt is never waited for longer than this."""
+
+_CHUNK = 500
+"""Ids in one statement."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """An event to send. Rows with one key go in the order of `seq`."""
+
+    seq: int
+    event_id: str
+    topic: str
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedRow:
+    """An event that the broker will not take, and why."""
+
+    seq: int
+    event_id: str
+    topic: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxStats:
+    """How far the event log lags behind the ledger.
+
+    Attributes:
+        pending: rows to be sent.
+        unconfirmed: rows sent whose receipt hasn't come.
+        oldest_pending_age_s: age of the oldest row to be sent; 0 where there is none.
+        parked: rows that the broker refused for good.
+    """
+
+    pending: int
+    unconfirmed: int
+    oldest_pending_age_s: float
+    parked: int
+
+
+def enqueue(connection: Connection, *, event_id: str, topic: str, key: str, value: bytes) -> None:
+    """Add a row; it is committed, or not, with the caller's transaction."""
+    connection.execute(
+        insert(outbox).values(
+            event_id=event_id,
+            topic=topic,
+            record_key=key,
+            value=value,
+            state="pending",
+            created_us=to_us(utc_now()),
+            sends=0,
+        )
+    )
+
+
+def pending(connection: Connection, limit: int) -> list[OutboxRow]:
+    """The oldest rows to be sent."""
+    found = connection.execute(
+        select(outbox.c.seq, outbox.c.event_id, outbox.c.topic, outbox.c.record_key, outbox.c.value)
+        .where(outbox.c.state == "pending")
+        .order_by(outbox.c.seq)
+        .limit(limit)
+    )
+    return [OutboxRow(*row) for row in found]
+
+
+def mark_sent(connection: Connection, seqs: Iterable[int]) -> None:
+    """The broker has these. A row whose receipt came first stays confirmed."""
+    now = to_us(utc_now())
+    for chunk in _chunks(seqs):
+        connection.execute(
+            update(outbox)
+            .where(outbox.c.seq.in_(chunk), outbox.c.state == "pending")
+            .values(state="sent", sent_us=now, sends=outbox.c.sends + 1)
+        )
+
+
+def mark_confirmed(connection: Connection, event_ids: Iterable[str]) -> int:
+    """The curator has these; returns how many were news. Unknown ids are another ledger's and are passed over."""
+    news = 0
+    for chunk in _chunks(event_ids):
+        news += connection.execute(
+            update(outbox)
+            .where(outbox.c.event_id.in_(chunk), outbox.c.state != "confirmed", outbox.c.topic.in_(RECEIPTED_TOPICS))
+            .values(state="confirmed", value=None, error=None)
+        ).rowcount
+    return news
+
+
+def park(connection: Connection, seq: int, error: str) -> None:
+    """The broker will never take this row: keep it, with the reason, and go on with the others."""
+    connection.execute(update(outbox).where(outbox.c.seq == seq).values(state="parked", error=error))
+
+
+def parked(connection: Connection, limit: int) -> list[ParkedRow]:
+    """The oldest parked rows."""
+    found = connection.execute(
+        select(outbox.c.seq, outbox.c.event_id, outbox.c.topic, outbox.c.error)
+        .where(outbox.c.state == "parked")
+        .order_by(outbox.c.seq)
+        .limit(limit)
+    )
+    return [ParkedRow(*row) for row in found]
+
+
+def unpark(connection: Connection) -> int:
+    """Send the parked rows after all (the broker's limit was raised); returns how many."""
+    return connection.execute(
+        update(outbox).where(outbox.c.state == "parked").values(state="pending", error=None, sends=0)
+    ).rowcount
+
+
+def requeue(connection: Connection, topics: Collection[str] | None, overdue_s: float | None) -> int:
+    """Make sent rows pending again; returns how many.
+
+    Args:
+        topics: these have lost what they held: all their unconfirmed rows go again, and start to count anew.
+        overdue_s: rows whose receipt is overdue go again: after this time, doubled with each sending, up to an hour.
+    """
+    again = 0
+    if topics:
+        again += connection.execute(
+            update(outbox).where(outbox.c.state == "sent", outbox.c.topic.in_(topics)).values(state="pending", sends=0)
+        ).rowcount
+    if overdue_s is not None:
+        again += connection.execute(
+            update(outbox)
+            .where(outbox.c.state == "sent", outbox.c.topic.in_(RECEIPTED_TOPICS), _overdue(overdue_s))
+            .values(state="pending")
+        ).rowcount
+    return again
+
+
+def replay(connection: Connection, topics: Collection[str]) -> int:
+    """Make every row of these topics pending again, confirmed ones too, with the bytes they first had."""
+    emptied = select(outbox.c.seq, outbox.c.event_id, outbox.c.topic).where(
+        outbox.c.topic.in_(topics), outbox.c.value.is_(None)
+    )
+    for seq, event_id, topic in connection.execute(emptied).all():
+        value = _REBUILD[topic](connection, event_id)
+        connection.execute(update(outbox).where(outbox.c.seq == seq).values(value=value))
+    return connection.execute(
+        update(outbox)
+        .where(outbox.c.topic.in_(topics), outbox.c.state.in_(("sent", "confirmed")))
+        .values(state="pending", sends=0)
+    ).rowcount
+
+
+def stats(connection: Connection) -> OutboxStats:
+    """How far the event log lags behind."""
+    pending_rows, oldest = connection.execute(
+        select(func.count(), func.min(outbox.c.created_us)).where(outbox.c.state == "pending")
+    ).one()
+    unconfirmed = connection.execute(
+        select(func.count()).where(outbox.c.state == "sent", outbox.c.topic.in_(RECEIPTED_TOPICS))
+    ).scalar_one()
+    parked_rows = connection.execute(select(func.count()).where(outbox.c.state == "parked")).scalar_one()
+    age = 0.0 if oldest is None else max(0.0, (to_us(utc_now()) - oldest) / 1e6)
+    return OutboxStats(pending_rows, unconfirmed, age, parked_rows)
+
+
+def vote_event(pair: bytes, vote: bytes) -> VoteCast:
+    """The whole event out of the two halves that the ledger keeps."""
+    return VoteCast.model_validate_json(vote[:-1] + b',"pair":' + pair + b"}")
+
+
+def _overdue(first_wait_s: float) -> ColumnElement[bool]:
+    now = to_us(utc_now())
+    waits = [first_wait_s]
+    while waits[-1] < LONGEST_WAIT_S:
+        waits.append(min(waits[-1] * 2, LONGEST_WAIT_S))
+    steps = [
+        and_(outbox.c.sends == sends, outbox.c.sent_us <= now - round(wait * 1e6))
+        for sends, wait in enumerate(waits[:-1], start=1)
+    ]
+    last = and_(outbox.c.sends >= len(waits), outbox.c.sent_us <= now - round(waits[-1] * 1e6))
+    return or_(*steps, last)
+
+
+def _pair_bytes(connection: Connection, pair_id: str) -> bytes:
+    stored: bytes = connection.execute(select(pairs.c.event).where(pairs.c.pair_id == pair_id)).scalar_one()
+    return PairShown.from_bytes(stored).to_bytes()
+
+
+def _vote_bytes(connection: Connection, vote_id: str) -> bytes:
+    both = connection.execute(
+        select(pairs.c.event, votes.c.event).join_from(votes, pairs).where(votes.c.vote_id == vote_id)
+    ).one()
+    return vote_event(*both).to_bytes()
+
+
+_REBUILD: dict[str, Callable[[Connection, str], bytes]] = {PAIR_TOPIC: _pair_bytes, VOTE_TOPIC: _vote_bytes}
+
+
+def _chunks(items: Iterable[Any]) -> Iterator[Sequence[Any]]:
+    left = iter(items)
+    while chunk := list(islice(left, _CHUNK)):
+        yield chunk
