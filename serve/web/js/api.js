@@ -1,0 +1,107 @@
+// The HTTP API. Addresses are relative, so that a proxy may put everything under a prefix.
+
+import { events } from "./sse.js";
+
+/** A request that failed; the message is fit to be shown. */
+export class Problem extends Error {
+  constructor(message, { status = 0, retryAfterS = null } = {}) {
+    super(message);
+    this.name = "Problem";
+    this.status = status;
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+const BY_STATUS = {
+  429: "Many people are asking just now. Please wait a moment.",
+  502: "The server can't be reached behind its proxy.",
+  503: "The model isn't ready yet.",
+  504: "The model took too long.",
+};
+
+async function problemOf(response) {
+  let detail = null;
+  try {
+    const body = await response.json();
+    if (typeof body.detail === "string") detail = body.detail;
+    else detail = body.title ?? body.error?.message ?? null;
+  } catch {
+    // Not JSON: a proxy's page. The status says enough.
+  }
+  const seconds = Number.parseFloat(response.headers.get("Retry-After") ?? "");
+  return new Problem(detail ?? BY_STATUS[response.status] ?? `The server answered with status ${response.status}.`, {
+    status: response.status,
+    retryAfterS: Number.isFinite(seconds) ? seconds : null,
+  });
+}
+
+async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      signal,
+      headers: body === undefined ? headers : { "Content-Type": "application/json", ...headers },
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("The server can't be reached. Is it running, and are you online?");
+  }
+  if (!response.ok) throw await problemOf(response);
+  return response;
+}
+
+/**
+ * Ask for two answers and yield what the server streams: `{event: "pair" | "delta" | "done", data}`.
+ * An `error` event, or a stream that ends without `done`, throws a Problem.
+ */
+export async function* streamPair({ messages, conversationId }, signal) {
+  const body = { messages, stream: true };
+  if (conversationId) body.conversation_id = conversationId;
+  const response = await send("v1/pairs", { method: "POST", body, signal, headers: { Accept: "text/event-stream" } });
+  try {
+    for await (const { event, data } of events(response.body)) {
+      if (data === "[DONE]") break;
+      const parsed = JSON.parse(data);
+      if (event === "error") {
+        throw new Problem(parsed.detail ?? parsed.title ?? "The answers broke off.", { status: parsed.status ?? 0 });
+      }
+      yield { event, data: parsed };
+      if (event === "done") return;
+    }
+  } catch (error) {
+    if (error.name === "AbortError" || error instanceof Problem) throw error;
+    throw new Problem("The connection was lost while the answers were being written.");
+  }
+  throw new Problem("The answers broke off before they were complete.");
+}
+
+/** Cast a vote; gives `{vote_id, reveal}`. */
+export async function castVote(vote) {
+  return (await send("v1/votes", { method: "POST", body: vote })).json();
+}
+
+/** The Loop page's data. */
+export async function loopState(signal) {
+  return (await send("v1/loop", { signal })).json();
+}
+
+/** An operator's act on the releases: `policy-000002/promote`, `policy-000002/reject` or `rollback`. */
+export async function changeRelease(act, reason, token) {
+  const headers = { Authorization: `Bearer ${token}` };
+  const response = await send(`v1/releases/${act}`, { method: "POST", body: { reason }, headers });
+  return response.status === 204 ? null : response.json();
+}
+
+/** Who spoke in each position: `{a: name, b: name}`, whichever of the allowed forms the reveal has. */
+export function readReveal(reveal) {
+  const name = (value) => {
+    if (value === null || value === undefined || value === "base") return "base";
+    return typeof value === "string" ? value : name(value.adapter ?? value.model);
+  };
+  if (!reveal) return null;
+  const sides = Array.isArray(reveal) ? reveal : (reveal.completions ?? reveal.positions ?? reveal);
+  if (Array.isArray(sides)) return Object.fromEntries(sides.map((side) => [side.position, name(side)]));
+  return Object.fromEntries(["a", "b"].filter((side) => side in sides).map((side) => [side, name(sides[side])]));
+}

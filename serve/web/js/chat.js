@@ -1,0 +1,224 @@
+// The chat page: ties the conversation, its turns, the ballot and the server together.
+
+import { castVote, readReveal, streamPair } from "./api.js";
+import { Ballot } from "./ballot.js";
+import { Archive, messagesFor, newConversation, newTurn, revive } from "./conversation.js";
+import { announce, byId, h, icon } from "./dom.js";
+import { setUpHistory } from "./history.js";
+import { Follower } from "./scroll.js";
+import { suggestions } from "./suggestions.js";
+import { setUpTheme } from "./toggle.js";
+import { speaker, TurnView } from "./turn_view.js";
+
+const SPOKEN = { a: "A is better", b: "B is better", tie: "Tie", both_bad: "Both bad" };
+
+class Chat {
+  #views = [];
+  #abort = null;
+  #ballot = null;
+
+  constructor() {
+    this.archive = new Archive();
+    this.follower = new Follower();
+    this.input = byId("question");
+    this.#wire();
+    const [latest] = this.archive.all();
+    this.open(latest ? revive(latest) : newConversation());
+  }
+
+  /** Show this conversation. */
+  open(conversation) {
+    this.#abort?.abort();
+    this.#abort = null;
+    this.conversation = conversation;
+    this.#views = [];
+    byId("turns").replaceChildren();
+    for (const turn of conversation.turns) this.#addView(turn);
+    this.#showFace();
+    this.follower.begin(this.#views.at(-1)?.element ?? null);
+  }
+
+  /** Begin another conversation; the old one stays in the history. */
+  startAfresh() {
+    this.open(newConversation());
+    this.input.focus();
+    announce("New conversation");
+  }
+
+  /** Ask a question: a new turn, two answers. */
+  async ask(question) {
+    const { turns } = this.conversation;
+    const messages = messagesFor(turns, question);
+    const turn = newTurn(question);
+    turns.push(turn);
+    this.archive.keep(this.conversation);
+    const view = this.#addView(turn);
+    this.#showFace();
+    this.follower.begin(view.element);
+    announce("Two candidates are answering");
+    await this.#stream(turn, view, messages);
+  }
+
+  /** Ask the last question again, in place of the turn that failed, was stopped, or was bad on both sides. */
+  retry(view) {
+    const { turns } = this.conversation;
+    const at = turns.indexOf(view.turn);
+    if (this.#abort || at !== turns.length - 1) return;
+    turns.splice(at, 1);
+    this.#views.splice(at, 1);
+    view.element.remove();
+    this.ask(view.turn.question);
+  }
+
+  async #stream(turn, view, messages) {
+    const abort = new AbortController();
+    this.#abort = abort;
+    const { conversation } = this;
+    try {
+      for await (const { event, data } of streamPair({ messages, conversationId: conversation.serverId }, abort.signal)) {
+        if (event === "pair") {
+          turn.pairId = data.pair_id;
+          conversation.serverId = data.conversation_id ?? conversation.serverId;
+        } else if (event === "delta" && turn[data.position]) {
+          turn[data.position].text += data.content;
+          view.grown(data.position);
+        } else if (event === "done") {
+          this.#finish(turn, data);
+        }
+      }
+      turn.state = "voting";
+    } catch (error) {
+      turn.state = error.name === "AbortError" ? "stopped" : "failed";
+      turn.error = error.name === "AbortError" ? null : error.message;
+    }
+    this.archive.keep(conversation);
+    if (this.#abort !== abort) return; // another conversation has been opened meanwhile
+    this.#abort = null;
+    view.update();
+    this.#settled(turn);
+  }
+
+  #finish(turn, data) {
+    turn.pairId = data.pair_id ?? turn.pairId;
+    for (const { position, finish_reason: finish, message } of data.completions ?? []) {
+      if (!turn[position]) continue;
+      turn[position].finish = finish ?? null;
+      if (typeof message?.content === "string") turn[position].text = message.content;
+    }
+  }
+
+  #settled(turn) {
+    this.#showFace();
+    this.follower.grown();
+    if (turn.state === "voting") {
+      this.#ballot.focus();
+      announce("Both answers are ready. Which is better? Press 1 for A, 2 for B, 3 for a tie, 4 if both are bad.");
+    } else {
+      this.input.focus({ preventScroll: true });
+      if (turn.state === "stopped") announce("Stopped");
+    }
+  }
+
+  async #vote(turn, view, vote) {
+    const { conversation } = this;
+    const { reveal } = await castVote(vote);
+    Object.assign(turn, { state: "voted", choice: vote.choice, edited: vote.edited ?? null, reveal: readReveal(reveal) });
+    this.archive.keep(conversation);
+    if (conversation !== this.conversation) return;
+    view.update();
+    this.#showFace();
+    this.follower.grown();
+    if (!matchMedia("(hover: none)").matches) this.input.focus({ preventScroll: true });
+    const names = turn.reveal ? ` A was ${speaker(turn.reveal.a)}, B was ${speaker(turn.reveal.b)}.` : "";
+    announce(`Vote saved: ${SPOKEN[vote.choice]}.${names}`);
+  }
+
+  #skip(turn, view) {
+    turn.state = "skipped";
+    this.archive.keep(this.conversation);
+    view.update();
+    this.#showFace();
+    this.input.focus({ preventScroll: true });
+    announce("No vote. The conversation goes on with answer A.");
+  }
+
+  #addView(turn) {
+    const view = new TurnView(turn, { onGrown: () => this.follower.grown(), onRetry: () => this.retry(view) });
+    this.#views.push(view);
+    byId("turns").append(view.element);
+    return view;
+  }
+
+  /** The dock has one task at a time: ask, wait or vote. */
+  #showFace() {
+    const last = this.#views.at(-1);
+    const state = last?.turn.state;
+    byId("welcome").hidden = Boolean(last);
+    byId("composer").hidden = state === "streaming" || state === "voting";
+    byId("writing").hidden = state !== "streaming";
+    this.#ballot = state === "voting" ? this.#makeBallot(last) : null;
+    byId("ballot-place").replaceChildren(...(this.#ballot ? [this.#ballot.element] : []));
+    // Only the last turn can be asked again.
+    for (const view of this.#views) view.element.classList.toggle("past", view !== last);
+  }
+
+  #makeBallot(view) {
+    const { turn } = view;
+    return new Ballot(turn, {
+      onVote: (vote) => this.#vote(turn, view, vote),
+      onSkip: () => this.#skip(turn, view),
+      onPreview: (choice) => {
+        for (const side of ["a", "b"]) view.cards[side].element.classList.toggle("preview", choice === side);
+      },
+      onResize: () => this.follower.grown(),
+    });
+  }
+
+  #submit() {
+    const question = this.input.value.trim();
+    if (!question || this.#abort || this.#ballot) return;
+    this.input.value = "";
+    this.#fit();
+    this.ask(question);
+  }
+
+  #fit() {
+    // Browsers without `field-sizing` are helped along.
+    if (!CSS.supports("field-sizing", "content")) {
+      this.input.style.height = "auto";
+      this.input.style.height = `${this.input.scrollHeight + 2}px`;
+    }
+    byId("composer").classList.toggle("tall", this.input.offsetHeight > 70);
+  }
+
+  #wire() {
+    byId("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#submit();
+    });
+    this.input.addEventListener("input", () => this.#fit());
+    this.input.addEventListener("keydown", (event) => {
+      // An Enter that ends an input method's composition is not for us.
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+      event.preventDefault();
+      this.#submit();
+    });
+    byId("stop").addEventListener("click", () => this.#abort?.abort());
+    byId("new").addEventListener("click", () => this.startAfresh());
+    byId("to-latest").append(icon("down"));
+    addEventListener("keydown", (event) => {
+      if (document.querySelector("dialog[open]")) return;
+      if (event.key === "Escape" && this.#abort) this.#abort.abort();
+      else if (this.#ballot?.key(event)) event.preventDefault();
+    });
+    byId("suggestions").append(
+      ...suggestions().map(([title, question]) =>
+        h("li", {}, h("button", { type: "button", onclick: () => this.ask(question) }, h("b", {}, title), h("span", {}, question))),
+      ),
+    );
+  }
+}
+
+setUpTheme();
+const chat = new Chat();
+setUpHistory(chat);

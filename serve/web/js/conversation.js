@@ -1,0 +1,104 @@
+// A conversation as data: what was asked, answered and chosen. No DOM in here.
+
+/**
+ * @typedef {"streaming" | "voting" | "voted" | "skipped" | "stopped" | "failed"} TurnState
+ * @typedef {{text: string, finish: string | null}} Side
+ * @typedef {{question: string, state: TurnState, pairId: string | null, a: Side, b: Side, choice: string | null,
+ *   edited: string | null, reveal: Object | null, error: string | null}} Turn
+ * @typedef {{id: string, serverId: string | null, turns: Turn[], updatedAt: number}} Conversation
+ */
+
+/** @returns {Conversation} */
+export function newConversation() {
+  // Not randomUUID: it is missing on plain http off localhost.
+  const id = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return { id, serverId: null, turns: [], updatedAt: Date.now() };
+}
+
+/** @returns {Turn} */
+export function newTurn(question) {
+  const side = () => ({ text: "", finish: null });
+  return {
+    question, state: "streaming", pairId: null, a: side(), b: side(), choice: null, edited: null, reveal: null, error: null,
+  };
+}
+
+/** Which side the conversation goes on with, or null when neither will do. A tie goes on with A, as does a skipped vote. */
+export function chosenSide(turn) {
+  if (turn.state === "skipped") return "a";
+  if (turn.state !== "voted" || turn.choice === "both_bad") return null;
+  return turn.choice === "b" ? "b" : "a";
+}
+
+/** The answer that the conversation goes on with, or null. */
+export function chosenText(turn) {
+  if (turn.state === "voted" && turn.edited) return turn.edited;
+  const side = chosenSide(turn);
+  return side ? turn[side].text : null;
+}
+
+/**
+ * The messages of the next request, ending with `question`.
+ * Turns that were stopped or failed are left out. A question whose answers were both bad is asked together with the next
+ * one, for chat templates want user and assistant to alternate.
+ */
+export function messagesFor(turns, question) {
+  const messages = [];
+  let open = [];
+  for (const turn of turns) {
+    if (turn.state !== "voted" && turn.state !== "skipped") continue;
+    open.push(turn.question);
+    const answer = chosenText(turn);
+    if (!answer) continue;
+    messages.push({ role: "user", content: open.join("\n\n") }, { role: "assistant", content: answer });
+    open = [];
+  }
+  messages.push({ role: "user", content: [...open, question].join("\n\n") });
+  return messages;
+}
+
+const KEY = "hustings.conversations.v1";
+const KEPT = 30;
+
+/** The conversations kept in this browser, the latest first. */
+export class Archive {
+  /** @returns {Conversation[]} */
+  all() {
+    try {
+      const kept = JSON.parse(localStorage.getItem(KEY) ?? "[]");
+      return Array.isArray(kept) ? kept.filter((one) => Array.isArray(one?.turns) && one.turns.length > 0) : [];
+    } catch {
+      return []; // storage is forbidden or holds nonsense: begin afresh
+    }
+  }
+
+  /** Keep it; gives false where the browser won't. */
+  keep(conversation) {
+    const others = this.all().filter((one) => one.id !== conversation.id);
+    const kept = conversation.turns.length ? [{ ...conversation, updatedAt: Date.now() }, ...others] : others;
+    return this.#write(kept.slice(0, KEPT));
+  }
+
+  /** Forget one. */
+  forget(id) {
+    return this.#write(this.all().filter((one) => one.id !== id));
+  }
+
+  #write(kept) {
+    for (let count = kept.length; count >= 0; count = Math.floor(count / 2)) {
+      try {
+        localStorage.setItem(KEY, JSON.stringify(kept.slice(0, count)));
+        return true;
+      } catch {
+        if (count === 0) return false; // full even so: drop the older half and try again
+      }
+    }
+    return false;
+  }
+}
+
+/** After a reload: answers that were still being written will not come any more. */
+export function revive(conversation) {
+  for (const turn of conversation.turns) if (turn.state === "streaming") turn.state = "stopped";
+  return conversation;
+}

@@ -1,0 +1,225 @@
+// One turn on the page: the question, two answers beside each other, and what came of the vote.
+
+import { chosenSide } from "./conversation.js";
+import { h, icon } from "./dom.js";
+import { Answer } from "./markdown.js";
+
+const REDRAW_MS = 60;
+const FINISH_NOTES = { length: "Cut off at the length limit.", abort: "Broken off.", error: "Broken off by an error." };
+
+/** A name that people understand for an adapter. */
+export const speaker = (name) => (name === "base" ? "the base model" : name);
+
+class Card {
+  #text = null;
+  #drawnAt = 0;
+  #timer = 0;
+
+  constructor(side, titleId, onGrown) {
+    this.side = side;
+    this.onGrown = onGrown;
+    this.who = h("span", { class: "who" });
+    this.mark = h("span", { class: "mark", hidden: true }, icon("check"), "Your choice");
+    this.copy = h(
+      "button",
+      { type: "button", class: "quiet round copy", "aria-label": `Copy answer ${side.toUpperCase()}`, hidden: true },
+      icon("copy"),
+    );
+    this.copy.addEventListener("click", () => this.#copy());
+    this.body = h("div", { class: "answer" }, h("div", { class: "skeleton", "aria-hidden": "true" }, h("i"), h("i"), h("i")));
+    this.foot = h("p", { class: "card-foot", hidden: true });
+    this.element = h(
+      "article",
+      { class: "card", "data-side": side, "aria-labelledby": titleId, "aria-busy": "true" },
+      h(
+        "header",
+        { class: "card-head" },
+        h("span", { class: "badge", "aria-hidden": "true" }, side.toUpperCase()),
+        h("h3", { id: titleId }, `Answer ${side.toUpperCase()}`),
+        this.who,
+        this.mark,
+        this.copy,
+      ),
+      this.body,
+      this.foot,
+    );
+  }
+
+  /** Show this text, at most every 60 ms while it grows. */
+  write(text, { now = false } = {}) {
+    this.#text = text;
+    clearTimeout(this.#timer);
+    const wait = now ? 0 : REDRAW_MS - (performance.now() - this.#drawnAt);
+    if (wait <= 0) this.#draw();
+    else this.#timer = setTimeout(() => this.#draw(), wait);
+  }
+
+  finish(reason) {
+    this.element.setAttribute("aria-busy", "false");
+    this.copy.hidden = !this.#text;
+    const note = this.#text ? FINISH_NOTES[reason] : "This candidate said nothing.";
+    this.foot.textContent = note ?? "";
+    this.foot.hidden = !note;
+  }
+
+  #draw() {
+    clearTimeout(this.#timer);
+    this.#drawnAt = performance.now();
+    if (!this.answer) {
+      if (!this.#text && this.element.getAttribute("aria-busy") === "true") return;
+      this.body.replaceChildren();
+      this.answer = new Answer(this.body);
+    }
+    this.answer.show(this.#text);
+    this.onGrown();
+  }
+
+  async #copy() {
+    const label = `Copy answer ${this.side.toUpperCase()}`;
+    let done = true;
+    try {
+      await navigator.clipboard.writeText(this.#text);
+    } catch {
+      done = false;
+    }
+    this.copy.replaceChildren(icon(done ? "check" : "warning"));
+    this.copy.setAttribute("aria-label", done ? "Copied" : "The browser didn't allow copying");
+    setTimeout(() => {
+      this.copy.replaceChildren(icon("copy"));
+      this.copy.setAttribute("aria-label", label);
+    }, 1600);
+  }
+}
+
+let count = 0;
+
+/** Draws one turn and keeps it up to date. The turn itself is the truth; call `update` after changing it. */
+export class TurnView {
+  /**
+   * @param {import("./conversation.js").Turn} turn
+   * @param {{onGrown: () => void, onRetry: () => void}} handlers
+   */
+  constructor(turn, { onGrown, onRetry }) {
+    this.turn = turn;
+    this.onRetry = onRetry;
+    const id = `turn-${(count += 1)}`;
+    this.cards = {};
+    for (const side of ["a", "b"]) this.cards[side] = new Card(side, `${id}-${side}`, onGrown);
+    this.pair = h("div", { class: "pair" }, this.cards.a.element, this.cards.b.element);
+    this.below = h("div", {});
+    this.element = h(
+      "li",
+      { class: "turn" },
+      h("div", { class: "question" }, h("h2", { id, dir: "auto" }, h("span", { class: "visually-hidden" }, "You asked: "), turn.question)),
+      this.#sides(),
+      this.pair,
+      this.below,
+    );
+    for (const side of ["a", "b"]) if (turn[side].text) this.cards[side].write(turn[side].text, { now: true });
+    this.update();
+  }
+
+  /** New text has come for this side. */
+  grown(side) {
+    this.cards[side].write(this.turn[side].text);
+  }
+
+  /** Show the turn's state. */
+  update() {
+    const { turn } = this;
+    const busy = turn.state === "streaming";
+    const favoured = turn.state === "skipped" ? null : turn.choice === "tie" ? null : chosenSide(turn);
+    for (const side of ["a", "b"]) {
+      const card = this.cards[side];
+      if (!busy) {
+        card.write(turn[side].text, { now: true });
+        const cut = turn.state === "stopped" || turn.state === "failed";
+        card.finish(cut ? (turn[side].finish ?? "abort") : turn[side].finish);
+      }
+      card.element.classList.toggle("chosen", favoured === side);
+      card.element.classList.toggle("passed", favoured !== null && favoured !== side);
+      card.mark.hidden = favoured !== side;
+      card.who.textContent = turn.reveal?.[side] ? turn.reveal[side] : "";
+    }
+    this.below.replaceChildren(...this.#below());
+    if (favoured) this.showSide(favoured);
+  }
+
+  /** On a narrow page: bring this side into view. */
+  showSide(side) {
+    const { element } = this.cards[side];
+    if (this.pair.scrollWidth <= this.pair.clientWidth + 1) return;
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.pair.scrollTo({ left: element.offsetLeft - this.pair.offsetLeft - 14, behavior: calm ? "instant" : "smooth" });
+  }
+
+  #sides() {
+    const button = (side) =>
+      h(
+        "button",
+        { type: "button", "data-side": side, "aria-pressed": String(side === "a"), onclick: () => this.showSide(side) },
+        `Answer ${side.toUpperCase()}`,
+      );
+    const buttons = { a: button("a"), b: button("b") };
+    this.pair.addEventListener(
+      "scroll",
+      () => {
+        const onB = this.pair.scrollLeft > (this.pair.scrollWidth - this.pair.clientWidth) / 2;
+        buttons.a.setAttribute("aria-pressed", String(!onB));
+        buttons.b.setAttribute("aria-pressed", String(onB));
+      },
+      { passive: true },
+    );
+    return h("div", { class: "sides", role: "group", "aria-label": "Which answer to show" }, buttons.a, buttons.b);
+  }
+
+  #below() {
+    const { turn } = this;
+    if (turn.state === "failed") return [this.#notice("warning", turn.error, "alert")];
+    if (turn.state === "stopped") return [this.#notice("close", "Stopped. These answers can't be voted on.", null)];
+    if (turn.state === "skipped") return [h("p", { class: "verdict" }, "No vote. The conversation goes on with answer A.")];
+    if (turn.state !== "voted") return [];
+    return [this.#edited(), h("p", { class: "verdict" }, ...this.#verdict())].filter(Boolean);
+  }
+
+  #notice(sign, text, role) {
+    return h(
+      "div",
+      { class: role ? "notice" : "notice plain", role },
+      icon(sign),
+      h("span", {}, text),
+      h("button", { type: "button", class: "secondary small", onclick: this.onRetry }, icon("retry"), "Ask again"),
+    );
+  }
+
+  #edited() {
+    if (!this.turn.edited) return null;
+    const body = h("div", { class: "answer" });
+    new Answer(body).show(this.turn.edited);
+    return h("article", { class: "edited" }, h("h3", {}, "Your answer"), body);
+  }
+
+  #verdict() {
+    const { choice, reveal, edited } = this.turn;
+    const said = {
+      a: "You preferred A.",
+      b: "You preferred B.",
+      tie: "You called it a tie.",
+      both_bad: "You found both bad.",
+    }[choice];
+    const parts = [h("strong", {}, said)];
+    if (reveal?.a && reveal?.b) {
+      parts.push(
+        reveal.a === reveal.b
+          ? h("span", {}, `Both came from ${speaker(reveal.a)}, sampled twice.`)
+          : h("span", {}, `A was ${speaker(reveal.a)}, B was ${speaker(reveal.b)}.`),
+      );
+    }
+    if (edited) parts.push(h("span", {}, "The conversation goes on with your answer."));
+    else if (choice === "tie") parts.push(h("span", {}, "The conversation goes on with A."));
+    else if (choice === "both_bad") {
+      parts.push(h("button", { type: "button", class: "secondary small", onclick: this.onRetry }, icon("retry"), "Ask again"));
+    }
+    return parts;
+  }
+}
