@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Installs the Debian or Ubuntu packages that Hustings uses. As root (or with sudo that asks for no password) it runs
+# apt-get; otherwise it prints the command and says what works without. `make` calls it on the first set-up:
+#   deploy/setup/debian-packages.sh run      to serve, curate and train
+#   deploy/setup/debian-packages.sh test     that, and what `make test` exercises
+#   deploy/setup/debian-packages.sh list     prints each package and its reason, installs nothing
+set -euo pipefail
+
+# package | why | what is lost without it
+runtime_packages() {
+  cat <<'EOF'
+python3-venv|the environment in .venv|nothing can be set up
+libtcmalloc-minimal4|a faster memory allocator for the engine and the trainer|up to a third more time in training
+ca-certificates|fetching packages over TLS|downloads fail
+EOF
+}
+
+test_packages() {
+  cat <<'EOF'
+chromium|browser tests of the chat page|they fail
+fonts-dejavu-core|text in the browser tests' screenshots|boxes in place of letters
+fonts-noto-color-emoji|reasons and reactions in screenshots|boxes in place of pictures
+postgresql|the ledger's contract suite on PostgreSQL|that half of it fails
+default-jre-headless|Apache Kafka, where its jars are at hand|the event log's contract suite runs on the embedded broker alone
+prometheus|promtool, which checks the alert rules|the rule tests fail
+shellcheck|the lint of these scripts|that test fails
+EOF
+}
+
+purpose=${1:-run}
+case $purpose in
+run) table=$(runtime_packages) ;;
+test) table=$(runtime_packages && test_packages) ;;
+list)
+  echo "To run:" && runtime_packages | awk -F'|' '{printf "  %-24s %s (without: %s)\n", $1, $2, $3}'
+  echo "To test:" && test_packages | awk -F'|' '{printf "  %-24s %s (without: %s)\n", $1, $2, $3}'
+  exit 0
+  ;;
+*)
+  echo "debian-packages: the argument is 'run', 'test' or 'list', not '$purpose'" >&2
+  exit 2
+  ;;
+esac
+
+if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+  echo "setup: this is no Debian or Ubuntu; going on without its packages. What they are for: deploy/setup/debian-packages.sh list" >&2
+  exit 0
+fi
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+# An interpreter that is not Debian's own (built from source, in a container image) brings its venv module with it.
+provided() {
+  case $1 in
+  python3-venv) "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null ;;
+  *) return 1 ;;
+  esac
+}
+
+missing=() && lines=()
+while IFS='|' read -r package why without; do
+  if ! installed "$package" && ! provided "$package"; then
+    missing+=("$package")
+    lines+=("$(printf '  %-24s %s (without: %s)' "$package" "$why" "$without")")
+  fi
+done <<<"$table"
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+run_as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+  if sudo -n true 2>/dev/null; then
+    run_as_root=(sudo -n)
+  else
+    {
+      echo "setup: these Debian packages are not installed, and only root may install them:"
+      printf '%s\n' "${lines[@]}"
+      echo "setup: run this, then make again (going on without them now):"
+      echo "  sudo apt-get update && sudo apt-get install --yes --no-install-recommends ${missing[*]}"
+    } >&2
+    exit 0
+  fi
+fi
+
+echo "setup: installing the Debian packages ${missing[*]}"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+apt() { "${run_as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >>"$log" 2>&1; }
+# The lists may be fresh already (and the network away), so they are fetched only when an install fails.
+if ! apt install --yes --no-install-recommends "${missing[@]}"; then
+  if ! { apt update && apt install --yes --no-install-recommends "${missing[@]}"; }; then
+    tail -n 5 "$log" >&2
+    echo "setup: apt-get could not install ${missing[*]} (its last lines are above); going on without:" >&2
+    printf '%s\n' "${lines[@]}" >&2
+  fi
+fi
