@@ -36,7 +36,6 @@ check: setup-dev ## format, lint, strict types, import rules: what CI runs
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
-	$(PY) -m deploy.setup.check_tree
 
 format: setup-dev ## rewrite the sources to the house format
 	$(PY) -m ruff format .

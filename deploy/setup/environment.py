@@ -203,13 +203,13 @@ class Progress:
 
     def see(self, line: str) -> None:
         """Take one line of pip's output."""
+        if self._total == 1:
+            return
         if line.startswith(("Collecting ", "Requirement already satisfied", "Obtaining ")):
             self._seen = min(self._seen + 1, self._total)
             self._show(f"      {self._seen}/{self._total} {package_of(line)}")
         elif line.startswith("Installing collected packages"):
-            self._show(
-                f"      unpacking {self._total} package{'s' if self._total > 1 else ''} (a minute or two)", force=True
-            )
+            self._show(f"      unpacking {self._total} packages (a minute or two)", force=True)
 
     def _show(self, text: str, force: bool = False) -> None:
         if self._live:
