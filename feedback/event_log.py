@@ -15,6 +15,14 @@ class EventLogUnavailable(EventLogError):
     """The broker can't be reached or doesn't answer; nothing was lost, try again later."""
 
 
+class TopicsMissing(EventLogUnavailable):
+    """A topic isn't there (a volatile broker was started again): `ensure_topics` makes it."""
+
+
+class GroupRebalanced(EventLogUnavailable):
+    """The group gave these partitions to another member: what was not committed will be read again, by it."""
+
+
 class RecordTooLarge(EventLogError):
     """The broker refuses a record of this size; sending it again won't help."""
 
@@ -47,6 +55,9 @@ class EventProducer(Protocol):
     def send(self, records: Sequence[OutgoingRecord]) -> list[EventLogError | None]:
         """Send a batch and wait; one entry a record in the same order, None where it was acknowledged.
 
+        Where one record fails for the time being, those after it with the same key count as failed too: send both
+        again, and readers see the key's records in order (some of them twice).
+
         Raises:
             EventLogUnavailable: the broker can't be reached at all; some of the batch may have arrived.
         """
@@ -59,10 +70,20 @@ class EventConsumer(Protocol):
     """Reads topics as a member of a group, or (group None) alone and from the beginning."""
 
     def poll(self, timeout_s: float, max_records: int = 500) -> list[StoredRecord]:
-        """The next records, or an empty list after `timeout_s`."""
+        """The next records, or an empty list after `timeout_s`.
+
+        Raises:
+            TopicsMissing: a topic isn't there; make it with `ensure_topics` and poll again.
+            EventLogUnavailable: the broker hasn't been reachable for some seconds; poll again later.
+        """
 
     def commit(self) -> None:
-        """Everything that `poll` has returned is dealt with. A no-op without a group."""
+        """Everything that `poll` has returned is dealt with. A no-op without a group.
+
+        Raises:
+            GroupRebalanced: another member has the partitions now.
+            EventLogUnavailable: the broker did not take it; the records may be read again.
+        """
 
     def lag(self) -> Mapping[tuple[str, int], int]:
         """Records not yet polled, by topic and partition, from the consumer's own highwater."""
@@ -75,9 +96,9 @@ class EventLog(Protocol):
     """A broker that speaks Kafka's protocol."""
 
     def ensure_topics(self, topics: Iterable[str]) -> frozenset[str]:
-        """Create what is missing; returns the names that had to be made.
+        """Create what is missing; returns the names that had to be made since this object last looked.
 
-        A topic that had to be made again has lost what it held: the caller sends its record of it anew.
+        A topic that had to be made again, by whomever, has lost what it held: the caller sends its record of it anew.
         """
 
     def producer(self) -> EventProducer:
