@@ -1,0 +1,243 @@
+"""The relay against the fake event log."""
+
+import threading
+import time
+
+import pytest
+
+from feedback.config import FeedbackConfig
+from feedback.contracts import (
+    PAIR_TOPIC,
+    RECEIPT_TOPIC,
+    RELEASE_TOPIC,
+    TOPICS,
+    VOTE_TOPIC,
+    PairShown,
+    RecordsCurated,
+    ReleaseChanged,
+    ReleaseState,
+)
+from feedback.event_log import EventLogError, OutgoingRecord
+from feedback.ledger import LedgerUnavailable
+from feedback.relay import Relay
+from tests.fakes.event_log import FakeEventLog
+from tests.ledger.builders import shown
+
+QUICK = FeedbackConfig(relay_idle_s=0.01)
+
+
+@pytest.fixture
+def log():
+    return FakeEventLog()
+
+
+@pytest.fixture
+def start(ledger, log):
+    relays = []
+
+    def begin(**more):
+        relay = Relay(ledger, log, more.pop("config", QUICK), **more)
+        relays.append(relay)
+        relay.start()
+        return relay
+
+    yield begin
+    for relay in relays:
+        relay.stop()
+
+
+@pytest.fixture(autouse=True)
+def quick_pauses(monkeypatch):
+    monkeypatch.setattr("feedback.relay.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("feedback.relay.LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr("feedback.relay.TOPICS_CHECK_S", 0.02)
+    monkeypatch.setattr("feedback.relay.OVERDUE_CHECK_S", 0.02)
+
+
+def eventually(predicate, timeout_s=5.0):
+    tick, deadline = threading.Event(), time.monotonic() + timeout_s
+    while not predicate():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        tick.wait(0.005)
+
+
+def ids(log, topic=PAIR_TOPIC):
+    return [PairShown.from_bytes(record.value).pair_id for record in log.records(topic)]
+
+
+def confirm(log, *event_ids):
+    receipt = RecordsCurated(event_ids=event_ids).to_bytes()
+    assert log.producer().send([OutgoingRecord(RECEIPT_TOPIC, "curator", receipt)]) == [None]
+
+
+def settled(ledger, pending=0, unconfirmed=0):
+    def check():
+        stats = ledger.outbox_stats()
+        return (stats.pending, stats.unconfirmed) == (pending, unconfirmed)
+
+    return check
+
+
+def test_rows_are_sent_in_order_and_confirmed_by_receipts(ledger, log, start):
+    for number in range(5):
+        ledger.record_pair(shown(f"pair_{number}"))
+    vote = ledger.record_vote(pair_id="pair_3", voter="v_ann", choice="a").vote
+    start()
+    eventually(settled(ledger, unconfirmed=6))
+    assert ids(log) == [f"pair_{number}" for number in range(5)]
+    confirm(log, *ids(log), vote.vote_id)
+    eventually(settled(ledger))
+
+
+def test_what_is_recorded_later_follows_without_being_asked(ledger, log, start):
+    start(config=FeedbackConfig(relay_idle_s=0.05))
+    ledger.record_pair(shown())
+    eventually(lambda: ids(log) == ["pair_1"])
+
+
+def test_a_receipt_that_comes_before_the_row_is_marked_sent_still_counts(ledger):
+    ledger.record_pair(shown())
+    (row,) = ledger.pending(1)
+    assert ledger.mark_confirmed(["pair_1", "somebody_elses"]) == 1
+    ledger.mark_sent([row.seq])
+    assert settled(ledger)()
+
+
+def test_a_broker_that_is_down_at_the_start_loses_nothing(ledger, log, start):
+    log.down = True
+    relay = start()
+    ledger.record_pair(shown())
+    eventually(lambda: relay.status().error is not None)
+    assert not relay.status().connected
+    log.down = False
+    eventually(lambda: ids(log) == ["pair_1"])
+    eventually(lambda: relay.status().connected)
+
+
+def test_an_outage_sends_again_what_nobody_confirmed(ledger, log, start):
+    relay = start()
+    for name in ("pair_1", "pair_2"):
+        ledger.record_pair(shown(name))
+    eventually(settled(ledger, unconfirmed=2))
+    confirm(log, "pair_1")
+    eventually(settled(ledger, unconfirmed=1))
+    log.down = True
+    eventually(lambda: not relay.status().connected)
+    # Somebody else makes the topics first, so that the relay can't tell that they are empty.
+    log.forget()
+    log.down = False
+    log.ensure_topics(TOPICS)
+    eventually(lambda: ids(log) == ["pair_2"])
+
+
+def test_topics_that_had_to_be_made_again_are_told_anew(ledger, log, start):
+    made = []
+    start(on_topics_made=made.append)
+    ledger.record_pair(shown("pair_1"))
+    ledger.record_pair(shown("pair_2"))
+    ledger.record_release(ReleaseChanged(name="p", before=None, after=ReleaseState.IN_OFFICE, reason="r", actor="auto"))
+    eventually(settled(ledger, unconfirmed=2))
+    confirm(log, "pair_1")
+    eventually(settled(ledger, unconfirmed=1))
+    log.forget()
+    eventually(lambda: ids(log) == ["pair_2"] and len(log.records(RELEASE_TOPIC)) == 1)
+    assert made == [frozenset(TOPICS)] * 2
+
+
+def test_receipts_whose_offsets_go_back_tell_that_the_log_forgot(ledger, log, start, monkeypatch):
+    monkeypatch.setattr("feedback.relay.TOPICS_CHECK_S", 3600)
+    start()
+    ledger.record_pair(shown("pair_1"))
+    ledger.record_pair(shown("pair_2"))
+    eventually(settled(ledger, unconfirmed=2))
+    for _ in range(3):
+        confirm(log, "pair_1")
+    eventually(settled(ledger, unconfirmed=1))
+    with log.changed:
+        log.forget()
+        log.ensure_topics(TOPICS)
+    confirm(log, "another")
+    eventually(lambda: ids(log) == ["pair_2"])
+
+
+def test_an_overdue_receipt_sends_the_row_again(ledger, log, start):
+    start(config=FeedbackConfig(relay_idle_s=0.01, receipt_timeout_s=0.05))
+    ledger.record_pair(shown())
+    eventually(lambda: ids(log) == ["pair_1"] * 3)
+    confirm(log, "pair_1")
+    eventually(settled(ledger))
+
+
+def test_a_record_that_is_too_large_is_parked_and_the_others_go_on(ledger, log, start):
+    log.max_record_bytes = len(shown("pair_1").to_bytes()) + 100
+    ledger.record_pair(shown("pair_1", conversation_id="talk_" + "x" * 200))
+    ledger.record_pair(shown("pair_2"))
+    start()
+    eventually(lambda: ids(log) == ["pair_2"])
+    eventually(lambda: ledger.outbox_stats().parked == 1)
+    (parked,) = ledger.parked()
+    assert parked.event_id == "pair_1"
+    assert "message.max.bytes" in parked.error
+    log.max_record_bytes = 1_000_000
+    assert ledger.unpark() == 1
+    eventually(lambda: sorted(ids(log)) == ["pair_1", "pair_2"])
+
+
+def test_after_a_refusal_the_later_events_of_the_key_go_again_in_order(ledger, log, start):
+    for number in range(3):
+        ledger.record_pair(shown(f"pair_{number}"))
+    ledger.record_pair(shown("other", conversation_id="talk_2"))
+    log.send_faults["pair_1"] = EventLogError("not today")
+    start()
+    eventually(settled(ledger, unconfirmed=4))
+    mine = [name for name in ids(log) if name != "other"]
+    assert mine == ["pair_0", "pair_2", "pair_1", "pair_2"]
+    assert ids(log).count("other") == 1
+
+
+def test_a_receipt_that_can_not_be_read_is_passed_over(ledger, log, start):
+    start()
+    ledger.record_pair(shown())
+    eventually(settled(ledger, unconfirmed=1))
+    log.producer().send([OutgoingRecord(RECEIPT_TOPIC, "curator", b"{")])
+    confirm(log, "pair_1")
+    eventually(settled(ledger))
+
+
+@pytest.mark.parametrize("fault", [LedgerUnavailable("database is locked"), RuntimeError("nobody foresaw it")])
+def test_the_thread_survives_faults_of_the_ledger_and_of_itself(ledger, log, start, monkeypatch, fault):
+    whole, failed = ledger.pending, threading.Event()
+
+    def fail_once(limit):
+        if not failed.is_set():
+            failed.set()
+            raise fault
+        return whole(limit)
+
+    monkeypatch.setattr(ledger, "pending", fail_once)
+    relay = start()
+    ledger.record_pair(shown())
+    eventually(lambda: ids(log) == ["pair_1"])
+    assert failed.is_set()
+    assert relay.status().running
+
+
+def test_stopping_ends_the_thread_even_while_the_broker_is_down(ledger, log, start):
+    log.down = True
+    relay = start()
+    eventually(lambda: relay.status().error is not None)
+    relay.stop()
+    assert not relay.status().running
+
+
+def test_a_relay_starts_once(start):
+    with pytest.raises(RuntimeError, match="has been started"):
+        start().start()
+
+
+def test_the_topic_of_a_vote_is_keyed_by_conversation(ledger, log, start):
+    ledger.record_pair(shown())
+    ledger.record_vote(pair_id="pair_1", voter="v_ann", choice="tie")
+    start()
+    eventually(lambda: len(log.records(VOTE_TOPIC)) == 1)
+    assert log.records(VOTE_TOPIC)[0].key == b"talk_1"
