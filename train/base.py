@@ -1,0 +1,261 @@
+"""One frozen base model, and the passes of training over it: each computes once what several roles need.
+
+Policy and critic are LoRA adapters; the reference is the base with adapters off. Nothing here is ever padded: see
+`train.packing`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.config import LoraSettings
+from train.errors import ModelUnusable
+from train.heads import score_tokens
+from train.lora import AdapterSet
+from train.packing import ATTENTION, Layout, Packed, TreeLayout, Turn, gather_rows, groups, install_attention, pack
+
+POLICY = "policy"
+CRITIC = "critic"
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceChunk:
+    """What one adapters-off pass tells of some sequences.
+
+    Attributes:
+        rows: indices into the sequences that were asked for.
+        packed: their layout; its masks say what is what below.
+        logprobs: (B, T) of the answer's tokens under the base.
+        hidden: asked layer to (B, L, H), whole sequences, prompt first.
+    """
+
+    rows: list[int]
+    packed: Packed
+    logprobs: Tensor
+    hidden: dict[int, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPass:
+    """What one pass of the policy tells.
+
+    Attributes:
+        logprobs: (B, T) of the answer's tokens.
+        entropy: (B, T).
+        states: (B, T, H), the last hidden state in which each token was chosen (after the final norm).
+        mask: (B, T).
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    states: Tensor
+    mask: Tensor
+
+
+class Base:
+    """A frozen causal language model with LoRA adapters.
+
+    Attributes:
+        path: the folder that it was read from.
+        adapters: the LoRA layers.
+        fingerprint: sha256 of architecture and weights.
+    """
+
+    def __init__(self, model: Any, path: Path, settings: LoraSettings, fingerprint: str) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        self._model = model
+        model.requires_grad_(False)
+        model.eval()
+        self.adapters = AdapterSet(model.model, settings)
+        self.adapters.layers = {f"model.{path}": layer for path, layer in self.adapters.layers.items()}
+
+    @classmethod
+    def load(
+        cls, path: Path | str, settings: LoraSettings | None = None, *, device: str = "cpu", dtype: str | None = None
+    ) -> Base:
+        """Read a Hugging Face folder (Llama-like: Llama, Qwen, Mistral, SmolLM, ...).
+
+        Args:
+            path: the folder.
+            settings: of the adapters.
+            device: "cpu" or "cuda".
+            dtype: of the base's weights; by default float32 on a CPU and bfloat16 on a GPU. Adapters are float32.
+
+        Raises:
+            ModelUnusable: it is no model that the trainer can read.
+        """
+        from transformers import AutoModelForCausalLM
+
+        install_attention()
+        folder = Path(path)
+        wanted = dtype or ("float32" if device == "cpu" else "bfloat16")
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, wanted), attn_implementation=ATTENTION, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise ModelUnusable(f"{folder}: {error}; give a Hugging Face model folder with --model") from error
+        return cls(model.to(device), folder, settings or LoraSettings(), fingerprint_of(folder))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the base's weights."""
+        return self.head.dtype
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks; hidden states go from 0 (embeddings) to this."""
+        return int(self._model.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state."""
+        return int(self._model.config.hidden_size)
+
+    @property
+    def head(self) -> Tensor:
+        """Weight of the language-model head, (V, H)."""
+        weight: Tensor = self._model.lm_head.weight
+        return weight
+
+    @property
+    def attention_shape(self) -> tuple[int, int, int]:
+        """Layers, key-value heads, width of a head: the shape of a cache."""
+        config = self._model.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return self.depth, int(config.num_key_value_heads), int(width)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end an answer: those of the model's generation settings and of its configuration."""
+        found: set[int] = set()
+        for source in (self._model.generation_config, self._model.config):
+            ids = getattr(source, "eos_token_id", None)
+            found.update([ids] if isinstance(ids, int) else ids or [])
+        return frozenset(found)
+
+    def forward(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """Run tokens (1, N) under a layout with the active adapter; final hidden states (N, H), after the last norm."""
+        output = self._model.model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+    @contextmanager
+    def watching(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Collect hidden states (N, H) of the layers while a forward pass runs inside.
+
+        0 is the embedding, i the output of block i; the last is taken after the final norm, as in transformers.
+        """
+        caught: dict[int, Tensor] = {}
+        inner = self._model.model
+
+        def note(layer: int) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                caught[layer] = (output[0] if isinstance(output, tuple) else output)[0]
+
+            return hook
+
+        handles = []
+        for layer in layers:
+            if not 0 <= layer <= self.depth:
+                raise ModelUnusable(f"layer {layer} asked for, the base has 0 to {self.depth}")
+            source = (
+                inner.embed_tokens if layer == 0 else inner.norm if layer == self.depth else inner.layers[layer - 1]
+            )
+            handles.append(source.register_forward_hook(note(layer)))
+        try:
+            yield caught
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def reference_pass(
+    base: Base,
+    turns: Sequence[Turn],
+    layers: Sequence[int] = (),
+    *,
+    temperature: float = 1.0,
+    budget: int = 2048,
+    logprobs: bool = True,
+) -> Iterator[ReferenceChunk]:
+    """Run sequences through the bare base once: log-probs of the answers and hidden states of `layers`.
+
+    Args:
+        base: the model; adapters are off for the pass.
+        turns: prompts with answers.
+        layers: hidden states that the reward model reads.
+        temperature: of sampling.
+        budget: tokens a forward pass.
+        logprobs: False leaves the language-model head out (log-probs are then zeros).
+
+    Yields:
+        Chunks that together hold every sequence once. Only one chunk's hidden states exist at a time.
+    """
+    for rows in groups(turns, budget):
+        packed = pack([turns[row] for row in rows], base.device)
+        mask = packed.response_mask
+        with torch.no_grad(), base.adapters.using(None), base.watching(layers) as caught:
+            states = base.forward(packed.ids, packed.positions, TreeLayout(packed))
+            scores = torch.zeros(mask.shape, device=base.device)
+            if logprobs:
+                chosen = states[packed.predictors[mask]]
+                scores = _spread(score_tokens(chosen, base.head, packed.response_ids[mask], temperature).logprobs, mask)
+            hidden = {layer: gather_rows(caught[layer], packed.full) for layer in layers}
+        yield ReferenceChunk(rows, packed, scores, hidden)
+
+
+def policy_pass(
+    base: Base,
+    turns: Sequence[Turn],
+    *,
+    adapter: str | None = POLICY,
+    temperature: float = 1.0,
+    entropy_grad: bool = False,
+) -> PolicyPass:
+    """Run sequences with an adapter in one forward pass; gradients flow unless the caller has switched them off."""
+    packed = pack(turns, base.device, run_last=False)
+    mask = packed.response_mask
+    with base.adapters.using(adapter):
+        states = base.forward(packed.ids, packed.positions, TreeLayout(packed))
+    chosen = gather_rows(states, packed.predictors[mask])
+    scores = score_tokens(chosen, base.head, packed.response_ids[mask], temperature, entropy_grad=entropy_grad)
+    return PolicyPass(_spread(scores.logprobs, mask), _spread(scores.entropy, mask), _spread(chosen, mask), mask)
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Lay values (M, ...) of the real tokens into (B, T, ...), zero elsewhere; the gradient goes back as it came."""
+    empty = values.new_zeros((*mask.shape, *values.shape[1:]))
+    return empty.masked_scatter(mask.view(*mask.shape, *([1] * (values.dim() - 1))).expand_as(empty), values)
+
+
+def fingerprint_of(folder: Path) -> str:
+    """sha256 over the architecture (config.json without names and versions) and the weight files' bytes."""
+    total = hashlib.sha256()
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelUnusable(f"{folder} has no readable config.json; give a Hugging Face model folder") from error
+    for key in ("_name_or_path", "_model_name_or_path", "transformers_version"):
+        config.pop(key, None)
+    total.update(json.dumps(config, sort_keys=True).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        total.update(file.name.encode())
+        with file.open("rb") as handle:
+            total.update(hashlib.file_digest(handle, "sha256").digest())
+    return total.hexdigest()

@@ -1,0 +1,120 @@
+"""Log-probabilities from hidden states without ever holding a (B, T, V) tensor, and the critic's value head.
+
+The gradient of log p_t to the hidden state, (W[id_t] - p_t W) / temperature, does not depend on the loss. It is worked
+out chunk by chunk on the way forward, so that no logits outlive their chunk and the way back is one multiplication.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+CHUNK_ROWS = 128
+"""Rows of logits that exist at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Per row: `logprobs` (M,) of the given id and `entropy` (M,) of the distribution, float32."""
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def score_tokens(
+    hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, *, entropy_grad: bool = False
+) -> TokenScores:
+    """Log-probability of each id after its hidden state, and the entropy.
+
+    Args:
+        hidden: (M, H), final hidden states (after the last norm).
+        weight: (V, H) of the language-model head; frozen.
+        ids: (M,).
+        temperature: of sampling.
+        entropy_grad: let gradients flow through the entropy (costs one more product).
+    """
+    assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} states for {ids.shape[0]} ids"
+    logprobs, entropy = _TokenScores.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, ids, temperature, entropy_grad
+    )
+    return TokenScores(logprobs, entropy)
+
+
+class _TokenScores(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917  # torch passes them by place
+        ctx, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[0]
+        logprobs, entropies, slopes, bends = [], [], [], []
+        for rows, chosen in zip(torch.split(hidden, CHUNK_ROWS), torch.split(ids, CHUNK_ROWS), strict=True):
+            scaled = nn.functional.linear(rows, weight).float().div_(temperature)
+            total = scaled.logsumexp(-1, keepdim=True)
+            logprobs.append(scaled.gather(1, chosen[:, None])[:, 0] - total[:, 0])
+            scaled -= total
+            p = scaled.exp()
+            entropy = -torch.linalg.vecdot(p, scaled)
+            entropies.append(entropy)
+            if wanted:
+                slopes.append((weight[chosen] - p.to(weight.dtype) @ weight) / temperature)
+            if wanted and entropy_grad:
+                bends.append(-((p * (scaled + entropy[:, None])).to(weight.dtype) @ weight) / temperature)
+        ctx.entropy_grad = entropy_grad
+        if wanted:
+            ctx.save_for_backward(torch.cat(slopes), *([torch.cat(bends)] if entropy_grad else []))
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    @staticmethod
+    def backward(ctx, grad_logprobs: Tensor, grad_entropy: Tensor):  # type: ignore[no-untyped-def]
+        slope, *bend = ctx.saved_tensors
+        grad = grad_logprobs[:, None].to(slope.dtype) * slope
+        if bend:
+            grad = grad + grad_entropy[:, None].to(slope.dtype) * bend[0]
+        return grad, None, None, None, None
+
+
+class ValueHead(nn.Module):
+    """V = w . h / sqrt(H) + b, read in the state in which a token is chosen. Starts at zero: no opinion.
+
+    Hidden states of a language model have a few huge features; each is divided by a running scale that the first batch
+    fixes, so that one learning rate fits all bases.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.zeros(width))
+
+    mean: Tensor
+    scale: Tensor
+
+    def calibrate(self, states: Tensor) -> None:
+        """Fix mean and scale from states (M, H), once; later calls change nothing."""
+        if bool(self.scale.any()):
+            return
+        with torch.no_grad():
+            self.mean.copy_(states.float().mean(0))
+            self.scale.copy_(states.float().std(0).clamp(min=1e-6))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States (..., H) to values (...,), float32."""
+        normal = (states.float() - self.mean) / self.scale.clamp(min=1e-6)
+        values: Tensor = (normal @ self.weight) / states.shape[-1] ** 0.5 + self.bias
+        return values
+
+    def fit(self, states: Tensor, returns: Tensor, ridge: float = 1.0) -> None:
+        """Ridge regression on (M, H) states and (M,) returns: the critic's warm-up in closed form."""
+        with torch.no_grad():
+            width = states.shape[-1]
+            x = ((states.float() - self.mean) / self.scale.clamp(min=1e-6)).double() / width**0.5
+            y = returns.double()
+            centre, level = x.mean(0), y.mean()
+            x = x - centre
+            gram = x.T @ x + ridge * torch.eye(width, dtype=torch.float64, device=x.device)
+            solution = torch.linalg.solve(gram, x.T @ (y - level))
+            self.weight.copy_(solution)
+            self.bias.copy_(level - centre @ solution)
