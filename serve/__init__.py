@@ -1,0 +1,1 @@
+"""The chat API: contenders, pairs, votes, engines, releases and the web pages."""

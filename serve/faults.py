@@ -1,0 +1,183 @@
+"""Every failure becomes an answer here: which status, which title, in which of the two error formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from feedback.ledger.errors import (
+    LedgerError,
+    LedgerUnavailable,
+    NotYourPair,
+    PairConflict,
+    UnknownPair,
+    VoteConflict,
+)
+from serve.engines.base import (
+    AdapterLoadFailed,
+    AdapterNotLoaded,
+    EngineError,
+    EngineOverloaded,
+    EngineUnavailable,
+    InvalidSampling,
+    PromptTooLong,
+)
+from serve.errors import ServeError
+from serve.http import (
+    FastJSON,
+    ProblemJSON,
+    openai_error_body,
+    problem_body,
+    request_id,
+    retry_header,
+    wants_openai_errors,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A failure as the user will see it."""
+
+    status: int
+    title: str
+    slug: str
+    detail: str
+    retry_after_s: float | None = None
+    param: str | None = None
+    code: str | None = None
+    errors: tuple[dict[str, str], ...] = ()
+
+    def problem(self, instance: str = "") -> dict[str, Any]:
+        """As a problem detail."""
+        more = {"errors": list(self.errors)} if self.errors else {}
+        return problem_body(
+            status=self.status, title=self.title, slug=self.slug, detail=self.detail, instance=instance, **more
+        )
+
+    def openai(self) -> dict[str, Any]:
+        """As OpenAI's error object."""
+        return openai_error_body(status=self.status, message=self.detail, param=self.param, code=self.code)
+
+    def response(self, path: str, instance: str) -> Response:
+        """In the format that the path's clients expect."""
+        headers = dict(retry_header(self.retry_after_s))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if wants_openai_errors(path):
+            return FastJSON(self.openai(), self.status, headers)
+        return ProblemJSON(self.problem(instance), self.status, headers)
+
+
+_ENGINE: dict[type[EngineError], tuple[int, str, str, str | None]] = {
+    EngineUnavailable: (503, "Engine unavailable", "engine-unavailable", None),
+    EngineOverloaded: (429, "Engine overloaded", "engine-overloaded", "rate_limit_exceeded"),
+    PromptTooLong: (400, "Prompt too long", "prompt-too-long", "context_length_exceeded"),
+    InvalidSampling: (400, "Invalid sampling parameter", "invalid-sampling", "invalid_value"),
+    AdapterNotLoaded: (404, "Adapter not loaded", "adapter-not-loaded", "model_not_found"),
+    AdapterLoadFailed: (409, "Adapter refused by the engine", "adapter-refused", None),
+}
+_LEDGER: dict[type[LedgerError], tuple[int, str, str]] = {
+    UnknownPair: (404, "Unknown pair", "unknown-pair"),
+    NotYourPair: (403, "Somebody else's pair", "not-your-pair"),
+    VoteConflict: (409, "Already voted", "already-voted"),
+    PairConflict: (409, "Pair exists", "pair-exists"),
+}
+
+
+def fault_of(error: Exception) -> Fault | None:
+    """The fault that a known failure stands for; None for the unexpected."""
+    if isinstance(error, ServeError):
+        code = "rate_limit_exceeded" if error.status == 429 else None
+        return Fault(error.status, error.title, error.slug, error.detail, error.retry_after_s, code=code)
+    if isinstance(error, EngineError):
+        return _engine_fault(error)
+    if isinstance(error, LedgerUnavailable):
+        return Fault(503, "Ledger unavailable", "ledger-unavailable", str(error), 5.0)
+    for kind, (status, title, slug) in _LEDGER.items():
+        if isinstance(error, kind):
+            return Fault(status, title, slug, _sentence(str(error)))
+    if isinstance(error, HTTPException):
+        return _http_fault(error)
+    if isinstance(error, RequestValidationError):
+        return validation_fault(error.errors())
+    return None
+
+
+def unexpected_fault() -> Fault:
+    """What a user hears of a defect: nothing but how to report it."""
+    return Fault(
+        500,
+        "Internal error",
+        "internal-error",
+        "Something went wrong on our side. Try again; if it stays, give the operator the request id.",
+    )
+
+
+def _engine_fault(error: EngineError) -> Fault:
+    for kind, (status, title, slug, code) in _ENGINE.items():
+        if isinstance(error, kind):
+            retry = {429: getattr(error, "retry_after_s", 1.0), 503: 5.0}.get(status)
+            return Fault(status, title, slug, str(error), retry, code=code)
+    return Fault(500, "Engine error", "engine-error", str(error))
+
+
+def _http_fault(error: HTTPException) -> Fault:
+    phrase = HTTPStatus(error.status_code).phrase
+    hint = {
+        404: "Nothing is here; /openapi.json lists every route.",
+        405: "This route doesn't take that method; /openapi.json lists what it takes.",
+    }.get(error.status_code, str(error.detail))
+    return Fault(error.status_code, phrase, phrase.lower().replace(" ", "-"), hint)
+
+
+def validation_fault(errors: Sequence[Any]) -> Fault:
+    """What was wrong with a request, without echoing it."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "not JSON")
+        return Fault(400, "Invalid JSON", "invalid-json", f"The body is not valid JSON: {reason}.", code="invalid_json")
+    listed = tuple({"pointer": _pointer(e["loc"]), "detail": str(e["msg"])} for e in errors[:20])
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    unknown = first["type"] == "extra_forbidden"
+    detail = "; ".join(f"{e['pointer'] or 'body'}: {e['detail']}" for e in listed[:3])
+    message = f"Unknown parameter: '{param}'. Leave it out." if unknown else detail
+    return Fault(
+        422,
+        "Invalid request",
+        "invalid-request",
+        message,
+        param=param,
+        code="unknown_parameter" if unknown else "invalid_value",
+        errors=listed,
+    )
+
+
+def _pointer(loc: Sequence[Any]) -> str:
+    return "".join(f"/{part}" for part in loc[1:])
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    fault = fault_of(error)
+    if fault is None:  # pragma: no cover - only registered kinds come here
+        raise error
+    if wants_openai_errors(request.url.path) and fault.status == 422:
+        fault = Fault(400, fault.title, fault.slug, fault.detail, param=fault.param, code=fault.code)
+    return fault.response(request.url.path, request_id(request))
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers; what they don't know is answered by the middleware as an internal error."""
+    for kind in (ServeError, EngineError, LedgerError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer)

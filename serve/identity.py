@@ -1,0 +1,71 @@
+"""Who asks: a voter's opaque token (cookie or header) as a pseudonym, and the operator's bearer token."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from http.cookies import SimpleCookie
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import Scope
+
+from feedback.identity import pseudonym
+from serve.errors import BadRequest, NotAuthorised
+
+COOKIE = "hustings_voter"
+HEADER = "x-hustings-voter"
+_TOKEN = re.compile(r"[A-Za-z0-9_.:@+/=-]{1,128}")
+_YEAR_S = 365 * 24 * 3600
+
+
+def token_from(headers: Headers) -> str | None:
+    """The voter's own token; None if they bring none. A header goes before a cookie; a malformed cookie is none.
+
+    Raises:
+        BadRequest: the header is malformed.
+    """
+    header = headers.get(HEADER)
+    if header is not None:
+        if _TOKEN.fullmatch(header) is None:
+            raise BadRequest("X-Hustings-Voter must be 1 to 128 letters, digits or _.:@+/=- characters.")
+        return header
+    cookie = SimpleCookie()
+    try:
+        cookie.load(headers.get("cookie", ""))
+    except Exception:  # noqa: BLE001 - a cookie jar that can't be read is no identity
+        return None
+    found = cookie.get(COOKIE)
+    if found is None or _TOKEN.fullmatch(found.value) is None:
+        return None
+    return found.value
+
+
+def new_cookie(scope: Scope) -> tuple[str, str]:
+    """A fresh token and the Set-Cookie header that hands it out."""
+    token = secrets.token_urlsafe(24)
+    secure = "; Secure" if scope.get("scheme") == "https" else ""
+    return token, f"{COOKIE}={token}; Path=/; Max-Age={_YEAR_S}; HttpOnly; SameSite=Lax{secure}"
+
+
+def voter_of(request: Request, secret: str) -> str:
+    """The pseudonym of who asks. On first touch a new token is made, and the middleware hands it out."""
+    token = token_from(request.headers)
+    if token is None:
+        token, header = new_cookie(request.scope)
+        request.scope.setdefault("state", {})["set_cookie"] = header
+    return pseudonym(secret, token)
+
+
+def require_operator(request: Request, operator_token: str) -> None:
+    """Pass for the operator.
+
+    Raises:
+        NotAuthorised: the bearer token is missing or wrong.
+    """
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), operator_token.encode()):
+        raise NotAuthorised(
+            "This needs `Authorization: Bearer <operator token>`; the token lies in secrets/operator_token of the data folder."
+        )
