@@ -1,0 +1,70 @@
+"""What the app is composed of. Built once, in `serve.main` or in a test's fixture; routes take it from the app's state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, ParamSpec, TypeVar
+
+import anyio.to_thread
+from fastapi import Depends
+from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+
+from feedback.ledger import Ledger
+from feedback.paths import DataPaths
+from serve.config import ServeConfig
+from serve.engines.base import Engine
+from serve.gate import Gate, Readiness
+from serve.metrics import Metrics
+from serve.office import Office
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeDeps:
+    """Everything that routes use.
+
+    Attributes:
+        secret: key of the voters' pseudonyms.
+        base_model: the base's name, as pairs and the pages tell it.
+        model_fingerprint: of the base's weights, for the check of adapters; None skips nothing: releases are refused.
+        rng: draws contenders and positions; a test gives a seeded one.
+    """
+
+    config: ServeConfig
+    paths: DataPaths
+    engine: Engine
+    ledger: Ledger
+    secret: str
+    operator_token: str
+    base_model: str
+    base_fingerprint: Callable[[], str]
+    metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
+    office: Office = field(default_factory=Office)
+    readiness: Readiness = field(default_factory=Readiness)
+    rng: random.Random = field(default_factory=random.SystemRandom)
+    people: Gate = field(init=False)
+    rollouts: Gate = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "people", Gate(self.config.max_in_flight))
+        object.__setattr__(self, "rollouts", Gate(self.config.max_rollouts_in_flight))
+
+
+def deps_of(request: Request) -> ServeDeps:
+    """The app's parts."""
+    deps: ServeDeps = request.app.state.deps
+    return deps
+
+
+Deps = Annotated[ServeDeps, Depends(deps_of)]
+
+
+def on_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+    """Make a blocking call (the ledger's, a file's) on a worker thread."""
+    return anyio.to_thread.run_sync(partial(call, *args, **kwargs))

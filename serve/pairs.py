@@ -1,0 +1,230 @@
+"""A pair: two answers to one conversation, streamed side by side and blind, recorded before the client hears `done`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from feedback.contracts import CompletionRecord, FinishReason, Message, PairShown, Position, SamplingRecord
+from serve.contenders import Matchup, choose
+from serve.deps import ServeDeps, on_thread
+from serve.engines.base import Chunk, GenerationRequest, Priority, PromptTooLong, Sampling
+from serve.streams import merge, until
+
+POSITIONS: tuple[Position, Position] = ("a", "b")
+
+
+@dataclass(frozen=True, slots=True)
+class PairAsk:
+    """What a person wants answered. None leaves it to the configuration."""
+
+    messages: tuple[Message, ...]
+    conversation_id: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairOpened:
+    """The first token is there."""
+
+    pair_id: str
+    conversation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairDelta:
+    """New text of one side."""
+
+    position: Position
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairDone:
+    """Both sides have ended and the pair is in the ledger."""
+
+    pair: PairShown
+
+
+PairEvent = PairOpened | PairDelta | PairDone
+
+
+@dataclass(slots=True)
+class _Side:
+    """One answer as it grows."""
+
+    position: Position
+    adapter: str | None
+    sampling: SamplingRecord
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        self.text.append(chunk.text)
+        self.token_ids.extend(chunk.token_ids)
+        self.logprobs.extend(chunk.logprobs)
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+
+    def record(self) -> CompletionRecord:
+        return CompletionRecord(
+            position=self.position,
+            text="".join(self.text),
+            finish_reason=self.finish_reason or "error",
+            adapter=self.adapter,
+            sampling=self.sampling,
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+        )
+
+
+def answer_tokens(wanted: int | None, default: int, prompt: int, context: int) -> int:
+    """Tokens that an answer may have: as asked, else the default cut to what the context leaves.
+
+    Raises:
+        PromptTooLong: the prompt leaves no room, or less than was asked for.
+    """
+    room = context - prompt
+    if room < 1 or (wanted is not None and wanted > room):
+        raise PromptTooLong(
+            f"The conversation has {prompt} tokens and the model's context {context}, which leaves {max(room, 0)} for the"
+            " answer; shorten the conversation or ask for fewer tokens."
+        )
+    return min(default, room) if wanted is None else wanted
+
+
+async def run_pair(deps: ServeDeps, ask: PairAsk, voter: str) -> AsyncGenerator[PairEvent, None]:
+    """Answer twice. Closing this generator stops both generations; only a pair that was shown whole is recorded.
+
+    Raises:
+        ServeError, EngineError, LedgerError: before the first event where that can be known.
+    """
+    deps.readiness.require()
+    with deps.people.enter():
+        matchup = choose(deps.rng, deps.config.contenders, deps.office.holder, deps.office.canaries)
+        outcome = "aborted"
+        try:
+            with deps.office.borrow(*matchup.adapters):
+                async with aclosing(_speak(deps, ask, voter, matchup)) as events:
+                    async for event in events:
+                        yield event
+            outcome = "shown"
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            deps.metrics.pairs.labels(matchup.rule, outcome).inc()
+
+
+async def _speak(deps: ServeDeps, ask: PairAsk, voter: str, matchup: Matchup) -> AsyncGenerator[PairEvent, None]:
+    began = time.perf_counter()
+    deadline = asyncio.get_running_loop().time() + deps.config.request_timeout_s
+    prompt = await deps.engine.tokenize(ask.messages)
+    pair_id = f"pair_{uuid4().hex}"
+    conversation_id = ask.conversation_id or f"conv_{uuid4().hex}"
+    sampling = _sampling(deps, ask, len(prompt))
+    sides = [
+        _Side(position, adapter, _sampling_record(sampling, index))
+        for index, (position, adapter) in enumerate(zip(POSITIONS, matchup.adapters, strict=True))
+    ]
+    requests = generation_requests(matchup, prompt, sampling, pair_id)
+    streams = [until(deadline, deps.engine.generate(request)) for request in requests]
+    by_source = [_tagged(stream, source) for source, stream in enumerate(streams)]
+    opened = False
+    async with aclosing(merge(by_source)) as chunks:
+        async for source, chunk in chunks:
+            if not opened:
+                opened = True
+                deps.metrics.first_token.labels("pair").observe(time.perf_counter() - began)
+                yield PairOpened(pair_id, conversation_id)
+            side = sides[source + chunk.index]
+            side.add(chunk)
+            if chunk.text:
+                yield PairDelta(side.position, chunk.text)
+    deps.metrics.tokens.labels("pair", "in").inc(len(prompt))
+    deps.metrics.tokens.labels("pair", "out").inc(sum(len(side.token_ids) for side in sides))
+    pair = PairShown(
+        pair_id=pair_id,
+        conversation_id=conversation_id,
+        voter=voter,
+        messages=ask.messages,
+        completions=tuple(side.record() for side in sides),
+        contenders=matchup.rule,
+        propensity=matchup.propensity,
+        base_model=deps.base_model,
+        prompt_token_ids=prompt,
+    )
+    await on_thread(deps.ledger.record_pair, pair)
+    yield PairDone(pair)
+
+
+def generation_requests(
+    matchup: Matchup, prompt: tuple[int, ...], sampling: Sampling, pair_id: str
+) -> list[GenerationRequest]:
+    """One request with two answers, which share the prefill, where one adapter speaks twice; else one a side.
+
+    The source's number plus the answer's index is the side's number either way.
+    """
+    if matchup.same:
+        return [_request(prompt, sampling, pair_id, matchup.adapters[0])]
+    return [
+        _request(prompt, _one_of(sampling, index), f"{pair_id}-{position}", adapter)
+        for index, (position, adapter) in enumerate(zip(POSITIONS, matchup.adapters, strict=True))
+    ]
+
+
+def _request(prompt: tuple[int, ...], sampling: Sampling, request_id: str, adapter: str | None) -> GenerationRequest:
+    return GenerationRequest(prompt, sampling, request_id, adapter, Priority.PERSON)
+
+
+def _sampling(deps: ServeDeps, ask: PairAsk, prompt_tokens: int) -> Sampling:
+    config = deps.config
+    return Sampling(
+        max_tokens=answer_tokens(
+            ask.max_tokens, config.default_max_tokens, prompt_tokens, deps.engine.info.max_model_len
+        ),
+        temperature=config.default_temperature if ask.temperature is None else ask.temperature,
+        top_p=config.default_top_p if ask.top_p is None else ask.top_p,
+        seed=ask.seed,
+        n=len(POSITIONS),
+        logprobs=0,
+    )
+
+
+def _one_of(sampling: Sampling, index: int) -> Sampling:
+    seed = None if sampling.seed is None else sampling.seed + index
+    return Sampling(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=seed,
+        logprobs=sampling.logprobs,
+    )
+
+
+def _sampling_record(sampling: Sampling, index: int) -> SamplingRecord:
+    """Answer i of a seeded request is drawn with seed + i, in the engine as in two requests."""
+    return SamplingRecord(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        seed=None if sampling.seed is None else sampling.seed + index,
+    )
+
+
+async def _tagged(
+    stream: AsyncGenerator[Chunk, None], source: int
+) -> AsyncGenerator[tuple[int, Chunk], None]:
+    async with aclosing(stream):
+        async for chunk in stream:
+            yield source, chunk
+
+

@@ -1,0 +1,1 @@
+"""The HTTP routes: thin, each calls the part that does the work."""

@@ -1,0 +1,175 @@
+"""`POST /v1/pairs`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+import structlog
+from fastapi import APIRouter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from feedback.contracts import FinishReason, Message, PairShown, Position
+from serve.deps import Deps, ServeDeps
+from serve.errors import BadRequest
+from serve.faults import fault_of, unexpected_fault
+from serve.http import FastJSON, request_id, sse
+from serve.identity import voter_of
+from serve.pairs import PairAsk, PairDelta, PairDone, PairEvent, PairOpened, run_pair
+from serve.routes.problems import PROBLEMS
+from serve.streams import EventStream, primed, unless_gone
+
+MAX_CONTENT = 100_000
+router = APIRouter(tags=["pairs"])
+log = structlog.get_logger(__name__)
+
+
+def no_nul(text: str) -> str:
+    """Refuse NUL, which PostgreSQL can't store."""
+    if "\x00" in text:
+        raise ValueError("must not contain the character NUL")
+    return text
+
+
+Text = Annotated[str, AfterValidator(no_nul)]
+
+
+class Turn(BaseModel):
+    """One message of the conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[Text, Field(min_length=1, max_length=MAX_CONTENT)]
+
+
+class PairRequest(BaseModel):
+    """A conversation that ends with the person's turn, to be answered twice."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    messages: list[Turn] = Field(min_length=1)
+    conversation_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    stream: bool = False
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, le=2**53)
+
+
+class AssistantTurn(BaseModel):
+    """What a side said."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class CompletionShown(BaseModel):
+    """One side; nothing here tells which adapter spoke."""
+
+    position: Position
+    message: AssistantTurn
+    finish_reason: FinishReason
+
+
+class PairResponse(BaseModel):
+    """Two answers, to be voted on under `pair_id`."""
+
+    pair_id: str
+    conversation_id: str
+    completions: list[CompletionShown]
+
+
+def to_ask(body: PairRequest, deps: ServeDeps) -> PairAsk:
+    """What the request asks for.
+
+    Raises:
+        BadRequest: the conversation doesn't end with the person, or asks for too much.
+    """
+    config = deps.config
+    if len(body.messages) > config.max_messages:
+        raise BadRequest(f"messages may have {config.max_messages} turns at most; start a new conversation.")
+    if body.messages[-1].role != "user":
+        raise BadRequest("The last of messages must have the role `user`: that is the turn to be answered.")
+    if body.max_tokens is not None and body.max_tokens > config.max_max_tokens:
+        raise BadRequest(f"max_tokens may be {config.max_max_tokens} at most.")
+    return PairAsk(
+        messages=tuple(Message(role=turn.role, content=turn.content) for turn in body.messages),
+        conversation_id=body.conversation_id,
+        max_tokens=body.max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        seed=body.seed,
+    )
+
+
+@router.post(
+    "/v1/pairs",
+    response_model=PairResponse,
+    responses=PROBLEMS
+    | {200: {"model": PairResponse, "content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def create_pair(body: PairRequest, request: Request, deps: Deps) -> Response:
+    """Answer a conversation twice, blind. With `stream`, the events are `pair`, `delta`, `done` and `error`."""
+    voter = voter_of(request, deps.secret)
+    events = run_pair(deps, to_ask(body, deps), voter)
+    if body.stream:
+        return EventStream(_wire(await unless_gone(request, primed(events)), request))
+    return FastJSON(await unless_gone(request, _whole(events, request)))
+
+
+async def _whole(events: AsyncGenerator[PairEvent, None], request: Request) -> dict[str, Any]:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, PairDone):
+                _note(request, event.pair)
+                return shown(event.pair)
+    raise RuntimeError("a pair ended without its last event")
+
+
+async def _wire(events: AsyncGenerator[PairEvent, None], request: Request) -> AsyncGenerator[bytes, None]:
+    """The events as server-sent events; a failure after the first one becomes an `error` event."""
+    async with aclosing(events):
+        try:
+            async for event in events:
+                yield _event(event, request)
+        except Exception as error:
+            fault = fault_of(error)
+            if fault is None:
+                log.exception("a pair's stream failed")
+                fault = unexpected_fault()
+            yield sse(fault.problem(request_id(request)), "error")
+
+
+def _event(event: PairEvent, request: Request) -> bytes:
+    match event:
+        case PairDelta(position, content):
+            return sse({"position": position, "content": content}, "delta")
+        case PairOpened(pair_id, conversation_id):
+            return sse({"pair_id": pair_id, "conversation_id": conversation_id}, "pair")
+        case PairDone(pair):
+            _note(request, pair)
+            return sse(shown(pair), "done")
+
+
+def shown(pair: PairShown) -> dict[str, Any]:
+    """The pair as a voter may see it."""
+    return {
+        "pair_id": pair.pair_id,
+        "conversation_id": pair.conversation_id,
+        "completions": [
+            {
+                "position": completion.position,
+                "message": {"role": "assistant", "content": completion.text},
+                "finish_reason": completion.finish_reason,
+            }
+            for completion in pair.completions
+        ],
+    }
+
+
+def _note(request: Request, pair: PairShown) -> None:
+    request.scope["state"]["log"] |= {"pair_id": pair.pair_id, "rule": pair.contenders}

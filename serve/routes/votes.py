@@ -1,0 +1,89 @@
+"""`POST /v1/votes`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from feedback.contracts import Choice, PairShown, Position, SamplingRecord
+from feedback.ledger import LedgerError, NotYourPair, UnknownPair, VoteConflict
+from serve.deps import Deps, on_thread
+from serve.http import FastJSON
+from serve.identity import voter_of
+from serve.routes.pairs import Text
+from serve.routes.problems import PROBLEMS
+
+router = APIRouter(tags=["votes"])
+BASE = "base"
+_REFUSALS: dict[type[LedgerError], str] = {
+    UnknownPair: "unknown_pair",
+    NotYourPair: "not_your_pair",
+    VoteConflict: "conflict",
+}
+
+
+class VoteRequest(BaseModel):
+    """A choice between the sides of a pair."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    pair_id: Annotated[Text, Field(min_length=1, max_length=64)]
+    choice: Choice
+    reasons: list[Annotated[Text, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=10)
+    comment: Annotated[Text, Field(max_length=2_000)] | None = None
+    edited: Annotated[Text, Field(min_length=1, max_length=20_000)] | None = None
+    dwell_ms: int | None = Field(default=None, ge=0, le=7 * 24 * 3600 * 1000)
+
+
+class VoteResponse(BaseModel):
+    """The vote is on disk. `reveal` tells who spoke in each position, `sampling` how."""
+
+    vote_id: str
+    pair_id: str
+    choice: Choice
+    reveal: dict[Position, str]
+    sampling: dict[Position, SamplingRecord]
+
+
+@router.post(
+    "/v1/votes",
+    status_code=201,
+    response_model=VoteResponse,
+    responses=PROBLEMS | {200: {"model": VoteResponse, "description": "The same vote was there already"}},
+)
+async def cast_vote(body: VoteRequest, request: Request, deps: Deps) -> Response:
+    """Vote. 201: it is recorded; 200: it was recorded before; 409: you chose otherwise before, and that stands."""
+    voter = voter_of(request, deps.secret)
+    try:
+        outcome = await on_thread(
+            deps.ledger.record_vote,
+            pair_id=body.pair_id,
+            voter=voter,
+            choice=body.choice,
+            reasons=tuple(body.reasons),
+            comment=body.comment,
+            edited=body.edited,
+            dwell_ms=body.dwell_ms,
+        )
+    except LedgerError as error:
+        deps.metrics.votes_refused.labels(_REFUSALS.get(type(error), "ledger")).inc()
+        raise
+    deps.metrics.votes.labels(outcome.vote.choice, "created" if outcome.created else "repeated").inc()
+    request.scope["state"]["log"] |= {"pair_id": body.pair_id, "vote_id": outcome.vote.vote_id}
+    answer = {
+        "vote_id": outcome.vote.vote_id,
+        "pair_id": body.pair_id,
+        "choice": outcome.vote.choice,
+        "reveal": reveal(outcome.vote.pair),
+        "sampling": {c.position: c.sampling.model_dump() for c in outcome.vote.pair.completions},
+    }
+    return FastJSON(answer, 201 if outcome.created else 200)
+
+
+def reveal(pair: PairShown) -> dict[str, str]:
+    """Who spoke in each position."""
+    return {completion.position: completion.adapter or BASE for completion in pair.completions}
