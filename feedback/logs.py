@@ -26,7 +26,12 @@ def configure(process: str, *, level: str = "info", json: bool | None = None) ->
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=_colours_wanted())
+        structlog.processors.JSONRenderer()
+        if json
+        else structlog.dev.ConsoleRenderer(
+            colors=_colours_wanted(),
+            exception_formatter=structlog.dev.plain_traceback,  # rich would print local variables: texts and secrets
+        )
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -13,7 +13,7 @@ class ContendersConfig(Section):
     """`[serve.contenders]`: who meets whom. What the two shares leave goes to the office-holder against itself."""
 
     candidate_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the pairs in which a candidate (a release in the state `canary`) meets the office-holder, while there is one."""
+    """Share of the pairs in which a candidate (a release in state `canary`), if any, meets the office-holder."""
     anchor_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the pairs in which the bare base meets the office-holder, while an adapter is in office."""
 
@@ -24,7 +24,7 @@ class ReleasesConfig(Section):
     auto_promote: bool = True
     """Put a verified adapter into office at once; False leaves it `verified` until an operator promotes it."""
     probe_tolerance: float = Field(default=0.05, gt=0)
-    """Mean absolute difference (nats a token) between serving's and the trainer's log-probs that still counts as equal."""
+    """Mean absolute difference (nats a token) of serving's and the trainer's log-probs that counts as equal."""
     min_signal_to_noise: float = Field(default=3.0, ge=1)
     """The trainer's distance between adapter and base must be so many times the numeric noise seen on the base."""
     keep_previous: bool = True
@@ -46,7 +46,7 @@ class ServeConfig(Section):
     max_model_len: int = Field(default=2048, ge=16)
     """Context length in tokens, prompt and answer together."""
     max_loras: int = Field(default=4, ge=2)
-    """Adapters loaded at once: the office-holder, the previous one, one on its way in, and the trainer's rollout adapter."""
+    """Adapters loaded at once: office-holder, previous one, one on its way in, the trainer's rollout adapter."""
     max_lora_rank: int = Field(default=16, ge=1)
     """Highest adapter rank that is taken."""
     kv_cache_gib: float = Field(default=1.0, gt=0)

@@ -1,4 +1,4 @@
-"""What the app is composed of. Built once, in `serve.main` or in a test's fixture; routes take it from the app's state."""
+"""What the app is composed of: built once, in `serve.main` or a test's fixture; routes take it from the app's state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ServeDeps:
     Attributes:
         secret: key of the voters' pseudonyms.
         base_model: the base's name, as pairs and the pages tell it.
-        model_fingerprint: of the base's weights, for the check of adapters; None skips nothing: releases are refused.
+        base_fingerprint: tells the fingerprint of the base's weights, for the check of adapters; may read files.
         rng: draws contenders and positions; a test gives a seeded one.
     """
 

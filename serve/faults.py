@@ -40,6 +40,7 @@ from serve.http import (
     retry_header,
     wants_openai_errors,
 )
+from serve.text import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +96,12 @@ _LEDGER: dict[type[LedgerError], tuple[int, str, str]] = {
 def fault_of(error: Exception) -> Fault | None:
     """The fault that a known failure stands for; None for the unexpected."""
     if isinstance(error, ServeError):
-        code = "rate_limit_exceeded" if error.status == 429 else None
+        code = {429: "rate_limit_exceeded", 404: "model_not_found"}.get(error.status)
         return Fault(error.status, error.title, error.slug, error.detail, error.retry_after_s, code=code)
     if isinstance(error, EngineError):
         return _engine_fault(error)
-    if isinstance(error, LedgerUnavailable):
-        return Fault(503, "Ledger unavailable", "ledger-unavailable", str(error), 5.0)
-    for kind, (status, title, slug) in _LEDGER.items():
-        if isinstance(error, kind):
-            return Fault(status, title, slug, _sentence(str(error)))
+    if isinstance(error, LedgerError):
+        return _ledger_fault(error)
     if isinstance(error, HTTPException):
         return _http_fault(error)
     if isinstance(error, RequestValidationError):
@@ -129,6 +127,15 @@ def _engine_fault(error: EngineError) -> Fault:
     return Fault(500, "Engine error", "engine-error", str(error))
 
 
+def _ledger_fault(error: LedgerError) -> Fault | None:
+    if isinstance(error, LedgerUnavailable):
+        return Fault(503, "Ledger unavailable", "ledger-unavailable", _sentence(str(error)), 5.0)
+    for kind, (status, title, slug) in _LEDGER.items():
+        if isinstance(error, kind):
+            return Fault(status, title, slug, _sentence(str(error)))
+    return None
+
+
 def _http_fault(error: HTTPException) -> Fault:
     phrase = HTTPStatus(error.status_code).phrase
     hint = {
@@ -145,7 +152,9 @@ def validation_fault(errors: Sequence[Any]) -> Fault:
         reason = first.get("ctx", {}).get("error", "not JSON")
         return Fault(400, "Invalid JSON", "invalid-json", f"The body is not valid JSON: {reason}.", code="invalid_json")
     listed = tuple({"pointer": _pointer(e["loc"]), "detail": str(e["msg"])} for e in errors[:20])
-    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    cause = first.get("ctx", {}).get("error")
+    param = getattr(cause, "param", None) or ".".join(str(part) for part in first["loc"][1:]) or None
+    param = param and printable(param)
     unknown = first["type"] == "extra_forbidden"
     detail = "; ".join(f"{e['pointer'] or 'body'}: {e['detail']}" for e in listed[:3])
     message = f"Unknown parameter: '{param}'. Leave it out." if unknown else detail
@@ -155,13 +164,13 @@ def validation_fault(errors: Sequence[Any]) -> Fault:
         "invalid-request",
         message,
         param=param,
-        code="unknown_parameter" if unknown else "invalid_value",
+        code="unknown_parameter" if unknown else getattr(cause, "code", "invalid_value"),
         errors=listed,
     )
 
 
 def _pointer(loc: Sequence[Any]) -> str:
-    return "".join(f"/{part}" for part in loc[1:])
+    return printable("".join(f"/{part}" for part in loc[1:]))
 
 
 def _sentence(text: str) -> str:

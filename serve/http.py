@@ -41,9 +41,7 @@ def request_id(request: Request) -> str:
     return str(request.scope.get("state", {}).get("request_id", ""))
 
 
-def problem_body(
-    *, status: int, title: str, slug: str, detail: str, instance: str = "", **more: Any
-) -> dict[str, Any]:
+def problem_body(*, status: int, title: str, slug: str, detail: str, instance: str = "", **more: Any) -> dict[str, Any]:
     """The members of a problem detail; `more` are extension members."""
     body: dict[str, Any] = {"type": PROBLEM_TYPE_BASE + slug, "title": title, "status": status, "detail": detail}
     if instance:

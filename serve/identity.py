@@ -67,5 +67,6 @@ def require_operator(request: Request, operator_token: str) -> None:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), operator_token.encode()):
         raise NotAuthorised(
-            "This needs `Authorization: Bearer <operator token>`; the token lies in secrets/operator_token of the data folder."
+            "This needs `Authorization: Bearer <operator token>`; the token lies in secrets/operator_token of the data"
+            " folder."
         )

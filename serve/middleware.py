@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.config import ServeConfig
 from serve.faults import Fault, unexpected_fault
 from serve.metrics import Metrics
+from serve.streams import ClientGone
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -38,6 +39,7 @@ class RequestContext:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -47,9 +49,7 @@ class RequestContext:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, config: ServeConfig, metrics: Metrics
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, config: ServeConfig, metrics: Metrics) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -59,6 +59,7 @@ class _Exchange:
         self._sent_bytes = 0
         self._read_bytes = 0
         self._hung_up = False
+        self._complete = False
         self._failed = False
         factor = _ROLLOUT_BODY_FACTOR if scope["path"] == "/v1/rollouts" else 1
         self._body_limit = config.max_body_bytes * factor
@@ -84,6 +85,8 @@ class _Exchange:
             return
         try:
             await app(self._scope, self._limited_receive, self._noted_send)
+        except ClientGone:
+            self._hung_up = True
         except Exception:  # the boundary: a defect is logged with its traceback and answered without it
             self._failed = True
             log.exception("unexpected error", path=self._scope["path"])
@@ -94,7 +97,7 @@ class _Exchange:
     async def _limited_receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self._hung_up = True
+            self._hung_up = not self._complete
         self._read_bytes += len(message.get("body", b""))
         if self._read_bytes > self._body_limit:
             raise HTTPException(413, self._too_large().detail)
@@ -106,6 +109,7 @@ class _Exchange:
             self._decorate(MutableHeaders(scope=message))
         elif message["type"] == "http.response.body":
             self._sent_bytes += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
         await self._send(message)
 
     def _decorate(self, headers: MutableHeaders) -> None:

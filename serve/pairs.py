@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -95,8 +95,8 @@ def answer_tokens(wanted: int | None, default: int, prompt: int, context: int) -
     room = context - prompt
     if room < 1 or (wanted is not None and wanted > room):
         raise PromptTooLong(
-            f"The conversation has {prompt} tokens and the model's context {context}, which leaves {max(room, 0)} for the"
-            " answer; shorten the conversation or ask for fewer tokens."
+            f"The conversation has {prompt} tokens and the model's context {context}, which leaves {max(room, 0)} for"
+            " the answer; shorten the conversation or ask for fewer tokens."
         )
     return min(default, room) if wanted is None else wanted
 
@@ -220,11 +220,7 @@ def _sampling_record(sampling: Sampling, index: int) -> SamplingRecord:
     )
 
 
-async def _tagged(
-    stream: AsyncGenerator[Chunk, None], source: int
-) -> AsyncGenerator[tuple[int, Chunk], None]:
+async def _tagged(stream: AsyncGenerator[Chunk, None], source: int) -> AsyncGenerator[tuple[int, Chunk], None]:
     async with aclosing(stream):
         async for chunk in stream:
             yield source, chunk
-
-

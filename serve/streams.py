@@ -45,10 +45,10 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
     """Items of all sources as they come; closing it closes all of them, and a failure of one ends the others."""
     if len(sources) == 1:
         async with aclosing(sources[0]) as source:
-            async for item in source:
-                yield item
+            async for only in source:
+                yield only
         return
-    queue: asyncio.Queue[T | None | Exception] = asyncio.Queue()
+    queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
     pumps = [asyncio.create_task(_pump(source, queue)) for source in sources]
     running = len(pumps)
     try:
@@ -170,12 +170,12 @@ async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
         pass
 
 
-async def _pump(source: AsyncGenerator[T, None], queue: asyncio.Queue[T | None | Exception]) -> None:
+async def _pump(source: AsyncGenerator[T, None], queue: asyncio.Queue[T | Exception | None]) -> None:
     try:
         async with aclosing(source):
             async for item in source:
                 queue.put_nowait(item)
-    except Exception as error:  # handed to the reader, who raises it
+    except Exception as error:  # noqa: BLE001 - handed to the reader, who raises it
         queue.put_nowait(error)
     else:
         queue.put_nowait(None)

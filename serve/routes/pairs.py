@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import structlog
 from fastapi import APIRouter
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,20 +21,11 @@ from serve.identity import voter_of
 from serve.pairs import PairAsk, PairDelta, PairDone, PairEvent, PairOpened, run_pair
 from serve.routes.problems import PROBLEMS
 from serve.streams import EventStream, primed, unless_gone
+from serve.text import Text
 
 MAX_CONTENT = 100_000
 router = APIRouter(tags=["pairs"])
 log = structlog.get_logger(__name__)
-
-
-def no_nul(text: str) -> str:
-    """Refuse NUL, which PostgreSQL can't store."""
-    if "\x00" in text:
-        raise ValueError("must not contain the character NUL")
-    return text
-
-
-Text = Annotated[str, AfterValidator(no_nul)]
 
 
 class Turn(BaseModel):

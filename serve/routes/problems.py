@@ -47,3 +47,25 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": meaning} | _CONTENT for status, meaning in _MEANING.items()
 }
 """Responses of every route of ours that may fail."""
+
+
+class OpenAIError(BaseModel):
+    """What went wrong, in OpenAI's words."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrorBody(BaseModel):
+    """OpenAI's error object."""
+
+    error: OpenAIError
+
+
+OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": _MEANING[status], "model": OpenAIErrorBody}
+    for status in (400, 404, 413, 429, 500, 503, 504)
+}
+"""Responses of the OpenAI-compatible routes that may fail."""

@@ -14,8 +14,8 @@ from feedback.ledger import LedgerError, NotYourPair, UnknownPair, VoteConflict
 from serve.deps import Deps, on_thread
 from serve.http import FastJSON
 from serve.identity import voter_of
-from serve.routes.pairs import Text
 from serve.routes.problems import PROBLEMS
+from serve.text import Text
 
 router = APIRouter(tags=["votes"])
 BASE = "base"

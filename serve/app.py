@@ -1,0 +1,53 @@
+"""The app: routes and middleware around the parts that `ServeDeps` holds."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+from serve import faults
+from serve.deps import ServeDeps
+from serve.middleware import RequestContext
+from serve.openai import chat, models
+from serve.routes import health, pairs, votes
+from serve.routes.problems import Problem
+
+__all__ = ["ServeDeps", "create_app"]
+ROUTERS = (chat.router, models.router, pairs.router, votes.router, health.router)
+
+
+def create_app(deps: ServeDeps) -> FastAPI:
+    """Compose the app. It neither starts nor stops what it is given: `serve.main` does."""
+    app = FastAPI(
+        title="Hustings",
+        description="Chat, two answers side by side, votes, and the adapters that they elect.",
+        version="0.1.0",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.deps = deps
+    for router in ROUTERS:
+        app.include_router(router)
+    if health.WEB.is_dir():
+        app.mount("/web", StaticFiles(directory=health.WEB), name="web")
+    faults.install(app)
+    app.add_middleware(RequestContext, config=deps.config, metrics=deps.metrics)
+    deps.metrics.watch_engine(deps.engine.load, deps.engine.adapters)
+    _publish_problem_schema(app)
+    return app
+
+
+def _publish_problem_schema(app: FastAPI) -> None:
+    """Problem details are answered by handlers, which the OpenAPI document doesn't know of by itself."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = plain()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        if "Problem" not in schemas:
+            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas["Problem"] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
