@@ -9,6 +9,7 @@ from __future__ import annotations
 # │   └── OneSidedVotes    every comparison carries the same feature difference or none
 # ├── RewardRefused        the reward model is no better than a coin, a length meter, or worse than the last one
 # ├── TrainingDiverged     a loss, a gradient or a reward is not finite
+# ├── RolloutsUnavailable  serving did not sample for the trainer
 # └── CycleInterrupted     the cycle was asked to stop; it resumes where it stood
 
 
@@ -42,3 +43,7 @@ class TrainingDiverged(TrainError):
 
 class CycleInterrupted(TrainError):
     """The cycle was asked to stop; the next start resumes it."""
+
+
+class RolloutsUnavailable(TrainError):
+    """Serving did not sample for the trainer, after all attempts."""
