@@ -47,8 +47,13 @@ class DataPaths:
         """Folder of the supervisor's log files."""
         return self.root / "logs"
 
+    @property
+    def run(self) -> Path:
+        """Folder of what a running `hustings up` leaves for others: its lock, its addresses, its resolved configuration."""
+        return self.root / "run"
+
     def create(self) -> None:
         """Make every folder that isn't there."""
-        for folder in (self.root, self.dataset, self.adapters, self.rollout_adapters, self.train, self.logs):
+        for folder in (self.root, self.dataset, self.adapters, self.rollout_adapters, self.train, self.logs, self.run):
             folder.mkdir(parents=True, exist_ok=True)
         self.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,300 @@
+"""The `hustings` command. Heavy parts are imported inside their verb, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.config import HustingsConfig, load, to_toml
+from deploy.errors import ConfigError, DeployError, ModelError
+from deploy.options import ConfigFile, DataDir, Kafka, Model, Overrides, Port
+from deploy.releases import app as releases_app
+from deploy.simulating import simulate
+
+app = typer.Typer(
+    name="hustings",
+    help="""Serve a chat model, let people vote on paired answers, and retrain it on their votes while it serves.
+
+    Start with `hustings up`, open the page that it names, chat and vote. Every 64 votes that name a winner, a training
+    cycle runs and its adapter goes into service while the old one still answers.
+
+    Every verb takes `--config FILE` and `--set key=value`; `hustings config --explain` lists all keys.
+    """,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class ExportFormat(StrEnum):
+    """What `export` can write."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+    HF = "hf"
+
+
+@app.command()
+def up(
+    *,
+    port: Port = None,
+    data_dir: DataDir = None,
+    model: Model = None,
+    kafka: Kafka = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run everything on this machine: broker, serving, curator and trainer, until Ctrl-C.
+
+    Examples:
+
+        hustings up
+
+        hustings up --port 8001 --data-dir /srv/hustings
+
+        hustings up --model Qwen/Qwen3-0.6B --kafka kafka-1:9092,kafka-2:9092
+
+        hustings up --set train.schedule.new_comparisons=32 --set serve.max_model_len=4096
+    """
+    from deploy import up as everything
+
+    direct: dict[str, object] = {"serve.port": port, "data_dir": data_dir, "model": model, "feedback.kafka": kafka}
+    everything.run(load(config, overrides or (), direct))
+
+
+@app.command()
+def serve(
+    *,
+    port: Port = None,
+    data_dir: DataDir = None,
+    model: Model = None,
+    kafka: Kafka = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run serving alone: the chat API, the pages, the engine, the relay of votes to Kafka.
+
+    Example: hustings serve --kafka kafka-1:9092 --set feedback.ledger_url=postgresql+psycopg://hustings@db/hustings
+    """
+    direct: dict[str, object] = {"serve.port": port, "data_dir": data_dir, "model": model, "feedback.kafka": kafka}
+    resolved = _prepare("serve", load(config, overrides or (), direct))
+    from deploy.default_model import resolve
+    from serve.main import run
+
+    bootstrap = _bootstrap(resolved)
+    raise typer.Exit(run(resolved.serve, resolved.feedback, resolved.paths, resolve(resolved), bootstrap))
+
+
+@app.command()
+def curate(
+    data_dir: DataDir = None, kafka: Kafka = None, config: ConfigFile = None, overrides: Overrides = None
+) -> None:
+    """Run the curator alone: votes from Kafka into the preference dataset. Several share the work.
+
+    Example: hustings curate --kafka kafka-1:9092 --data-dir /srv/hustings
+    """
+    resolved = _prepare("curate", load(config, overrides or (), {"data_dir": data_dir, "feedback.kafka": kafka}))
+    from feedback.curator import main as run
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    run(resolved.feedback, resolved.paths, _bootstrap(resolved), stop)
+
+
+@app.command()
+def train(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Run one cycle now and end.")] = False,
+    serve_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Serving, for rollouts; found by itself beside a running `up`.")
+    ] = None,
+    data_dir: DataDir = None,
+    model: Model = None,
+    kafka: Kafka = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run the trainer alone: watch for new votes and start a cycle when there are enough.
+
+    Examples:
+
+        hustings train --once
+
+        hustings train --kafka kafka-1:9092 --set train.schedule.max_hours=6
+    """
+    direct: dict[str, object] = {"data_dir": data_dir, "model": model, "feedback.kafka": kafka}
+    resolved = _prepare("train", load(config, overrides or (), direct))
+    from deploy import presence
+    from deploy.default_model import resolve
+    from deploy.up import make_secrets
+    from train.main import run
+
+    running = presence.read(resolved.paths)
+    status = run(
+        resolved.train,
+        resolved.feedback,
+        resolved.paths,
+        resolve(resolved),
+        resolved.feedback.kafka or (running.kafka if running else None),
+        once,
+        serve_url or (running.serve_url if running else None),
+        make_secrets(resolved)[1],
+    )
+    raise typer.Exit(status)
+
+
+app.command()(simulate)
+app.add_typer(releases_app, name="releases")
+
+
+@app.command()
+def export(
+    *,
+    dest: Annotated[Path, typer.Argument(help="File (parquet, jsonl) or folder (hf) to write.")],
+    file_format: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.PARQUET,
+    snapshot: Annotated[str | None, typer.Option(metavar="ID", help="A snapshot; by default one made now.")] = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write the votes as a preference dataset that TRL and Hugging Face `datasets` read (prompt, chosen, rejected).
+
+    Examples:
+
+        hustings export votes.parquet
+
+        hustings export votes.jsonl --format jsonl
+    """
+    resolved = load(config, overrides or (), {"data_dir": data_dir})
+    from feedback.dataset import Dataset
+
+    dataset = Dataset(resolved.paths.dataset)
+    loaded = dataset.load_snapshot(snapshot or dataset.build_snapshot().id)
+    dataset.export(loaded, dest, format=file_format.value)
+    typer.echo(f"{loaded.preferences.num_rows} comparisons of snapshot {loaded.manifest.id} are in {dest}")
+
+
+@app.command()
+def replay(
+    *,
+    topic: Annotated[
+        list[str] | None, typer.Option(help="hustings.pairs, hustings.votes or hustings.releases; repeatable.")
+    ] = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Send the ledger's record to Kafka again, in the same bytes: for a topic that was lost, or a new reader.
+
+    The relay inside serving does the sending. Readers drop what they have already, by its id.
+
+    Example: hustings replay --topic hustings.votes
+    """
+    resolved = load(config, overrides or (), {"data_dir": data_dir})
+    from feedback.contracts import PAIR_TOPIC, RELEASE_TOPIC, VOTE_TOPIC
+    from feedback.ledger import Ledger
+
+    recorded = (PAIR_TOPIC, VOTE_TOPIC, RELEASE_TOPIC)
+    unknown = [name for name in topic or () if name not in recorded]
+    if unknown:
+        raise ConfigError(f"--topic {unknown[0]}: the ledger holds {', '.join(recorded)}")
+    ledger = Ledger.open(resolved.feedback.ledger_url or resolved.paths.ledger_url)
+    try:
+        count = ledger.replay(tuple(topic or recorded))
+    finally:
+        ledger.close()
+    typer.echo(f"{count} records will be sent again by the relay of serving")
+
+
+@app.command()
+def doctor(data_dir: DataDir = None, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Check this machine and this installation: one line each, with the remedy where something is wrong."""
+    from deploy.doctor import examine
+
+    raise typer.Exit(examine(load(config, overrides or (), {"data_dir": data_dir})))
+
+
+@app.command("config")
+def show_config(
+    explain: Annotated[bool, typer.Option("--explain", help="Say above each key what it means.")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print the resolved configuration in the form of hustings.toml.
+
+    Example: hustings config --explain > hustings.toml
+    """
+    typer.echo(to_toml(load(config, overrides or ()), explain=explain), nl=False)
+
+
+def main() -> None:
+    """Entry point of `hustings`: one line for what can go wrong, a traceback only for a fault of ours."""
+    try:
+        app(prog_name="hustings")
+    except (KeyboardInterrupt, BrokenPipeError):
+        raise SystemExit(130) from None
+    except Exception as error:
+        if os.environ.get("HUSTINGS_DEBUG") or not _expected(error):
+            raise
+        sys.stderr.write(f"hustings: {error}\n")
+        raise SystemExit(2 if isinstance(error, ConfigError | ModelError) else 1) from None
+
+
+def _expected(error: Exception) -> bool:
+    """Whether its message is for a person: the packages' own exception trees, and a full disk."""
+    import errno
+
+    from feedback.event_log import EventLogError
+    from feedback.identity import SecretError
+    from feedback.ledger import LedgerError
+
+    roots: list[type[Exception]] = [DeployError, EventLogError, SecretError, LedgerError]
+    # Only trees whose module was imported can have raised.
+    for module, name in (
+        ("train.errors", "TrainError"),
+        ("serve.engines.base", "EngineError"),
+        ("serve.errors", "ServeError"),
+        ("feedback.dataset.errors", "DatasetError"),
+        ("feedback.simulator.client", "SimulateError"),
+        ("feedback.simulator.utilities", "UnknownUtility"),
+    ):
+        root = getattr(sys.modules.get(module), name, None)
+        if root is not None:
+            roots.append(root)
+    return isinstance(error, tuple(roots)) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS)
+    )
+
+
+def _prepare(process: str, config: HustingsConfig) -> HustingsConfig:
+    from feedback.logs import configure
+
+    configure(process, level=config.serve.log_level)
+    try:
+        config.paths.create()
+    except OSError as error:
+        raise ConfigError(f"the data folder {config.data_dir} can't be made: {error.strerror or error}") from error
+    return config
+
+
+def _bootstrap(config: HustingsConfig) -> str:
+    from deploy import presence
+
+    if config.feedback.kafka:
+        return config.feedback.kafka
+    running = presence.read(config.paths)
+    if running is not None:
+        return running.kafka
+    raise ConfigError(
+        "no Kafka is named: give --kafka HOST:PORT, or use `hustings up`, which brings a broker of its own"
+    )

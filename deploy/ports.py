@@ -1,0 +1,47 @@
+"""Whether a port can be listened on, and who holds it when not."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+from deploy.errors import PortInUse
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket(_family(host)) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def require_free(host: str, port: int, remedy: str) -> None:
+    """Return if `port` can be listened on.
+
+    Raises:
+        PortInUse: the message names who holds it, where that can be known, and `remedy`.
+    """
+    with socket.socket(_family(host)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError as error:
+            raise PortInUse(f"port {port} may be used by root only; {remedy}") from error
+        except OSError as error:
+            raise PortInUse(f"port {port} on {host} is in use{_holder(port)}; {remedy}") from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _holder(port: int) -> str:
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            local = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and local and local.port == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except (psutil.Error, OSError):
+        pass
+    return ""
