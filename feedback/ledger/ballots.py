@@ -195,4 +195,6 @@ def _pair_bytes(connection: Connection, pair_id: str) -> bytes | None:
 def _insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
     """Insert unless a unique constraint says that it is there already; True where it was inserted."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    return connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing()).rowcount == 1
+    # Drivers disagree on the row count of such an insert; what it returns is plain.
+    insert = dialect.insert(table).values(row).on_conflict_do_nothing().returning(*table.primary_key)
+    return connection.execute(insert).first() is not None
