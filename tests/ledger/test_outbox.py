@@ -1,0 +1,132 @@
+"""The outbox: states, waits and replays."""
+
+import pytest
+
+from feedback.contracts import PAIR_TOPIC, RELEASE_TOPIC, VOTE_TOPIC, ReleaseChanged, ReleaseState
+from feedback.ledger import OutboxStats, outbox
+from tests.ledger.builders import shown
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Microseconds that the outbox believes in; a test moves them."""
+    now = {"us": 1_000_000_000}
+    monkeypatch.setattr(outbox, "to_us", lambda _: now["us"])
+    return now
+
+
+def filled(ledger, count=3):
+    for number in range(count):
+        ledger.record_pair(shown(f"pair_{number}"))
+    return ledger.pending(100)
+
+
+def release(ledger, name="policy-000001"):
+    change = ReleaseChanged(name=name, before=None, after=ReleaseState.CANDIDATE, reason="published", actor="auto")
+    ledger.record_release(change)
+
+
+def pass_time(clock, seconds):
+    clock["us"] += round(seconds * 1e6)
+
+
+def test_pending_is_in_order_and_no_longer_than_asked_for(ledger):
+    filled(ledger, 5)
+    rows = ledger.pending(3)
+    assert [row.event_id for row in rows] == ["pair_0", "pair_1", "pair_2"]
+    assert rows == sorted(rows, key=lambda row: row.seq)
+
+
+def test_stats_follow_a_row_through_its_states(ledger, clock):
+    assert ledger.outbox_stats() == OutboxStats(0, 0, 0.0, 0)
+    rows = filled(ledger)
+    pass_time(clock, 7.5)
+    assert ledger.outbox_stats() == OutboxStats(3, 0, 7.5, 0)
+    ledger.mark_sent([row.seq for row in rows[:2]])
+    assert ledger.outbox_stats() == OutboxStats(1, 2, 7.5, 0)
+    assert ledger.mark_confirmed(["pair_0", "pair_0", "unknown"]) == 1
+    assert ledger.mark_confirmed(["pair_0"]) == 0
+    ledger.park(rows[2].seq, "too large")
+    assert ledger.outbox_stats() == OutboxStats(0, 1, 0.0, 1)
+
+
+def test_marking_more_rows_than_one_statement_takes_marks_all(ledger):
+    rows = filled(ledger, 30)
+    ledger.mark_sent([*range(10_000, 11_100), *(row.seq for row in rows)])
+    assert ledger.mark_confirmed([*(f"none_{n}" for n in range(1_100)), *(row.event_id for row in rows)]) == 30
+
+
+def test_a_lost_topic_sends_its_unconfirmed_rows_again_in_their_order(ledger):
+    rows = filled(ledger, 4)
+    release(ledger)
+    ledger.mark_sent([row.seq for row in ledger.pending(10)])
+    ledger.mark_confirmed(["pair_1"])
+    assert ledger.requeue({PAIR_TOPIC, VOTE_TOPIC}, None) == 3
+    again = ledger.pending(10)
+    assert [row.event_id for row in again] == ["pair_0", "pair_2", "pair_3"]
+    assert again[0] == rows[0]
+    assert ledger.requeue({RELEASE_TOPIC}, None) == 1
+
+
+def test_an_overdue_receipt_is_waited_for_twice_as_long_each_time_and_an_hour_at_most(ledger, clock):
+    filled(ledger, 1)
+    for wait in (60, 120, 240, 480, 960, 1920, 3600, 3600, 3600):
+        (row,) = ledger.pending(1)
+        ledger.mark_sent([row.seq])
+        pass_time(clock, wait - 1)
+        assert ledger.requeue(None, 60.0) == 0
+        pass_time(clock, 1)
+        assert ledger.requeue(None, 60.0) == 1
+
+
+def test_a_lost_topic_begins_the_waits_anew(ledger, clock):
+    filled(ledger, 1)
+    for _ in range(3):
+        ledger.mark_sent([ledger.pending(1)[0].seq])
+        pass_time(clock, 3600)
+        ledger.requeue(None, 60.0)
+    ledger.mark_sent([ledger.pending(1)[0].seq])
+    ledger.requeue({PAIR_TOPIC}, None)
+    ledger.mark_sent([ledger.pending(1)[0].seq])
+    pass_time(clock, 60)
+    assert ledger.requeue(None, 60.0) == 1
+
+
+def test_topics_without_a_curator_wait_for_no_receipt(ledger, clock):
+    release(ledger)
+    ledger.mark_sent([ledger.pending(1)[0].seq])
+    assert ledger.outbox_stats().unconfirmed == 0
+    pass_time(clock, 1e6)
+    assert ledger.requeue(None, 60.0) == 0
+    assert ledger.mark_confirmed([row.event_id for row in ledger.pending(1)]) == 0
+
+
+def test_a_replay_sends_everything_again_in_the_same_bytes(ledger):
+    filled(ledger, 2)
+    ledger.record_vote(pair_id="pair_1", voter="v_ann", choice="both_bad", reasons=("wrong",), comment="ö")
+    release(ledger)
+    first = ledger.pending(10)
+    ledger.mark_sent([row.seq for row in first])
+    ledger.mark_confirmed([row.event_id for row in first[:2]])
+    ledger.mark_confirmed([first[2].event_id])
+    assert ledger.pending(10) == []
+    assert ledger.replay({PAIR_TOPIC, VOTE_TOPIC, RELEASE_TOPIC}) == 4
+    assert ledger.pending(10) == first
+
+
+def test_a_confirmed_row_keeps_no_copy_of_the_event(ledger):
+    (row,) = filled(ledger, 1)
+    ledger.mark_sent([row.seq])
+    ledger.mark_confirmed([row.event_id])
+    kept = ledger._database.read(lambda c: c.execute(outbox.outbox.select()).one())
+    assert (kept.state, kept.value) == ("confirmed", None)
+
+
+def test_parked_rows_can_be_sent_after_all(ledger):
+    (row,) = filled(ledger, 1)
+    ledger.park(row.seq, "2 MB are more than 1 MB")
+    assert ledger.pending(10) == []
+    assert [(parked.event_id, parked.error) for parked in ledger.parked()] == [("pair_0", "2 MB are more than 1 MB")]
+    assert ledger.unpark() == 1
+    assert ledger.pending(10) == [row]
+    assert ledger.parked() == []
