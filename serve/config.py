@@ -55,6 +55,15 @@ class ServeConfig(Section):
     """Share of the GPU's memory that the engine takes (GPU engine)."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Sequences that the engine runs in one step."""
+    reserved_seqs: int = Field(default=16, ge=0)
+    """Of these, kept free of the trainer's rollouts, so that a person never waits for one to end."""
+    max_waiting_seqs: int = Field(default=1024, ge=0)
+    """Sequences that may wait for the engine before a request is refused (429)."""
+    max_batch_tokens: int | None = Field(default=None, ge=16)
+    """Tokens that the engine computes in one step; fewer make long prompts hold up other streams less.
+    None is 512 on a CPU and vLLM's own choice on a GPU."""
+    engine_seed: int | None = None
+    """Seed of the requests that bring none; None draws one at each start."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; auto is float32 on a CPU and the model's own on a GPU."""
     threads: int = Field(default=0, ge=0)

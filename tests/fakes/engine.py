@@ -86,6 +86,7 @@ class FakeEngine:
         max_model_len: int = 2048,
         max_running: int = 1_000_000,
         max_queue: int = 1_000_000,
+        max_adapters: int = 1_000_000,
         words: int = 8,
         token_delay_s: float = 0.0,
         first_token_delay_s: float = 0.0,
@@ -96,6 +97,7 @@ class FakeEngine:
         self._ever: dict[str, str] = dict(self._weights)
         self._max_running = max_running
         self._max_queue = max_queue
+        self._max_adapters = max_adapters
         self._word_count = words
         self._counter = itertools.count()
         self._running = 0
@@ -179,10 +181,12 @@ class FakeEngine:
             raise failure
         weights = path / "adapter_model.safetensors"
         if not (path / "adapter_config.json").is_file() or not weights.is_file():
-            raise AdapterLoadFailed(f"{name}: {path.name} is no adapter folder")
+            raise AdapterLoadFailed(f"{name}: {path.name} is not an adapter folder")
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         if self._ever.get(name, digest) != digest:
             raise AdapterLoadFailed(f"{name} was loaded with other weights before; publish under a new name")
+        if name not in self._weights and len(self._weights) >= self._max_adapters:
+            raise AdapterLoadFailed(f"no room for {name}: {self._max_adapters} adapters are loaded")
         self._ever[name] = self._weights[name] = digest
         self._usable.add(name)
 
@@ -266,14 +270,17 @@ class FakeEngine:
     def _side(self, request: GenerationRequest, index: int) -> _Side:
         sampling = request.sampling
         text = self._answer(request, index)
-        stops = [at for at in (text.find(stop) for stop in sampling.stop) if at >= 0]
-        raw = text.encode()
-        pieces = _pieces(raw, len(text[: min(stops)].encode()) if stops else None)
-        ids = (*raw,) if stops or sampling.ignore_eos else (*raw, EOS)
-        pieces = (*pieces, "")[: len(ids)]
-        while sampling.ignore_eos and not stops and ids and len(ids) < sampling.max_tokens:
-            ids, pieces = ids + ids, pieces + pieces
-        if len(ids) > sampling.max_tokens or (sampling.ignore_eos and not stops):
+        while sampling.ignore_eos and text and len(text) < sampling.max_tokens:
+            text += text
+        ends = [(text.find(stop), len(stop)) for stop in sampling.stop if stop in text]
+        if ends:
+            at, length = min(ends)
+            raw = text[: at + length].encode()
+            ids, pieces = (*raw,), _pieces(raw, len(text[:at].encode()))
+        else:
+            raw = text.encode()
+            ids, pieces = (*raw, EOS), (*_pieces(raw, None), "")
+        if len(ids) > sampling.max_tokens or (sampling.ignore_eos and not ends):
             return _Side(ids[: sampling.max_tokens], pieces[: sampling.max_tokens], "length")
         return _Side(ids, pieces, "stop")
 

@@ -1,0 +1,114 @@
+"""How vLLM is set up: environment and engine arguments, from our configuration. Pure; imports no vLLM."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serve.config import ServeConfig
+
+GIB = 1 << 30
+
+ALLOCATORS = ("usr/lib/*/libtcmalloc_minimal.so.4", "usr/lib*/libtcmalloc_minimal.so.4")
+"""Where distributions put tcmalloc, below the root."""
+
+
+def is_local(model: str) -> bool:
+    """Whether the model is a folder here rather than a hub id."""
+    return Path(model).is_dir()
+
+
+def environment(config: ServeConfig, model: str, given: Mapping[str, str]) -> dict[str, str]:
+    """Variables to set before vLLM is imported; what the user has set stays.
+
+    Intel's and GNU's OpenMP threads spin while they wait for work. On a machine that also trains, the spinning costs a
+    factor of ten, so both are told to sleep. Thread binding is off: a bound engine and a trainer would sit on one core.
+    """
+    wanted = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(config.threads or _cores()),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if is_local(model):
+        wanted |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return {name: value for name, value in wanted.items() if name not in given}
+
+
+def preload(given: str, root: Path = Path("/"), prefix: Path = Path(sys.prefix)) -> str:
+    """LD_PRELOAD for the engine's processes: tcmalloc and Intel's OpenMP where they lie; "" for none.
+
+    vLLM's CPU build advises both; without them it works, slower.
+    """
+    found = [path for path in given.split(":") if path]
+    places = {
+        "libtcmalloc": sorted(path for pattern in ALLOCATORS for path in root.glob(pattern)),
+        "libiomp5": sorted(prefix.glob("lib/libiomp5.so")),
+    }
+    for name, paths in places.items():
+        if paths and not any(name in path for path in found):
+            found.append(str(paths[0]))
+    return ":".join(found)
+
+
+def engine_arguments(config: ServeConfig, model: str, *, cpu: bool) -> dict[str, Any]:
+    """Arguments of `AsyncEngineArgs` (and, as flags, of `vllm serve`)."""
+    arguments: dict[str, Any] = {
+        "model": model,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_batch_tokens or (CPU_BATCH_TOKENS if cpu else None),
+        "enable_lora": True,
+        "max_loras": config.max_loras,
+        "max_cpu_loras": config.max_loras,
+        "max_lora_rank": _vllm_rank(config.max_lora_rank),
+        "enable_prefix_caching": True,
+        "scheduling_policy": "priority",
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": MAX_LOGPROBS,
+        "disable_log_stats": True,
+        "trust_remote_code": False,
+        "seed": config.engine_seed,
+    }
+    if cpu:
+        arguments |= {
+            "dtype": "float32" if config.dtype == "auto" else config.dtype,
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": int(config.kv_cache_gib * GIB),
+            "block_size": CPU_BLOCK_SIZE,
+        }
+    else:
+        arguments |= {"dtype": config.dtype, "gpu_memory_utilization": config.gpu_memory_utilization}
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+MAX_LOGPROBS = 20
+"""The most likely tokens that a request may ask for at each step (OpenAI's limit)."""
+
+CPU_BLOCK_SIZE = 32
+"""Tokens of a block of the key-value cache; only whole blocks are shared, and vLLM's 128 would fit few chat prompts."""
+
+CPU_BATCH_TOKENS = 512
+"""Tokens of one step: a long prompt is computed in pieces of this size, between which other streams get their token."""
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM lays its adapter slots out for."""
+
+
+def _vllm_rank(rank: int) -> int:
+    fitting = [each for each in RANKS if each >= rank]
+    if not fitting:
+        raise ValueError(f"serve.max_lora_rank is {rank}; vLLM takes {RANKS[-1]} at most")
+    return fitting[0]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
