@@ -43,8 +43,8 @@ def make_tiny_model(
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=hidden // 32,  # vLLM on a CPU takes heads of 32 dimensions and more
+        num_key_value_heads=max(1, hidden // 64),
         max_position_embeddings=max_positions,
         initializer_range=spread,
         bos_token_id=tokenizer.convert_tokens_to_ids("<|im_start|>"),
