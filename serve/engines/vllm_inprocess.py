@@ -66,7 +66,8 @@ class VllmEngine:
         """
         began = time.monotonic()
         given = {**os.environ}
-        os.environ.update(vllm_settings.environment(self._config, self._model, given))
+        cpu = not vllm_settings.has_gpu()
+        os.environ.update(vllm_settings.environment(self._config, self._model, given, cpu=cpu))
         try:
             async with asyncio.timeout(self._config.engine_start_timeout_s):
                 self._llm = await asyncio.to_thread(self._build)

@@ -16,12 +16,17 @@ ALLOCATORS = ("usr/lib/*/libtcmalloc_minimal.so.4", "usr/lib*/libtcmalloc_minima
 """Where distributions put tcmalloc, below the root."""
 
 
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver with a device is here; asked before vLLM is imported, which would settle it for good."""
+    return Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
+
+
 def is_local(model: str) -> bool:
     """Whether the model is a folder here rather than a hub id."""
     return Path(model).is_dir()
 
 
-def environment(config: ServeConfig, model: str, given: Mapping[str, str]) -> dict[str, str]:
+def environment(config: ServeConfig, model: str, given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
     """Variables to set before vLLM is imported; what the user has set stays.
 
     Intel's and GNU's OpenMP threads spin while they wait for work. On a machine that also trains, the spinning costs a
@@ -32,12 +37,17 @@ def environment(config: ServeConfig, model: str, given: Mapping[str, str]) -> di
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(config.threads or _cores()),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "KMP_BLOCKTIME": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if cpu:
+        wanted |= {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(config.threads or _cores()),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "KMP_BLOCKTIME": "0",
+            # The first request for log-probs would compile a kernel: 15 s in which no stream moves, and a C++ compiler.
+            "TORCHDYNAMO_DISABLE": "1",
+        }
     if is_local(model):
         wanted |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return {name: value for name, value in wanted.items() if name not in given}
@@ -67,8 +77,8 @@ def engine_arguments(config: ServeConfig, model: str, *, cpu: bool) -> dict[str,
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_batch_tokens or (CPU_BATCH_TOKENS if cpu else None),
         "enable_lora": True,
-        "max_loras": config.max_loras,
-        "max_cpu_loras": config.max_loras,
+        "max_loras": config.max_loras + SPARE_SLOTS,
+        "max_cpu_loras": config.max_loras + SPARE_SLOTS,
         "max_lora_rank": _vllm_rank(config.max_lora_rank),
         "enable_prefix_caching": True,
         "scheduling_policy": "priority",
@@ -92,6 +102,10 @@ def engine_arguments(config: ServeConfig, model: str, *, cpu: bool) -> dict[str,
 
 MAX_LOGPROBS = 20
 """The most likely tokens that a request may ask for at each step (OpenAI's limit)."""
+
+SPARE_SLOTS = 1
+"""Adapter slots that stay empty. vLLM marks a token without adapter by slot -1, and its CPU kernels index with it: in a
+batch that mixes base and adapters, the base's tokens get what lies in the last slot. So nothing ever lies there."""
 
 CPU_BLOCK_SIZE = 32
 """Tokens of a block of the key-value cache; only whole blocks are shared, and vLLM's 128 would fit few chat prompts."""
