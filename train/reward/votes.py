@@ -1,0 +1,118 @@
+"""A snapshot's comparisons as arrays: unique answers, and who beat whom."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.errors import NotEnoughVotes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that somebody voted on, as the sampler's own token ids."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Content address: sha256 of prompt and response ids."""
+        parts = [np.asarray(ids, dtype="<i4").tobytes() for ids in (self.prompt, self.response)]
+        return hashlib.sha256(len(parts[0]).to_bytes(8, "little") + b"".join(parts)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """Comparisons, one row each.
+
+    Attributes:
+        answers: every voted answer once.
+        first, second: rows of `answers`; the first won unless tied.
+        tied: True for tie and both_bad.
+        both_bad: True where the voter liked neither.
+        weight, margin: per vote; margin 0 where none was given.
+        conversation, voter: group labels, small integers.
+        reasons: reasons that the voter ticked.
+    """
+
+    answers: tuple[Answer, ...]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    tied: NDArray[np.bool_]
+    both_bad: NDArray[np.bool_]
+    weight: NDArray[np.float64]
+    margin: NDArray[np.float64]
+    conversation: NDArray[np.int64]
+    voter: NDArray[np.int64]
+    reasons: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def decisive(self) -> int:
+        """Votes that preferred one answer."""
+        return int((~self.tied).sum())
+
+
+def read_votes(preferences: Sequence[Mapping[str, Any]], ties: Sequence[Mapping[str, Any]]) -> Votes:
+    """Votes of a snapshot's rows (dictionaries with the columns of preferences.parquet and ties.parquet).
+
+    Rows without token ids, or whose two answers are the same tokens, say nothing and are left out.
+
+    Raises:
+        NotEnoughVotes: nothing usable is left.
+    """
+    index: dict[Answer, int] = {}
+    rows: list[tuple[int, int, Mapping[str, Any]]] = []
+    for row in (*preferences, *ties):
+        prompt = tuple(row["prompt_token_ids"] or ())
+        sides = [Answer(prompt, tuple(row[f"{side}_token_ids"] or ())) for side in ("chosen", "rejected")]
+        if prompt and all(side.response for side in sides) and sides[0] != sides[1]:
+            first, second = (index.setdefault(side, len(index)) for side in sides)
+            rows.append((first, second, row))
+    if not rows:
+        raise NotEnoughVotes("the snapshot holds no comparison of two different answers with token ids; cast more votes")
+    outcomes = [str(row["outcome"]) for _, _, row in rows]
+    return Votes(
+        answers=tuple(index),
+        first=np.array([first for first, _, _ in rows]),
+        second=np.array([second for _, second, _ in rows]),
+        tied=np.array([outcome != "decisive" for outcome in outcomes]),
+        both_bad=np.array([outcome == "both_bad" for outcome in outcomes]),
+        weight=np.array([_number(row, "weight", 1.0) for _, _, row in rows]),
+        margin=np.array([0.0 if row["outcome"] != "decisive" else _number(row, "margin", 0.0) for _, _, row in rows]),
+        conversation=_labels([str(row["conversation_id"]) for _, _, row in rows]),
+        voter=_labels([str(row["voter"]) for _, _, row in rows]),
+        reasons=tuple(tuple(row.get("reasons") or ()) for _, _, row in rows),
+    )
+
+
+def folds(groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """A fold for each row; rows of a group share one, folds are of nearly equal size."""
+    labels, sizes = np.unique(groups, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    filled = np.zeros(count, dtype=np.int64)
+    fold_of: dict[int, int] = {}
+    for group in order:
+        smallest = int(filled.argmin())
+        fold_of[int(labels[group])] = smallest
+        filled[smallest] += sizes[group]
+    return np.array([fold_of[int(group)] for group in groups])
+
+
+def _number(row: Mapping[str, Any], column: str, default: float) -> float:
+    value = row.get(column)
+    return default if value is None else float(value)
+
+
+def _labels(names: Sequence[str]) -> NDArray[np.int64]:
+    seen: dict[str, int] = {}
+    return np.array([seen.setdefault(name, len(seen)) for name in names], dtype=np.int64)
