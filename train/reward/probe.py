@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,9 @@ def log_likelihood(difference: Array, outcomes: Outcomes, nu: float) -> Array:
     """Weighted log-likelihood of each comparison under Davidson's model, (n,)."""
     d = difference - outcomes.margin
     total = _log_total(d, nu)
-    log_nu = np.log(nu) if nu > 0 else -np.inf
-    return outcomes.weight * np.where(outcomes.tied, log_nu - total, d / 2 - total)
+    tie = np.log(nu) - total if nu > 0 else np.full_like(d, -np.inf)
+    chosen: Array = np.where(outcomes.tied, tie, d / 2 - total)
+    return outcomes.weight * chosen
 
 
 def fit(kernel: Array, outcomes: Outcomes, nu: float, *, steps: int = 50) -> Fit:
@@ -73,10 +75,10 @@ def fit(kernel: Array, outcomes: Outcomes, nu: float, *, steps: int = 50) -> Fit
     dual, f = np.zeros(n), np.zeros(n)
     best = -np.inf
     for _ in range(steps):
-        gradient, curvature = _slopes(f, outcomes, nu)
-        root = np.sqrt(curvature)
+        gradient, bend = _slopes(f, outcomes, nu)
+        root = np.sqrt(bend)
         factor = np.linalg.cholesky(np.eye(n) + root[:, None] * kernel * root)
-        b = curvature * f + gradient
+        b = bend * f + gradient
         target = b - root * _solve(factor, root * (kernel @ b))
         step, objective = 1.0, -np.inf
         trial = dual
@@ -89,8 +91,7 @@ def fit(kernel: Array, outcomes: Outcomes, nu: float, *, steps: int = 50) -> Fit
         if not objective > best + 1e-9:
             break
         dual, f, best = trial, kernel @ trial, objective
-    _, curvature = _slopes(f, outcomes, nu)
-    root = np.sqrt(curvature)
+    root = np.sqrt(curvature(f, outcomes, nu))
     factor = np.linalg.cholesky(np.eye(n) + root[:, None] * kernel * root)
     return Fit(dual, f, float(best - np.log(np.diag(factor)).sum()))
 
@@ -109,6 +110,11 @@ def tie_weight(scores: Array, outcomes: Outcomes) -> float:
     return float(np.exp((low + high) / 2))
 
 
+def curvature(scores: Array, outcomes: Outcomes, nu: float) -> Array:
+    """Minus the second derivative of each vote's log-likelihood: how much it tells, (n,)."""
+    return _slopes(scores, outcomes, nu)[1]
+
+
 def _objective(kernel: Array, dual: Array, outcomes: Outcomes, nu: float) -> float:
     f = kernel @ dual
     return float(log_likelihood(f, outcomes, nu).sum() - dual @ f / 2)
@@ -121,8 +127,8 @@ def _slopes(f: Array, outcomes: Outcomes, nu: float) -> tuple[Array, Array]:
     win, loss = np.exp(d / 2 - total), np.exp(-d / 2 - total)
     lean = (win - loss) / 2
     gradient = np.where(outcomes.tied, 0.0, 0.5) - lean
-    curvature = np.maximum((win + loss) / 4 - lean**2, 1e-12)
-    return outcomes.weight * gradient, outcomes.weight * curvature
+    bend = np.maximum((win + loss) / 4 - lean**2, 1e-12)
+    return outcomes.weight * gradient, outcomes.weight * bend
 
 
 def _log_total(d: Array, nu: float) -> Array:

@@ -17,13 +17,13 @@ from train.errors import NotEnoughVotes
 class Answer:
     """An answer that somebody voted on, as the sampler's own token ids."""
 
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
 
     @property
     def key(self) -> str:
         """Content address: sha256 of prompt and response ids."""
-        parts = [np.asarray(ids, dtype="<i4").tobytes() for ids in (self.prompt, self.response)]
+        parts = [np.asarray(ids, dtype="<i4").tobytes() for ids in (self.prompt_ids, self.response_ids)]
         return hashlib.sha256(len(parts[0]).to_bytes(8, "little") + b"".join(parts)).hexdigest()
 
 
@@ -74,11 +74,13 @@ def read_votes(preferences: Sequence[Mapping[str, Any]], ties: Sequence[Mapping[
     for row in (*preferences, *ties):
         prompt = tuple(row["prompt_token_ids"] or ())
         sides = [Answer(prompt, tuple(row[f"{side}_token_ids"] or ())) for side in ("chosen", "rejected")]
-        if prompt and all(side.response for side in sides) and sides[0] != sides[1]:
+        if prompt and all(side.response_ids for side in sides) and sides[0] != sides[1]:
             first, second = (index.setdefault(side, len(index)) for side in sides)
             rows.append((first, second, row))
     if not rows:
-        raise NotEnoughVotes("the snapshot holds no comparison of two different answers with token ids; cast more votes")
+        raise NotEnoughVotes(
+            "the snapshot holds no comparison of two different answers with token ids; cast more votes"
+        )
     outcomes = [str(row["outcome"]) for _, _, row in rows]
     return Votes(
         answers=tuple(index),

@@ -1,0 +1,119 @@
+"""Features of voted answers from the frozen base, computed once ever and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from train.base import Base, reference_pass
+from train.reward import features, tokens
+from train.reward.features import Sequences, Vocabulary
+from train.reward.probe import Array
+from train.reward.votes import Answer
+
+FEATURES_VERSION = 1
+"""Raised when the meaning of a block changes: older cache files are then left alone and a new one is begun."""
+Progress = Callable[[int, int], None]
+Stored = NDArray[Any]
+
+
+def layers_of(depth: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """Layer numbers at shares of the depth, rising, each once: (0, 0.27, 0.53) of 30 is (0, 8, 16)."""
+    return tuple(sorted({min(depth, round(share * depth)) for share in shares}))
+
+
+def vocabulary_for(folder: Path, tokenizer: object, size: int, prompts: Sequence[tuple[int, ...]]) -> Vocabulary:
+    """The tables for features, kept in `folder` until the number of distinct prompts has doubled.
+
+    How rare a token is among prompts drifts with every chat; were it recomputed each cycle, no cached feature would
+    stay valid.
+    """
+    path = folder / "vocabulary.safetensors"
+    distinct = sorted(set(prompts))
+    if path.is_file():
+        kept = load_file(path)
+        if len(kept["rarity"]) == size and len(distinct) < 2 * int(kept["prompts"][0]):
+            return Vocabulary(torch.from_numpy(kept["surface"]), torch.from_numpy(kept["rarity"]))
+    made = Vocabulary(tokens.surface_table(tokenizer, size), features.prompt_rarity(distinct, size))
+    arrays = {"surface": made.surface.numpy(), "rarity": made.rarity.numpy(), "prompts": np.array([len(distinct)])}
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(path, arrays)
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureReader:
+    """Reads features through a cache file.
+
+    Attributes:
+        base: the frozen model.
+        layers: hidden states to pool.
+        vocabulary: tables.
+        folder: where the cache files lie.
+        budget: tokens of a forward pass.
+    """
+
+    base: Base
+    layers: tuple[int, ...]
+    vocabulary: Vocabulary
+    folder: Path
+    budget: int
+
+    @property
+    def path(self) -> Path:
+        """The cache file of this base, these layers, these tables."""
+        total = hashlib.sha256(f"{FEATURES_VERSION} {self.base.fingerprint} {self.layers}".encode())
+        total.update(self.vocabulary.rarity.numpy().tobytes())
+        total.update(self.vocabulary.surface.numpy().tobytes())
+        return self.folder / f"features-{total.hexdigest()[:16]}.safetensors"
+
+    def read(self, answers: Sequence[Answer], progress: Progress = lambda done, total: None) -> dict[str, Array]:
+        """Pooled features by block, (answers, k) float64; only answers never seen before go through the base."""
+        cached = load_file(self.path) if self.path.is_file() else {}
+        known = _keys(cached)
+        missing = [answer for answer in answers if answer.key not in known]
+        if missing:
+            fresh = self._compute(missing, progress)
+            fresh["keys"] = np.array([list(bytes.fromhex(a.key)) for a in missing], dtype=np.uint8)
+            cached = {n: np.concatenate([cached[n], v]) if cached else v for n, v in fresh.items()}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _replace(self.path, cached)
+            known = _keys(cached)
+        rows = np.array([known[answer.key] for answer in answers])
+        return {name: cached[name][rows].astype(np.float64) for name in features.block_names(self.layers)}
+
+    def _compute(self, answers: Sequence[Answer], progress: Progress) -> dict[str, Stored]:
+        found: dict[str, list[Tensor | None]] = {n: [None] * len(answers) for n in features.block_names(self.layers)}
+        done = 0
+        for chunk in reference_pass(self.base, answers, self.layers, budget=self.budget, logprobs=False):
+            packed = chunk.packed
+            batch = Sequences(chunk.hidden, packed.token_ids, packed.prompt_mask, packed.sequence_response_mask)
+            for block in features.blocks(batch, self.vocabulary, self.layers):
+                for row, values in zip(chunk.rows, features.pool(block).cpu(), strict=True):
+                    found[block.name][row] = values
+            done += len(chunk.rows)
+            progress(done, len(answers))
+        return {name: torch.stack([v for v in rows if v is not None]).numpy() for name, rows in found.items()}
+
+
+def _keys(cached: Mapping[str, Stored]) -> dict[str, int]:
+    return {bytes(key).hex(): row for row, key in enumerate(cached["keys"])} if cached else {}
+
+
+def _replace(path: Path, arrays: dict[str, Stored]) -> None:
+    """Write beside, sync, rename: a killed write leaves the old file."""
+    beside = path.with_suffix(".tmp")
+    save_file(arrays, beside)
+    with beside.open("rb") as handle:
+        os.fsync(handle.fileno())
+    beside.replace(path)

@@ -1,0 +1,142 @@
+"""Is this reward model fit to be trained against? Judged on votes that the judged fit never saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.errors import RewardRefused
+from train.reward.probe import Array
+
+LN2 = float(np.log(2))
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Predictions within one tenth: how sure, how often right, how many."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Held-out figures over decisive votes.
+
+    Attributes:
+        accuracy: share of votes whose winner scores higher.
+        log_loss: nats a vote; a coin has ln 2.
+        ece: expected calibration error over ten bins of confidence.
+        length_correlation: Pearson's, of score and answer length, over voted answers.
+        longer_preferred: share of votes for the longer answer, among those of unequal length.
+        new_voters: accuracy with whole voters held out; NaN with fewer than four voters.
+        votes: decisive votes judged.
+        calibration: bins for the plot.
+        slices: accuracy and count by slice.
+    """
+
+    accuracy: float
+    log_loss: float
+    ece: float
+    length_correlation: float
+    longer_preferred: float
+    new_voters: float
+    votes: int
+    calibration: tuple[CalibrationBin, ...] = ()
+    slices: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """The figures that have a value, by name."""
+        found = {
+            "reward_accuracy": self.accuracy,
+            "reward_log_loss": self.log_loss,
+            "reward_ece": self.ece,
+            "reward_length_correlation": self.length_correlation,
+            "reward_longer_preferred": self.longer_preferred,
+            "reward_accuracy_new_voters": self.new_voters,
+            "reward_votes": float(self.votes),
+        }
+        return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def log_loss(difference: Array, weight: Array) -> float:
+    """Mean `-ln sigmoid(difference)`, nats."""
+    return float((np.logaddexp(0.0, -difference) * weight).sum() / weight.sum())
+
+
+def accuracy(difference: Array) -> float:
+    """Share above 0; an exact 0 counts half."""
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0))) if len(difference) else float("nan")
+
+
+def calibration(difference: Array, bins: int = 10) -> tuple[tuple[CalibrationBin, ...], float]:
+    """Bins of confidence from 0.5 to 1, and the expected calibration error (their mean gap, weighted by count)."""
+    sure = 1 / (1 + np.exp(-np.abs(difference)))
+    right = (difference > 0) + 0.5 * (difference == 0)
+    place = np.minimum(((sure - 0.5) * 2 * bins).astype(int), bins - 1)
+    found = [
+        CalibrationBin(float(sure[place == b].mean()), float(right[place == b].mean()), int((place == b).sum()))
+        for b in range(bins)
+        if (place == b).any()
+    ]
+    gap = sum(b.count * abs(b.confidence - b.accuracy) for b in found) / max(len(difference), 1)
+    return tuple(found), float(gap)
+
+
+def correlation(x: Array, y: Array) -> float:
+    """Pearson's; 0 where either is constant."""
+    if len(x) < 2 or np.std(x) < 1e-12 or np.std(y) < 1e-12:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def longer_share(lengths_first: NDArray[np.int64], lengths_second: NDArray[np.int64]) -> tuple[float, int]:
+    """Share of votes where the winner (first) was the longer, and how many were of unequal length."""
+    unequal = lengths_first != lengths_second
+    count = int(unequal.sum())
+    return (float((lengths_first > lengths_second)[unequal].mean()) if count else 0.5), count
+
+
+def refuse_unless_fit(judged: Judgement, max_length_correlation: float, unequal_votes: int) -> None:
+    """Raise unless the model may be trained against.
+
+    Raises:
+        RewardRefused: no better than a coin, or a length meter that the votes don't ask for.
+    """
+    if not judged.log_loss < LN2:
+        raise RewardRefused(
+            f"the reward model predicts held-out votes no better than a coin (log-loss {judged.log_loss:.3f}, a coin "
+            f"has {LN2:.3f}, {judged.votes} votes): the cycle ends here, the incumbent stays; more votes are needed"
+        )
+    lean = abs(judged.longer_preferred - 0.5)
+    votes_ask_for_length = lean > 1 / max(unequal_votes, 1) ** 0.5  # two standard errors of a fair coin
+    if abs(judged.length_correlation) > max_length_correlation and not votes_ask_for_length:
+        raise RewardRefused(
+            f"the reward model is a length meter (score against length {judged.length_correlation:+.2f}), the votes "
+            f"don't ask for one (longer answer preferred in {judged.longer_preferred:.0%}): the incumbent stays"
+        )
+
+
+def refuse_if_worse(new: Array, old: Array, weight: Array) -> None:
+    """Raise when the last model predicts votes that neither has seen clearly better than the new one.
+
+    Args:
+        new: held-out score differences (logits) of the new model on votes cast since the last one, (n,).
+        old: the last model's on the same votes, (n,).
+        weight: of the votes, (n,).
+
+    Raises:
+        RewardRefused: the mean paired difference in log-loss is beyond two standard errors.
+    """
+    if len(new) < 16:
+        return
+    gap = (np.logaddexp(0.0, -new) - np.logaddexp(0.0, -old)) * weight / weight.mean()
+    error = float(gap.std(ddof=1) / np.sqrt(len(gap)))
+    if gap.mean() > 2 * error:
+        raise RewardRefused(
+            f"the new reward model is worse than its predecessor on {len(new)} votes that neither saw (log-loss "
+            f"{gap.mean():+.3f}, two standard errors {2 * error:.3f}): the predecessor and the incumbent stay"
+        )
