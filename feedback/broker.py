@@ -17,6 +17,8 @@ from typing import IO
 from feedback.event_log import EventLogError
 
 HOST = "127.0.0.1"
+VOLATILE_CLUSTER = "hustings-volatile"
+"""Cluster id of the embedded broker: clients know by it that the broker forgets."""
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 5.0
 
@@ -52,6 +54,7 @@ def broker_command(port: int) -> list[str]:
         *(binary, "broker"),
         *("--listener-url", address),
         *("--advertised-listener-url", address),
+        *("--cluster-id", VOLATILE_CLUSTER),
         *("--storage-engine", "memory://tansu/"),
     ]
 

@@ -6,8 +6,9 @@ Two brokers are meant: Apache Kafka, and the embedded one of `feedback.broker`. 
 - Topics are made by `ensure_topics` alone. The client asks brokers to make topics on sight, and in 3.0.12 the option
   that forbids it does not reach the request (`_client`); a topic made by accident hides that a volatile broker forgot.
 - The embedded broker forgets everything on restart. An idempotent producer then stays broken for ever, so it is thrown
-  away after any failure; a reader's old positions would skip what the new log holds, so it checks the topics' ids
-  whenever its connection was renewed and starts over when they changed.
+  away after any failure. A reader's old positions would skip what the new log holds, and the client never recovers from
+  a topic that vanished: so ours checks the topics' ids whenever its connection was renewed and starts over with a new
+  client when they changed.
 - The embedded broker's end offsets are wrong; lag comes from the highwater that fetches carry.
 - Nothing relies on Kafka's transactions: idempotent sends, and readers that de-duplicate by id.
 """
@@ -27,6 +28,7 @@ from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
 from kafka.structs import OffsetAndMetadata
 
+from feedback.broker import VOLATILE_CLUSTER
 from feedback.contracts import ADAPTER_TOPIC, RELEASE_TOPIC
 from feedback.event_log import (
     EventConsumer,
@@ -50,10 +52,10 @@ REQUEST_TIMEOUT_MS = 5_000
 DELIVERY_TIMEOUT_MS = 10_000
 CLOSE_TIMEOUT_MS = 2_000
 FETCH_WAIT_MS = 50
-SESSION_TIMEOUT_MS = 10_000
+SESSION_TIMEOUT_MS = 6_000
+JOIN_TIMEOUT_MS = 20_000
 HEARTBEAT_MS = 2_000
 UNREACHABLE_AFTER_S = 3.0
-MISSING_AFTER_S = 1.0
 
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 _REBALANCED = (
@@ -100,7 +102,7 @@ class KafkaEventLog:
             EventLogError: it refuses.
         """
         wanted = sorted(set(topics))
-        with self._lock, _translated(self._bootstrap), self._admin() as admin:
+        with self._lock, _translated(self._bootstrap), _admin(self._servers) as admin:
             before = _topic_ids(admin, wanted)
             created = self._create(admin, [name for name in wanted if name not in before])
             if created:
@@ -122,7 +124,7 @@ class KafkaEventLog:
         """Raises:
         EventLogUnavailable: the broker does not answer.
         """
-        with _translated(self._bootstrap), self._admin() as admin:
+        with _translated(self._bootstrap), _admin(self._servers) as admin:
             admin.list_topics()
 
     def _create(self, admin: Any, names: list[str]) -> list[str]:
@@ -139,18 +141,6 @@ class KafkaEventLog:
                 continue
             created.append(name)
         return created
-
-    @contextmanager
-    def _admin(self) -> Iterator[Any]:
-        admin = KafkaAdminClient(
-            bootstrap_servers=self._servers,
-            bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
-        )
-        try:
-            yield admin
-        finally:
-            admin.close()
 
 
 class _Producer:
@@ -249,16 +239,15 @@ class _Consumer:
         self._group = group
         self._client: Any = None
         self._next: dict[tuple[str, int], int] = {}
-        self._ids: dict[str, Any] = {}
+        self._ids: dict[str, str] = {}
         self._connections: frozenset[Any] = frozenset()
         self._unreachable_since: float | None = None
-        self._missing_since: float | None = None
 
     def poll(self, timeout_s: float, max_records: int = 500) -> list[StoredRecord]:
         """The next records; see `EventConsumer.poll`."""
         with _translated(self._bootstrap):
             if self._client is None:
-                self._client = self._connect()
+                self._connect()
             fetched = self._client.poll(int(timeout_s * 1000), max_records=max_records)
             if self._log_was_replaced():
                 self._drop()
@@ -300,27 +289,32 @@ class _Consumer:
         """Leave the group (so that others need not wait for the time-out); at most two seconds."""
         self._drop()
 
-    def _connect(self) -> Any:
-        client = KafkaConsumer(
+    def _connect(self) -> None:
+        """Look first that the topics are there: the client takes a missing one badly, and never recovers."""
+        with _admin(self._servers) as admin:
+            ids = _topic_ids(admin, self._topics)
+            missing = [topic for topic in self._topics if topic not in ids]
+            if missing:
+                raise TopicsMissing(f"{self._bootstrap} has no topic {', '.join(missing)}; make it with ensure_topics")
+            incarnation = _incarnation(admin, ids)
+        self._client = KafkaConsumer(
             *self._topics,
             bootstrap_servers=self._servers,
             kafka_client=_client,
             bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
-            group_id=self._group,
+            group_id=self._group and self._group + incarnation,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=FETCH_WAIT_MS,
             max_partition_fetch_bytes=MAX_RECORD_BYTES,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            request_timeout_ms=JOIN_TIMEOUT_MS,
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
             metadata_max_age_ms=5_000,
             reconnect_backoff_max_ms=1_000,
             metrics_enabled=False,
         )
-        self._next, self._ids, self._connections = {}, {}, frozenset()
-        self._unreachable_since = self._missing_since = None
-        return client
+        self._ids, self._next, self._connections, self._unreachable_since = ids, {}, frozenset(), None
 
     def _drop(self) -> None:
         client, self._client = self._client, None
@@ -328,21 +322,15 @@ class _Consumer:
             client.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
 
     def _log_was_replaced(self) -> bool:
-        """True if a topic is another one than when reading began: then the positions mean nothing.
+        """True if a topic vanished, or is another one than when reading began: then the positions mean nothing.
 
-        Looks only when the connection is another than before, or the metadata came new; a fetch answered over a new
-        connection is thus never trusted before the topics' ids have been seen over it.
+        A fetch that was answered over a new connection is not trusted before the ids have been seen over it.
         """
         connections = _connections(self._client._client)
-        if connections - self._connections and self._ids:
+        if connections - self._connections:
             self._refresh_metadata()
-        if connections:
             self._connections = connections
-        current = {topic: self._client._cluster.topic_id(topic) for topic in self._topics}
-        known = {topic: topic_id for topic, topic_id in current.items() if topic_id is not None}
-        replaced = any(self._ids.get(topic, topic_id) != topic_id for topic, topic_id in known.items())
-        self._ids.update(known)
-        return replaced
+        return any(str(self._client._cluster.topic_id(topic)) != self._ids[topic] for topic in self._topics)
 
     def _refresh_metadata(self) -> None:
         done = threading.Event()
@@ -355,20 +343,11 @@ class _Consumer:
 
         Raises:
             EventLogUnavailable: no connection for some seconds.
-            TopicsMissing: a topic isn't there.
         """
         now = time.monotonic()
         self._unreachable_since = None if _connections(self._client._client) else self._unreachable_since or now
-        if self._unreachable_since is not None:
-            if now - self._unreachable_since >= UNREACHABLE_AFTER_S:
-                raise EventLogUnavailable(_unreachable(self._bootstrap, "no connection"))
-            return
-        missing = [topic for topic in self._topics if not self._client._cluster.partitions_for_topic(topic)]
-        self._missing_since = (self._missing_since or now) if missing else None
-        if self._missing_since is not None:
-            self._client._cluster.request_update()
-            if now - self._missing_since >= MISSING_AFTER_S:
-                raise TopicsMissing(f"{self._bootstrap} has no topic {', '.join(missing)}; make it with ensure_topics")
+        if self._unreachable_since is not None and now - self._unreachable_since >= UNREACHABLE_AFTER_S:
+            raise EventLogUnavailable(_unreachable(self._bootstrap, "no connection"))
 
 
 def _client(**configs: Any) -> Any:
@@ -376,6 +355,30 @@ def _client(**configs: Any) -> Any:
     client = KafkaNetClient(**configs)
     client.cluster.config["allow_auto_create_topics"] = False
     return client
+
+
+@contextmanager
+def _admin(servers: list[str]) -> Iterator[Any]:
+    admin = KafkaAdminClient(
+        bootstrap_servers=servers,
+        bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+    )
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+def _incarnation(admin: Any, ids: Mapping[str, str]) -> str:
+    """What to add to a group's name: nothing, but on the embedded broker a mark of its run (its topics' ids are new).
+
+    A member that outlived a restart joins the new broker's group before it knows, as a ghost that leads the group and
+    never answers; the embedded broker waits for it for ever. It forgot the group anyway, so each run gets its own.
+    """
+    if not (admin._manager.cluster.cluster_id or "").startswith(VOLATILE_CLUSTER):
+        return ""
+    return f".{min(ids.values())[-12:]}"
 
 
 def _connections(network: Any) -> frozenset[Any]:
