@@ -7,17 +7,27 @@ from starlette.staticfiles import StaticFiles
 
 from serve import faults
 from serve.deps import ServeDeps
+from serve.loop_status import Pace
 from serve.middleware import RequestContext
 from serve.openai import chat, models
-from serve.routes import health, pairs, votes
+from serve.releases.manager import ReleaseManager
+from serve.routes import health, pairs, releases, rollouts, votes
 from serve.routes.problems import Problem
 
 __all__ = ["ServeDeps", "create_app"]
-ROUTERS = (chat.router, models.router, pairs.router, votes.router, health.router)
+ROUTERS = (
+    chat.router,
+    models.router,
+    pairs.router,
+    votes.router,
+    releases.router,
+    rollouts.router,
+    health.router,
+)
 
 
 def create_app(deps: ServeDeps) -> FastAPI:
-    """Compose the app. It neither starts nor stops what it is given: `serve.main` does."""
+    """Compose the app. It neither starts nor stops what it is given, nor `app.state.releases`: `serve.main` does."""
     app = FastAPI(
         title="Hustings",
         description="Chat, two answers side by side, votes, and the adapters that they elect.",
@@ -26,6 +36,8 @@ def create_app(deps: ServeDeps) -> FastAPI:
         redoc_url=None,
     )
     app.state.deps = deps
+    app.state.releases = ReleaseManager(deps)
+    app.state.pace = Pace()
     for router in ROUTERS:
         app.include_router(router)
     if health.WEB.is_dir():

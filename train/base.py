@@ -6,8 +6,6 @@ Policy and critic are LoRA adapters; the reference is the base with adapters off
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from feedback.fingerprint import ModelFolderError, base_fingerprint
 from train.config import LoraSettings
 from train.errors import ModelUnusable
 from train.heads import score_tokens
@@ -245,17 +244,12 @@ def _spread(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def fingerprint_of(folder: Path) -> str:
-    """sha256 over the architecture (config.json without names and versions) and the weight files' bytes."""
-    total = hashlib.sha256()
+    """The base's fingerprint, as serving computes it too.
+
+    Raises:
+        ModelUnusable: the folder has no readable config.json.
+    """
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelUnusable(f"{folder} has no readable config.json; give a Hugging Face model folder") from error
-    for key in ("_name_or_path", "_model_name_or_path", "transformers_version"):
-        config.pop(key, None)
-    total.update(json.dumps(config, sort_keys=True).encode())
-    for file in sorted(folder.glob("*.safetensors")):
-        total.update(file.name.encode())
-        with file.open("rb") as handle:
-            total.update(hashlib.file_digest(handle, "sha256").digest())
-    return total.hexdigest()
+        return base_fingerprint(folder)
+    except ModelFolderError as error:
+        raise ModelUnusable(str(error)) from error

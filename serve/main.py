@@ -1,0 +1,220 @@
+"""The serving process: engine, ledger, relay, releases and the HTTP server, started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import cache
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from feedback import logs
+from feedback.config import FeedbackConfig
+from feedback.event_log import EventLog, EventLogError
+from feedback.fingerprint import base_fingerprint, model_folder
+from feedback.identity import SecretError, load_or_make_secret
+from feedback.kafka_log import KafkaEventLog
+from feedback.ledger import Ledger, LedgerError
+from feedback.paths import DataPaths
+from feedback.relay import Relay
+from serve.app import create_app
+from serve.config import ServeConfig
+from serve.deps import ServeDeps
+from serve.engines.base import Engine, EngineError
+from serve.metrics import Metrics
+from serve.releases.follower import AdapterFollower
+
+WATCH_S = 2.0
+EXIT_FAILED = 1
+EXIT_CANNOT_START = 2
+log = structlog.get_logger(__name__)
+
+
+class CannotStart(Exception):
+    """Serving can't start; the message is one line that says what to do."""
+
+
+def run(config: ServeConfig, feedback: FeedbackConfig, paths: DataPaths, model: str, bootstrap: str) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the process's exit code.
+
+    0: stopped as asked; 1: the engine was lost (a supervisor starts serving again); 2: it can't start as configured.
+    """
+    logs.configure("serve", level=config.log_level)
+    try:
+        paths.create()
+        with contextlib.closing(listen(config.host, config.port)) as sock:
+            return asyncio.run(_Server(config, feedback, paths, model, bootstrap).serve(sock))
+    except (CannotStart, LedgerError, SecretError, EventLogError) as error:
+        log.error("serving can't start", reason=str(error))
+        return EXIT_CANNOT_START
+    except OSError as error:
+        log.error("serving can't start", reason=f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
+        return EXIT_CANNOT_START
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket.
+
+    Raises:
+        CannotStart: the address is taken, or not ours to take.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(1024)  # binding alone lets another process that waits for the port take it first
+    except OSError as error:
+        sock.close()
+        raise CannotStart(
+            f"can't listen on {host}:{port}: {error.strerror}; stop the other process or give another --port"
+        ) from error
+    sock.set_inheritable(False)
+    return sock
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn without its own signal handlers, which raise the signal again after a clean stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `_Server`."""
+        yield
+
+
+class _Server:
+    """One run of serving."""
+
+    def __init__(
+        self, config: ServeConfig, feedback: FeedbackConfig, paths: DataPaths, model: str, bootstrap: str
+    ) -> None:
+        self._config = config
+        self._feedback = feedback
+        self._paths = paths
+        self._model = model
+        self._bootstrap = bootstrap
+        self._failed = False
+        self._uvicorn: uvicorn.Server | None = None
+
+    async def serve(self, sock: socket.socket) -> int:
+        async with AsyncExitStack() as stack:
+            ledger = await asyncio.to_thread(Ledger.open, self._feedback.ledger_url or self._paths.ledger_url)
+            stack.callback(ledger.close)
+            deps = self._deps(ledger, build_engine(self._model, self._config))
+            app = create_app(deps)
+            app.router.lifespan_context = self._lifespan(deps, ledger)
+            self._uvicorn = _Uvicorn(
+                uvicorn.Config(
+                    app,
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    timeout_graceful_shutdown=max(1, round(self._config.shutdown_grace_s)),
+                )
+            )
+            host, port = sock.getsockname()[:2]
+            log.info("listening", url=f"http://{host}:{port}", model=deps.base_model)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self._uvicorn.handle_exit, number, None)
+            await self._uvicorn.serve(sockets=[sock])
+        return EXIT_FAILED if self._failed else 0
+
+    def _deps(self, ledger: Ledger, engine: Engine) -> ServeDeps:
+        registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        return ServeDeps(
+            config=self._config,
+            paths=self._paths,
+            engine=engine,
+            ledger=ledger,
+            secret=load_or_make_secret(self._paths.secrets / "voter_key", "HUSTINGS_SECRET"),
+            operator_token=load_or_make_secret(self._paths.secrets / "operator_token", "HUSTINGS_OPERATOR_TOKEN"),
+            base_model=model_name(self._model),
+            base_fingerprint=cache(lambda: base_fingerprint(model_folder(self._model))),
+            metrics=Metrics(registry),
+        )
+
+    def _lifespan(self, deps: ServeDeps, ledger: Ledger) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+        @asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+            event_log = KafkaEventLog(self._bootstrap, self._feedback.partitions, self._feedback.replication)
+            starting = asyncio.create_task(self._bring_up(app, deps, event_log), name="bring-up")
+            relay = Relay(ledger, event_log, self._feedback)
+            relay.start()
+            try:
+                yield
+            finally:
+                deps.readiness.set_unready("serving is stopping")
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                await app.state.releases.close()
+                await asyncio.to_thread(relay.stop)
+                await deps.engine.close()
+                log.info("stopped")
+
+        return lifespan
+
+    async def _bring_up(self, app: FastAPI, deps: ServeDeps, event_log: EventLog) -> None:
+        """Start the engine, restore the office, follow the releases, then watch the engine until cancelled."""
+        follower = AdapterFollower(
+            event_log,
+            hear=app.state.releases.hear,
+            look=app.state.releases.look,
+            metrics=deps.metrics,
+            retry_s=self._config.releases.retry_s,
+        )
+        try:
+            await deps.engine.start()
+            deps.readiness.set_unready("the adapter in office is being loaded")
+            await app.state.releases.start()
+            follower.start()
+            deps.readiness.set_ready()
+            log.info("ready", office=deps.office.holder or "base")
+            await self._watch(deps)
+        except (EngineError, LedgerError) as error:
+            self._stop_failed(deps, str(error))
+        except Exception:
+            log.exception("bring-up failed")
+            self._stop_failed(deps, "bring-up failed")
+        finally:
+            await asyncio.to_thread(follower.stop)
+
+    async def _watch(self, deps: ServeDeps) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            await deps.engine.check_health()
+
+    def _stop_failed(self, deps: ServeDeps, reason: str) -> None:
+        log.error("the engine is lost, serving stops", reason=reason)
+        deps.readiness.set_unready(reason)
+        self._failed = True
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+
+
+def build_engine(model: str, config: ServeConfig) -> Engine:
+    """The in-process vLLM.
+
+    Raises:
+        CannotStart: vLLM isn't installed.
+    """
+    try:
+        from serve.engines.vllm_inprocess import VllmEngine
+    except ImportError as error:
+        raise CannotStart(f"vLLM can't be imported ({error}); run `make setup`") from error
+    return VllmEngine(model, config)
+
+
+def model_name(model: str) -> str:
+    """A model's name without its place on this machine."""
+    return Path(model).resolve().name if os.path.isdir(model) else model  # noqa: PTH112

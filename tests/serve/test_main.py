@@ -1,0 +1,105 @@
+"""The process as a whole, on the fake engine: starts early, gets ready, stops clean."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serve.main import CannotStart, listen
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import serve.main
+from feedback.config import FeedbackConfig
+from feedback.paths import DataPaths
+from serve.config import ServeConfig
+from tests.fakes.engine import FakeEngine
+
+class Engine(FakeEngine):
+    async def start(self):
+        if sys.argv[3] == "broken":
+            from serve.engines.base import EngineUnavailable
+            raise EngineUnavailable("no such model; give another --model")
+        await super().start()
+
+serve.main.build_engine = lambda model, config: Engine()
+config = ServeConfig(port=int(sys.argv[2]), shutdown_grace_s=1)
+sys.exit(serve.main.run(config, FeedbackConfig(), DataPaths(Path(sys.argv[1])), "none", "127.0.0.1:1"))
+"""
+
+
+@contextmanager
+def serving(folder: Path, port: int, engine: str = "good") -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), str(port), engine], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until_ready(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("serving didn't get ready")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_without_a_broker_and_stops_clean_on_a_signal(tmp_path: Path, number: int) -> None:
+    port = free_port()
+    with serving(tmp_path, port) as process:
+        until_ready(port)
+        ask = {"messages": [{"role": "user", "content": "Hello?"}]}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            pair = client.post("/v1/pairs", json=ask).json()
+            vote = client.post("/v1/votes", json={"pair_id": pair["pair_id"], "choice": "a"})
+            assert vote.status_code == 201
+            assert "hustings_outbox_pending 2.0" in client.get("/metrics").text
+            assert "process_resident_memory_bytes" in client.get("/metrics").text
+        process.send_signal(number)
+        assert process.wait(20) == 0
+
+
+def test_an_engine_that_cannot_start_ends_the_process_with_the_reason(tmp_path: Path) -> None:
+    with serving(tmp_path, free_port(), "broken") as process:
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "no such model; give another --model" in errors
+        assert "Traceback" not in errors
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotStart, match=f"can't listen on 127.0.0.1:{port}.*--port"):
+            listen("127.0.0.1", port)
+        with serving(tmp_path, port) as process:
+            _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert len(errors.strip().splitlines()) == 1
