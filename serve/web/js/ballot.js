@@ -36,14 +36,10 @@ export class Ballot {
     this.handlers = handlers;
     this.element = h(
       "section",
-      { class: "ballot", "aria-labelledby": "ballot-title" },
-      h(
-        "div",
-        { class: "ballot-head" },
-        h("h2", { id: "ballot-title" }, "Which answer is better?"),
-        h("button", { type: "button", class: "quiet small", onclick: handlers.onSkip }, "Skip"),
-      ),
+      { class: "ballot", "aria-labelledby": "ballot-title", tabindex: "-1", onkeydown: (event) => this.#arrows(event) },
+      h("h2", { id: "ballot-title" }, "Which answer is better?"),
       this.#choices(),
+      h("button", { type: "button", class: "quiet small skip", onclick: handlers.onSkip }, "Skip"),
       this.#why(),
       this.#comment(),
       this.#better(),
@@ -51,9 +47,9 @@ export class Ballot {
     );
   }
 
-  /** Put the focus on the first choice. */
+  /** Take the focus as a whole: a ring around one of the choices would be a nudge. */
   focus() {
-    this.buttons[0].focus({ preventScroll: true });
+    this.element.focus({ preventScroll: true });
   }
 
   /** A key was pressed anywhere on the page; gives true if it was a vote. */
@@ -85,19 +81,16 @@ export class Ballot {
         h("kbd", { "aria-hidden": "true" }, key),
       ),
     );
-    return h(
-      "div",
-      { class: "choices", role: "group", "aria-labelledby": "ballot-title", onkeydown: (event) => this.#arrows(event) },
-      ...this.buttons,
-    );
+    return h("div", { class: "choices", role: "group", "aria-labelledby": "ballot-title" }, ...this.buttons);
   }
 
   #arrows(event) {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (!step) return;
-    event.preventDefault();
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     const at = this.buttons.indexOf(document.activeElement);
-    this.buttons[(at + step + this.buttons.length) % this.buttons.length].focus();
+    if (!step || (at < 0 && document.activeElement !== this.element)) return;
+    event.preventDefault();
+    const first = step > 0 ? 1 : 0; // from outside: right is B, left is A, as on the page
+    this.buttons[at < 0 ? first : (at + step + this.buttons.length) % this.buttons.length].focus();
   }
 
   #why() {
@@ -149,7 +142,7 @@ export class Ballot {
   }
 
   #comment() {
-    this.comment = h("textarea", { id: "comment-text", rows: "2", maxlength: "4000" });
+    this.comment = h("textarea", { id: "comment-text", rows: "2", maxlength: "2000" });
     return h(
       "div",
       { class: "extra", id: "ballot-comment", hidden: true },
@@ -185,7 +178,7 @@ export class Ballot {
   async #cast(choice) {
     if (this.#sending) return;
     this.#setSending(true);
-    const vote = { pair_id: this.turn.pairId, choice };
+    const vote = { pair_id: this.turn.pairId, choice, dwell_ms: Math.round(performance.now() - this.#shownAt) };
     if (this.#reasons.size) vote.reasons = [...this.#reasons];
     if (!this.element.querySelector("#ballot-comment").hidden && this.comment.value.trim()) vote.comment = this.comment.value.trim();
     if (!this.element.querySelector("#ballot-better").hidden && this.better.value.trim()) vote.edited = this.better.value.trim();

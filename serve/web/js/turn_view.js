@@ -106,7 +106,7 @@ export class TurnView {
     this.cards = {};
     for (const side of ["a", "b"]) this.cards[side] = new Card(side, `${id}-${side}`, onGrown);
     this.pair = h("div", { class: "pair" }, this.cards.a.element, this.cards.b.element);
-    this.below = h("div", {});
+    this.below = h("div", { class: "below" });
     this.element = h(
       "li",
       { class: "turn" },

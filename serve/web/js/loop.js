@@ -1,0 +1,103 @@
+// The Loop page: asks for the loop's state every two seconds while it is in view, and shows it.
+
+import { loopState } from "./api.js";
+import { chart } from "./chart.js";
+import { byId, h, icon } from "./dom.js";
+import { DASH, figure, percent, since } from "./format.js";
+import { Picture } from "./picture.js";
+import { Releases } from "./releases.js";
+import { setUpTheme } from "./toggle.js";
+
+const EVERY_MS = 2000;
+const SLOWEST_MS = 15000;
+const PATIENCE_MS = 10000;
+
+const CHARTS = [
+  { key: "win_rate", title: "Win rate", note: "against the predecessor; above the dashed line is better", format: percent, reference: 0.5 },
+  { key: "reward", title: "Reward", note: "mean score by the reward model", format: figure },
+  { key: "kl", title: "KL", note: "distance from the base, nats an answer", format: figure, bounds: [0, 0] },
+];
+const COLUMNS = [
+  ["Cycle", (cycle) => String(cycle.cycle)],
+  ["Adapter", (cycle) => cycle.adapter ?? DASH],
+  ["Win rate", (cycle) => percent(cycle.win_rate)],
+  ["Reward", (cycle) => figure(cycle.reward)],
+  ["KL", (cycle) => figure(cycle.kl)],
+  ["Finished", (cycle, now) => since(cycle.finished_at, now)],
+];
+
+class LoopPage {
+  #failures = 0;
+  #timer = 0;
+  #drawn = "";
+
+  constructor() {
+    this.picture = new Picture(byId("picture"));
+    this.releases = new Releases(() => this.refresh());
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) this.refresh();
+    });
+    this.refresh();
+  }
+
+  /** Ask now, then again every two seconds (seldomer while the server is away, never while nobody looks). */
+  async refresh() {
+    clearTimeout(this.#timer);
+    try {
+      const loop = await loopState(AbortSignal.timeout(PATIENCE_MS));
+      this.#failures = 0;
+      this.#show(loop);
+    } catch (error) {
+      this.#failures += 1;
+      this.#lost(error);
+    }
+    clearTimeout(this.#timer);
+    const wait = Math.min(SLOWEST_MS, EVERY_MS * 2 ** Math.min(this.#failures, 5));
+    if (!document.hidden) this.#timer = setTimeout(() => this.refresh(), this.#failures ? wait : EVERY_MS);
+  }
+
+  #show(loop) {
+    const now = Date.parse(loop.now) || Date.now();
+    byId("trouble").hidden = true;
+    byId("pulse").className = "pulse alive";
+    byId("pulse").lastElementChild.textContent = "Live";
+    this.picture.show(loop, now);
+    this.releases.show(loop.releases ?? [], loop.office, now);
+    this.#cycles(loop.cycles ?? [], now);
+  }
+
+  #lost(error) {
+    byId("pulse").className = "pulse lost";
+    byId("pulse").lastElementChild.textContent = "No contact";
+    const trouble = byId("trouble");
+    const text = error.name === "TimeoutError" ? "The server doesn't answer." : error.message;
+    const said = `${text} Trying again.`;
+    if (!trouble.hidden && trouble.textContent === said) return;
+    trouble.hidden = false;
+    trouble.className = "notice";
+    trouble.setAttribute("role", "alert");
+    trouble.replaceChildren(icon("warning"), h("span", {}, said));
+  }
+
+  #cycles(cycles, now) {
+    const drawn = JSON.stringify(cycles);
+    if (drawn === this.#drawn) return;
+    this.#drawn = drawn;
+    const figures = CHARTS.map(({ key, ...options }) => {
+      const points = cycles
+        .filter((cycle) => typeof cycle[key] === "number")
+        .map((cycle) => ({ x: cycle.cycle, y: cycle[key], label: cycle.adapter ?? `cycle ${cycle.cycle}` }));
+      return points.length ? chart({ ...options, points }) : null;
+    }).filter(Boolean);
+    const empty = h("p", { class: "empty" }, "No cycle has ended yet. A cycle begins when enough new votes have come.");
+    byId("charts").replaceChildren(...(figures.length ? figures : [empty]));
+    byId("figures").hidden = cycles.length === 0;
+    byId("cycles-table").replaceChildren(
+      h("thead", {}, h("tr", {}, ...COLUMNS.map(([title]) => h("th", { scope: "col" }, title)))),
+      h("tbody", {}, ...cycles.map((cycle) => h("tr", {}, ...COLUMNS.map(([, show]) => h("td", {}, show(cycle, now)))))),
+    );
+  }
+}
+
+setUpTheme();
+new LoopPage();
