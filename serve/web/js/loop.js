@@ -13,7 +13,7 @@ const SLOWEST_MS = 15000;
 const PATIENCE_MS = 10000;
 
 const CHARTS = [
-  { key: "win_rate", title: "Win rate", note: "against the predecessor; above the dashed line is better", format: percent, reference: 0.5 },
+  { key: "win_rate", title: "Win rate", note: "against the predecessor; 50% is even", format: percent, reference: 0.5 },
   { key: "reward", title: "Reward", note: "mean score by the reward model", format: figure },
   { key: "kl", title: "KL", note: "distance from the base, nats an answer", format: figure, bounds: [0, 0] },
 ];

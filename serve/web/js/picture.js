@@ -101,7 +101,7 @@ export class Picture {
     this.#dataset(loop.dataset ?? {});
     this.#training(loop.training ?? {});
     this.#office(loop, now);
-    this.text.textContent = loop.base_model ? `One base, ${loop.base_model}; many adapters` : "Every vote trains the next model";
+    this.text.textContent = loop.base_model ? `Base: ${loop.base_model.split("/").filter(Boolean).at(-1)}` : "Every vote trains the next model";
     const moved = this.#last !== null && (loop.votes?.total !== this.#last.votes?.total || loop.chat?.pairs !== this.#last.chat?.pairs);
     this.flow.classList.toggle("moving", moved || loop.chat?.running > 0 || isTraining(loop.training));
     this.#last = loop;
