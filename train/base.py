@@ -237,6 +237,15 @@ def policy_pass(
     return PolicyPass(_spread(scores.logprobs, mask), _spread(scores.entropy, mask), _spread(chosen, mask), mask)
 
 
+def states_pass(base: Base, turns: Sequence[Turn], *, adapter: str | None) -> tuple[Tensor, Tensor]:
+    """States in which each token was chosen, (B, T, H), and the mask (B, T): what a critic with an adapter reads."""
+    packed = pack(turns, base.device, run_last=False)
+    mask = packed.response_mask
+    with base.adapters.using(adapter):
+        states = base.forward(packed.ids, packed.positions, TreeLayout(packed))
+    return _spread(gather_rows(states, packed.predictors[mask]), mask), mask
+
+
 def _spread(values: Tensor, mask: Tensor) -> Tensor:
     """Lay values (M, ...) of the real tokens into (B, T, ...), zero elsewhere; the gradient goes back as it came."""
     empty = values.new_zeros((*mask.shape, *values.shape[1:]))

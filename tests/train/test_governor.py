@@ -1,0 +1,55 @@
+"""The governor's measures and bounds, worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from train.config import GovernorConfig
+from train.governor import Conduct, Judgement, choose, conduct, judge
+
+BASE = Conduct(distinct_within=1.0, distinct_across=0.9, perplexity=8.0, kl=0.0)
+
+
+def test_conduct_of_hand_worked_answers() -> None:
+    # bigrams: (1,2)(2,1)(1,2) -> 2 of 3; (1,2) -> 1 of 1; together 2 of 4
+    seen = conduct([[1, 2, 1, 2], [1, 2]], [[math.log(0.5)] * 4, [math.log(0.25)] * 2], kl=3.0)
+    assert seen.distinct_within == pytest.approx((2 / 3 + 1) / 2)
+    assert seen.distinct_across == pytest.approx(0.5)
+    assert seen.perplexity == pytest.approx(2 ** ((4 * 1 + 2 * 2) / 6))
+    assert seen.kl == 3.0
+
+
+def test_answers_of_one_token_repeat_nothing() -> None:
+    assert conduct([[1]], [[-1.0]], 0.0).distinct_within == 1.0
+
+
+@pytest.mark.parametrize(
+    ("seen", "word"),
+    [
+        (Conduct(0.79, 0.9, 8.0, 0.0), "within"),
+        (Conduct(1.0, 0.71, 8.0, 0.0), "across"),
+        (Conduct(1.0, 0.9, 12.1, 0.0), "perplexity"),
+        (Conduct(1.0, 0.9, 8.0, 15.1), "KL"),
+    ],
+)
+def test_each_bound_is_named_when_it_breaks(seen: Conduct, word: str) -> None:
+    judgement = judge(seen, BASE, GovernorConfig())
+    assert not judgement.within
+    assert len(judgement.breaches) == 1
+    assert word in judgement.breaches[0]
+    assert judge(seen, BASE, GovernorConfig(enabled=False)).within
+
+
+def test_on_the_bounds_is_within() -> None:
+    assert judge(Conduct(0.8, 0.72 + 1e-9, 12.0, 15.0), BASE, GovernorConfig()).within
+
+
+def test_the_best_before_the_first_breach_is_chosen() -> None:
+    good, bad = Judgement(True), Judgement(False, ("x",))
+    assert choose([0.0, 1.0, 2.0], [good, good, good]) == 2
+    assert choose([0.0, 1.0, 9.0], [good, good, bad]) == 1
+    assert choose([0.0, 1.0, 9.0, 10.0], [good, good, bad, good]) == 1
+    assert choose([0.0, -1.0], [good, good]) == 0
+    assert choose([0.0], [bad]) == 0

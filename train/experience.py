@@ -1,0 +1,166 @@
+"""What an iteration of PPO learns from: sampled answers with log-probs, rewards, values and advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train import maths
+from train.base import CRITIC, POLICY, Base, policy_pass, reference_pass, states_pass
+from train.config import TrainConfig
+from train.errors import TrainingDiverged
+from train.heads import ValueHead
+from train.packing import groups
+from train.reward.protocol import TokenRewardModel
+from train.rollout import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Sampled answers seen by the bare base and the reward model. Tensors (B, T), but `scores` (B,).
+
+    Attributes:
+        samples: the answers, row by row.
+        mask: True at real tokens.
+        sampled: log-probs that the sampler recorded.
+        reference: log-probs under the base.
+        rewards: of the reward model, token by token or in a lump at the end; before any penalty.
+        scores: the reward model's score of each answer.
+    """
+
+    samples: Sequence[Sample]
+    mask: Tensor
+    sampled: Tensor
+    reference: Tensor
+    rewards: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """The policy that sampled, as the trainer sees it: `logprobs` (B, T), `states` (B, T, H) for the critic."""
+
+    logprobs: Tensor
+    states: Tensor
+
+
+def score(base: Base, samples: Sequence[Sample], reward: TokenRewardModel, config: TrainConfig) -> Scored:
+    """One adapters-off pass gives the reference's log-probs and the states that the reward model reads."""
+    mask = _mask(samples, base.device)
+    reference, rewards = torch.zeros(mask.shape, device=base.device), torch.zeros(mask.shape, device=base.device)
+    chunks = reference_pass(
+        base, samples, reward.layers, temperature=config.rollout.temperature, budget=config.ppo.pass_tokens
+    )
+    for chunk in chunks:
+        packed, rows = chunk.packed, torch.tensor(chunk.rows, device=base.device)
+        given = reward.token_rewards(
+            chunk.hidden, packed.token_ids, packed.prompt_mask, packed.sequence_response_mask
+        ).float()
+        width = chunk.logprobs.shape[1]
+        columns = torch.arange(width, device=base.device)[None] + packed.prompt_mask.sum(1, keepdim=True)
+        answers = given.gather(1, columns.clamp(max=given.shape[1] - 1))
+        rewards[rows, :width] = torch.where(packed.response_mask, answers, 0.0)
+        reference[rows, :width] = chunk.logprobs
+    scores = rewards.sum(1)
+    if not bool(torch.isfinite(scores).all()):
+        raise TrainingDiverged("the reward model gave a score that is not finite; refit it on a clean snapshot")
+    if config.reward.credit == "end":
+        rewards = maths.at_last_token(scores, mask)
+    return Scored(samples, mask, _recorded(samples, mask), reference, rewards, scores)
+
+
+def old_policy(
+    base: Base, scored: Scored, batches: Sequence[Sequence[int]], config: TrainConfig, *, local: bool
+) -> Old:
+    """Log-probs and states of the policy that sampled: from a local sampler's record, or by a pass of the trainer.
+
+    The pass runs in the `batches` of the update, so that the first ratio is 1 to the bit.
+    """
+    samples = scored.samples
+    if local and config.ppo.old_logprobs == "sampler":
+        width = scored.mask.shape[1]
+        states = torch.zeros((*scored.mask.shape, base.width), device=base.device)
+        for row, sample in enumerate(samples):
+            assert sample.states is not None, "a local sampler keeps its states"
+            states[row, : min(width, len(sample.response_ids))] = sample.states
+        return Old(scored.sampled, states)
+    logprobs = torch.zeros(scored.mask.shape, device=base.device)
+    states = torch.zeros((*scored.mask.shape, base.width), device=base.device)
+    for batch in batches:
+        with torch.no_grad():
+            found = policy_pass(
+                base, [samples[row] for row in batch], adapter=POLICY, temperature=config.rollout.temperature
+            )
+        rows, width = torch.tensor(batch, device=base.device), found.mask.shape[1]
+        logprobs[rows, :width] = found.logprobs
+        states[rows, :width] = found.states.float()
+    return Old(logprobs, states)
+
+
+def critic_states(base: Base, scored: Scored, old: Old, config: TrainConfig) -> Tensor:
+    """What the value head reads, (B, T, H): the policy's own states, or those of the critic's adapter."""
+    if config.ppo.critic == "trunk":
+        return old.states
+    states = torch.zeros_like(old.states)
+    for batch in groups(scored.samples, config.ppo.pass_tokens):
+        with torch.no_grad():
+            found, mask = states_pass(base, [scored.samples[row] for row in batch], adapter=CRITIC)
+        states[torch.tensor(batch, device=base.device), : mask.shape[1]] = found.float()
+    return states
+
+
+def shaped(scored: Scored, old: Old, coefficient: float, config: TrainConfig) -> Tensor:
+    """The rewards that PPO maximises, (B, T): clipped, with the penalty for a missing end, less the KL's price."""
+    ppo = config.ppo
+    rewards = scored.rewards
+    if ppo.reward_clip is not None:
+        rewards = rewards.clamp(-ppo.reward_clip, ppo.reward_clip)
+    if ppo.missing_eos_penalty:
+        cut = torch.tensor([s.finish_reason == "length" for s in scored.samples], device=rewards.device)
+        rewards = rewards - maths.at_last_token(ppo.missing_eos_penalty * cut.float(), scored.mask)
+    price = coefficient if ppo.kl_in == "reward" else 0.0
+    return maths.kl_shaped_rewards(
+        rewards, maths.kl(old.logprobs, scored.reference, ppo.kl_estimator), price, scored.mask
+    )
+
+
+def cross_fitted_values(head: ValueHead, states: Tensor, returns: Tensor, mask: Tensor, folds: int = 4) -> Tensor:
+    """Warm up the critic in closed form; every answer's values come from a fit that has not seen it.
+
+    The head itself ends fitted on all. Values that had seen their own returns would explain the noise away, and the
+    advantage with it.
+
+    Args:
+        head: a calibrated head.
+        states: (B, T, H).
+        returns: (B, T), Monte Carlo.
+        mask: (B, T).
+        folds: into which the answers are split.
+
+    Returns:
+        Values (B, T).
+    """
+    values = torch.zeros_like(returns)
+    fold = torch.arange(len(states), device=states.device) % folds
+    for part in range(folds):
+        inside, outside = fold == part, fold != part
+        if bool(inside.any()) and bool(outside.any()):
+            head.fit(states[outside][mask[outside]], returns[outside][mask[outside]])
+            values[inside] = torch.where(mask[inside], head(states[inside]), 0.0).detach()
+    head.fit(states[mask], returns[mask])
+    return values
+
+
+def _mask(samples: Sequence[Sample], device: torch.device) -> Tensor:
+    lengths = torch.tensor([len(sample.response_ids) for sample in samples], device=device)
+    return torch.arange(int(lengths.max()), device=device)[None] < lengths[:, None]
+
+
+def _recorded(samples: Sequence[Sample], mask: Tensor) -> Tensor:
+    recorded = torch.zeros(mask.shape, device=mask.device)
+    for row, sample in enumerate(samples):
+        recorded[row, : len(sample.logprobs)] = torch.tensor(sample.logprobs, device=mask.device)
+    return recorded

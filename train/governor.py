@@ -1,0 +1,92 @@
+"""The governor against over-optimisation: past some distance from the base, reward still rises while answers get worse.
+
+(Gao et al. 2022: the true reward follows d (alpha - beta log d), d = sqrt(KL).) The governor watches what the reward
+model can't see: repetition, how strange the answers are to the base, and the distance itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from train.config import GovernorConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How answers of one policy look, whatever their reward.
+
+    Attributes:
+        distinct_within: mean over answers of the share of distinct bigrams within the answer.
+        distinct_across: share of distinct bigrams in all answers together (depends on how many there are).
+        perplexity: exp of the mean negative log-prob of their tokens under the base.
+        kl: nats an answer between policy and base.
+    """
+
+    distinct_within: float
+    distinct_across: float
+    perplexity: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Whether a policy keeps the bounds, and if not, which it breaks (one readable line each)."""
+
+    within: bool
+    breaches: tuple[str, ...] = ()
+
+
+def conduct(responses: Sequence[Sequence[int]], reference_logprobs: Sequence[Sequence[float]], kl: float) -> Conduct:
+    """Measure answers.
+
+    Args:
+        responses: token ids of each answer.
+        reference_logprobs: log-prob of each of these tokens under the base, at temperature 1.
+        kl: nats an answer.
+    """
+    bigrams = [list(pairwise(ids)) for ids in responses]
+    shares = [len(set(pairs)) / len(pairs) for pairs in bigrams if pairs]
+    everything = [pair for pairs in bigrams for pair in pairs]
+    tokens = [x for row in reference_logprobs for x in row]
+    return Conduct(
+        distinct_within=sum(shares) / len(shares) if shares else 1.0,
+        distinct_across=len(set(everything)) / len(everything) if everything else 1.0,
+        perplexity=math.exp(-sum(tokens) / max(len(tokens), 1)),
+        kl=kl,
+    )
+
+
+def judge(seen: Conduct, baseline: Conduct, config: GovernorConfig) -> Judgement:
+    """Compare a policy's conduct with the base's own (of equally many answers)."""
+    if not config.enabled:
+        return Judgement(True)
+    breaches = []
+    for name in ("distinct_within", "distinct_across"):
+        ratio = getattr(seen, name) / max(getattr(baseline, name), 1e-9)
+        if ratio < config.min_distinct_ratio:
+            breaches.append(
+                f"{name.replace('_', ' ')} bigrams {ratio:.2f} of the base's (least {config.min_distinct_ratio})"
+            )
+    ratio = seen.perplexity / baseline.perplexity
+    if ratio > config.max_perplexity_ratio:
+        breaches.append(f"perplexity under the base {ratio:.2f} times its own (most {config.max_perplexity_ratio})")
+    if seen.kl > config.max_kl:
+        breaches.append(f"KL {seen.kl:.1f} nats an answer (most {config.max_kl})")
+    return Judgement(not breaches, tuple(breaches))
+
+
+def choose(scores: Sequence[float], judgements: Sequence[Judgement]) -> int:
+    """Index of the policy to publish: the best score before the first breach; 0 (the start) if the first one breaks.
+
+    What comes after a breach has been shaped by it, even where it looks well again.
+    """
+    best = 0
+    for index, judgement in enumerate(judgements):
+        if not judgement.within:
+            break
+        if scores[index] > scores[best]:
+            best = index
+    return best

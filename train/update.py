@@ -1,0 +1,200 @@
+"""Step 7 of PPO: minibatches through the clipped losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from train import maths
+from train.base import CRITIC, Base, policy_pass, states_pass
+from train.config import TrainConfig
+from train.errors import TrainingDiverged
+from train.experience import Old, Scored
+from train.heads import ValueHead
+
+RATIO_TOLERANCE = {"exact": 0.0, "float32": 1e-3, "bfloat16": 1.0}
+"""How far a ratio of the first minibatch may be from 1: old log-probs by a pass of the trainer itself, by the local
+sampler, by the local sampler with half-precision weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the losses aim at. Tensors (B, T), `states` (B, T, H)."""
+
+    scored: Scored
+    old: Old
+    states: Tensor
+    values: Tensor
+    returns: Tensor
+    advantages: Tensor
+    weights: Tensor | None
+
+
+@dataclass(slots=True)
+class UpdateFigures:
+    """Means over an iteration's minibatches, and how it ended."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    updates: int = 0
+    stopped_early: bool = False
+    first_ratio_error: float = 0.0
+
+    def add(self, figures: dict[str, float]) -> None:
+        """Count one minibatch."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.updates += 1
+
+    def mean(self, name: str) -> float:
+        """Mean over minibatches."""
+        return self.sums.get(name, 0.0) / max(self.updates, 1)
+
+
+class Updater:
+    """The policy's and the critic's optimisation."""
+
+    def __init__(
+        self,
+        base: Base,
+        head: ValueHead,
+        policy: tuple[list[nn.Parameter], torch.optim.Optimizer],
+        critic: tuple[list[nn.Parameter], torch.optim.Optimizer],
+        config: TrainConfig,
+    ) -> None:
+        self._base, self._head, self._config = base, head, config
+        self._policy_weights, self._policy_optimiser = policy
+        self._critic_weights, self._critic_optimiser = critic
+
+    def run(
+        self,
+        plan: Sequence[Sequence[Sequence[Sequence[int]]]],
+        targets: Targets,
+        *,
+        exact: bool,
+        coefficient: float,
+        step_done: Callable[[int], None],
+    ) -> UpdateFigures:
+        """Go through epochs, minibatches and micro-batches of rows.
+
+        Args:
+            plan: rows by epoch, minibatch and micro-batch.
+            targets: what to aim at.
+            exact: whether the old log-probs come from the same pass, so that the first ratio is 1 to the bit.
+            coefficient: price of a nat, for a KL in the loss.
+            step_done: told how many episodes have gone through.
+
+        Raises:
+            TrainingDiverged: a loss or a gradient is not finite, or the first ratio is not 1.
+        """
+        figures = UpdateFigures()
+        seen = 0
+        for minibatch in (minibatch for epoch in plan for minibatch in epoch):
+            found = self._accumulate(minibatch, targets, coefficient)
+            if figures.updates == 0:
+                figures.first_ratio_error = found.pop("ratio_error")
+                self._check_first_ratio(figures.first_ratio_error, exact)
+            found.pop("ratio_error", None)
+            limit = self._config.ppo.max_approx_kl
+            if limit is not None and found["approx_kl"] > limit:
+                self._policy_optimiser.zero_grad(set_to_none=True)
+                self._critic_optimiser.zero_grad(set_to_none=True)
+                figures.stopped_early = True
+                break
+            found["grad_norm"] = self._step()
+            figures.add(found)
+            seen += sum(map(len, minibatch))
+            step_done(seen)
+        return figures
+
+    def _accumulate(self, minibatch: Sequence[Sequence[int]], targets: Targets, coefficient: float) -> dict[str, float]:
+        """Gradients of one minibatch, in micro-batches weighted by their tokens: the same as in one go."""
+        mask = targets.scored.mask
+        total = int(mask[[row for micro in minibatch for row in micro]].sum())
+        sums: dict[str, float] = {"ratio_error": 0.0}
+        for micro in minibatch:
+            rows = torch.tensor(micro, device=mask.device)
+            share = int(mask[rows].sum()) / total
+            for name, value in self._micro(micro, rows, targets, coefficient, share).items():
+                joined = max(sums[name], value) if name == "ratio_error" else sums.get(name, 0.0) + share * value
+                sums[name] = joined
+        return sums
+
+    def _micro(
+        self, micro: Sequence[int], rows: Tensor, targets: Targets, coefficient: float, share: float
+    ) -> dict[str, float]:
+        ppo = self._config.ppo
+        turns = [targets.scored.samples[row] for row in micro]
+        found = policy_pass(
+            self._base,
+            turns,
+            temperature=self._config.rollout.temperature,
+            entropy_grad=ppo.entropy_coefficient > 0,
+        )
+        mask, width = found.mask, found.mask.shape[1]
+        old = targets.old.logprobs[rows, :width]
+        policy = maths.policy_loss(
+            found.logprobs,
+            old,
+            targets.advantages[rows, :width],
+            mask,
+            clip=ppo.clip,
+            weights=None if targets.weights is None else targets.weights[rows, :width],
+        )
+        entropy = maths.masked_mean(found.entropy, mask)
+        loss = policy.loss - ppo.entropy_coefficient * entropy
+        if ppo.kl_in == "loss":
+            reference = targets.scored.reference[rows, :width]
+            loss = loss + coefficient * maths.masked_mean(maths.kl(found.logprobs, reference, ppo.kl_estimator), mask)
+        self._backward(loss * share)
+        value = maths.value_loss(
+            self._values(turns, targets.states[rows, :width], mask),
+            targets.values[rows, :width],
+            targets.returns[rows, :width],
+            mask,
+            ppo.value_clip,
+        )
+        self._backward(ppo.value_coefficient * value.loss * share)
+        with torch.no_grad():
+            drift = torch.where(mask, found.logprobs - old, 0.0).abs().max()
+        return {
+            "policy_loss": float(policy.loss.detach()),
+            "value_loss": float(value.loss.detach()),
+            "entropy": float(entropy.detach()),
+            "approx_kl": float(policy.approx_kl),
+            "clip_fraction": float(policy.clip_fraction),
+            "ratio_error": float(torch.expm1(drift)),
+        }
+
+    def _values(self, turns: Sequence[object], states: Tensor, mask: Tensor) -> Tensor:
+        if self._config.ppo.critic == "lora":
+            states, _ = states_pass(self._base, turns, adapter=CRITIC)  # type: ignore[arg-type]
+        return torch.where(mask, self._head(states), 0.0)
+
+    def _backward(self, loss: Tensor) -> None:
+        if not bool(torch.isfinite(loss.detach())):
+            raise TrainingDiverged("a loss is not finite; lower train.ppo.learning_rate (the incumbent is untouched)")
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _step(self) -> float:
+        limit = self._config.ppo.max_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(self._policy_weights, limit))
+        critic_norm = float(nn.utils.clip_grad_norm_(self._critic_weights, limit))
+        if not (torch.isfinite(torch.tensor([norm, critic_norm])).all()):
+            raise TrainingDiverged(
+                "a gradient is not finite; lower train.ppo.learning_rate (the incumbent is untouched)"
+            )
+        for optimiser in (self._policy_optimiser, self._critic_optimiser):
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return norm
+
+    def _check_first_ratio(self, error: float, exact: bool) -> None:
+        allowed = RATIO_TOLERANCE["exact" if exact else self._config.rollout.dtype]
+        if error > allowed:
+            raise TrainingDiverged(
+                f"the first minibatch's ratio is off by {error:.2g} before any update (at most {allowed:g}): the sampler"
+                " and the trainer disagree about the policy"
+            )
