@@ -195,6 +195,6 @@ class Updater:
         allowed = RATIO_TOLERANCE["exact" if exact else self._config.rollout.dtype]
         if error > allowed:
             raise TrainingDiverged(
-                f"the first minibatch's ratio is off by {error:.2g} before any update (at most {allowed:g}): the sampler"
-                " and the trainer disagree about the policy"
+                f"the first minibatch's ratio is off by {error:.2g} before any update (at most {allowed:g}): sampler"
+                " and trainer disagree about the policy"
             )
