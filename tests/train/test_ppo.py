@@ -25,15 +25,14 @@ from train.rollout import Sample
 from train.sampler import LocalRollouts
 
 PROMPTS = [(1, 20, 30, 40), (1, 20, 31), (1, 20, 30, 41, 50), (1, 22)]
-WANTED = 77
 
 
 @dataclass(frozen=True)
-class WantsToken:
-    """Pays for each wanted token; token rewards add up to the score."""
+class WantsTokens:
+    """Pays for every token whose id leaves 5 when divided by 8; token rewards add up to the score."""
 
     layers: tuple[int, ...] = (0, 1)
-    model_id: str = "wants-77"
+    model_id: str = "wants-tokens"
     price: float = 1.0
 
     def token_rewards(
@@ -41,7 +40,7 @@ class WantsToken:
     ) -> Tensor:
         assert set(hidden) == {0, 1}
         assert hidden[0].shape[:2] == token_ids.shape == prompt_mask.shape
-        return self.price * ((token_ids == WANTED) & response_mask).float()
+        return self.price * ((token_ids % 8 == 5) & response_mask).float()
 
 
 def config(**ppo: object) -> TrainConfig:
@@ -69,7 +68,7 @@ def train(base: Base, folder: Path, settings: TrainConfig, price: float = 1.0, *
     trainer = PpoTrainer(
         base,
         LocalRollouts(base),
-        WantsToken(price=price),
+        WantsTokens(price=price),
         PROMPTS,
         config=settings,
         folder=folder,
@@ -83,7 +82,7 @@ def test_ppo_finds_the_token_that_is_paid_for(base: Base, tmp_path: Path, credit
     settings = config(iterations=12)
     settings = settings.model_copy(update={"reward": settings.reward.model_copy(update={"credit": credit})})
     result = train(base, tmp_path, settings)
-    assert result.metrics[0].score < 0.3
+    assert result.metrics[0].score < 1.2
     # 4 is the most; the end of turn may come first
     assert result.metrics[-1].score > (3.0 if credit == "token" else 2.0)
     assert result.chosen >= 8
@@ -92,10 +91,10 @@ def test_ppo_finds_the_token_that_is_paid_for(base: Base, tmp_path: Path, credit
 
 def test_where_kl_rules_the_policy_stays_at_the_reference(base: Base, tmp_path: Path) -> None:
     free = train(base, tmp_path / "free", config(iterations=8, learning_rate=0.005))
-    assert free.metrics[-1].kl > 2
+    assert free.metrics[-1].score > free.metrics[0].score + 0.8
     base.adapters.add(POLICY, 0)
     held = train(base, tmp_path / "held", config(iterations=8, learning_rate=0.005, kl_coefficient=20.0))
-    assert held.metrics[-1].score < 0.5
+    assert held.metrics[-1].score < held.metrics[0].score + 0.5
     assert abs(held.metrics[-1].kl) < 0.5
 
 
@@ -117,7 +116,7 @@ def test_a_sampler_that_lies_about_its_logprobs_is_caught(base: Base, tmp_path: 
                 for s in honest
             ]
 
-    trainer = PpoTrainer(base, Liar(base), WantsToken(), PROMPTS, config=config(), folder=tmp_path)
+    trainer = PpoTrainer(base, Liar(base), WantsTokens(), PROMPTS, config=config(), folder=tmp_path)
     with pytest.raises(TrainingDiverged, match="disagree"):
         trainer.run()
 
