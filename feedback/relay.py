@@ -1,8 +1,8 @@
 """The relay: a daemon thread that moves the ledger's outbox to the event log and hears what the curator has of it.
 
 It sends rows in their order, marks them sent when the broker has acknowledged them, and confirmed when the curator's
-receipt is there. What may have been lost goes again: rows of topics that had to be made again, rows sent before an
-outage, and rows whose receipt is overdue. Events carry ids, so that sending one twice does no harm.
+receipt is there. What may have been lost goes again: rows of topics that had to be made again, rows that an earlier
+process sent, and rows whose receipt is overdue. Events carry ids, so that sending one twice does no harm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from feedback.event_log import (
     EventConsumer,
     EventLog,
     EventLogError,
-    EventLogUnavailable,
     EventProducer,
     OutgoingRecord,
     RecordTooLarge,
@@ -45,7 +44,7 @@ FAILURES = Counter("hustings_outbox_failures_total", "Times that the relay lost 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 10.0
 TOPICS_CHECK_S = 2.0
-"""Seconds between looks whether the broker still knows its topics."""
+"""Seconds between looks whether the broker still has the topics that it had: a look costs it five milliseconds."""
 OVERDUE_CHECK_S = 5.0
 STATS_S = 1.0
 BUSY_POLL_S = 0.01
@@ -86,8 +85,7 @@ class Relay:
         self._thread: threading.Thread | None = None
         self._error: str | None = None
         self._connected = False
-        self._opened = False
-        self._unsure = frozenset(RECEIPTED_TOPICS)
+        self._first = True
 
     def start(self) -> None:
         """Start the thread; it may begin before the broker is there."""
@@ -135,8 +133,8 @@ class Relay:
     def _serve_connection(self) -> None:
         connection = _Connection(self._ledger, self._log, self._config, self._topics_made)
         try:
-            connection.open(self._unsure)
-            self._unsure, self._opened = frozenset(), True
+            connection.open(first=self._first)
+            self._first = False
             while not self._stopping.is_set():
                 busy = connection.turn(0.0 if self._woken.is_set() else self._config.relay_idle_s, self._woken)
                 self._found()
@@ -160,12 +158,7 @@ class Relay:
     def _lost(self, error: Exception) -> None:
         if self._error != str(error):
             logger.warning("the relay can't go on and will try again; votes are safe in the ledger", error=str(error))
-        refused = isinstance(error, EventLogError) and not isinstance(error, EventLogUnavailable)
-        if self._opened and not refused and not isinstance(error, LedgerUnavailable):
-            # A broker that went away may come back empty, and somebody else may have made its topics again.
-            self._unsure = frozenset(TOPICS)
-        self._opened = self._connected = False
-        self._error = str(error)
+        self._connected, self._error = False, str(error)
         CONNECTED.set(0)
         FAILURES.inc()
 
@@ -189,11 +182,11 @@ class _Connection:
         self._offsets: dict[int, int] = {}
         self._next = {"topics": 0.0, "overdue": 0.0, "stats": 0.0}
 
-    def open(self, unsure: frozenset[str]) -> None:
-        """Make the topics, and the clients. `unsure`: topics that may have lost what was sent before."""
+    def open(self, *, first: bool) -> None:
+        """Make the topics, and the clients. At the first time nobody can tell whether the broker is still the same."""
         self._ensure_topics()
-        if unsure:
-            self._requeue("outage", unsure)
+        if first:
+            self._requeue("start", frozenset(RECEIPTED_TOPICS))
         self._producer = self._log.producer()
         self._consumer = self._log.consumer([RECEIPT_TOPIC], group=None)
 

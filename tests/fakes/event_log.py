@@ -27,6 +27,7 @@ class FakeEventLog:
         self.send_faults: dict[str, EventLogError] = {}
         self.ensured = 0
         self.changed = threading.Condition()
+        self._seen: dict[str, list[list[StoredRecord]]] = {}
         self._topics: dict[str, list[list[StoredRecord]]] = {}
         self._committed: dict[tuple[str, str, int], int] = {}
         self._members: dict[str, list[FakeConsumer]] = {}
@@ -38,11 +39,18 @@ class FakeEventLog:
     def ensure_topics(self, topics: Iterable[str]) -> frozenset[str]:
         with self.changed:
             self.check()
-            made = frozenset(topic for topic in topics if topic not in self._topics)
-            self._topics.update({topic: [[] for _ in range(self.partitions)] for topic in made})
+            self.make_as_somebody_else(topics)
+            renewed = frozenset(topic for topic in topics if self._seen.get(topic) is not self._topics[topic])
+            self._seen.update({topic: self._topics[topic] for topic in renewed})
             self.ensured += 1
+            return renewed
+
+    def make_as_somebody_else(self, topics: Iterable[str]) -> None:
+        """Create what is missing, as another process does; our next `ensure_topics` finds that they are new."""
+        with self.changed:
+            for topic in topics:
+                self._topics.setdefault(topic, [[] for _ in range(self.partitions)])
             self.changed.notify_all()
-            return made
 
     def producer(self) -> FakeProducer:
         self.check()

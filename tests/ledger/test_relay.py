@@ -114,7 +114,7 @@ def test_a_broker_that_is_down_at_the_start_loses_nothing(ledger, log, start):
     eventually(lambda: relay.status().connected)
 
 
-def test_an_outage_sends_again_what_nobody_confirmed(ledger, log, start):
+def test_topics_that_somebody_else_made_again_during_an_outage_are_told_anew(ledger, log, start):
     relay = start()
     for name in ("pair_1", "pair_2"):
         ledger.record_pair(shown(name))
@@ -123,10 +123,35 @@ def test_an_outage_sends_again_what_nobody_confirmed(ledger, log, start):
     eventually(settled(ledger, unconfirmed=1))
     log.down = True
     eventually(lambda: not relay.status().connected)
-    # Somebody else makes the topics first, so that the relay can't tell that they are empty.
     log.forget()
+    log.make_as_somebody_else(TOPICS)
     log.down = False
+    eventually(lambda: ids(log) == ["pair_2"])
+
+
+def test_an_outage_of_a_broker_that_remembers_sends_nothing_twice(ledger, log, start):
+    relay = start()
+    ledger.record_pair(shown("pair_1"))
+    eventually(settled(ledger, unconfirmed=1))
+    log.down = True
+    eventually(lambda: not relay.status().connected)
+    ledger.record_pair(shown("pair_2"))
+    log.down = False
+    eventually(settled(ledger, unconfirmed=2))
+    assert ids(log) == ["pair_1", "pair_2"]
+
+
+def test_a_new_process_sends_again_what_the_last_one_has_no_receipt_for(ledger, log, start):
+    first = start()
+    for name in ("pair_1", "pair_2"):
+        ledger.record_pair(shown(name))
+    eventually(settled(ledger, unconfirmed=2))
+    confirm(log, "pair_1")
+    eventually(settled(ledger, unconfirmed=1))
+    first.stop()
+    log.forget()
     log.ensure_topics(TOPICS)
+    start()
     eventually(lambda: ids(log) == ["pair_2"])
 
 
@@ -155,7 +180,7 @@ def test_receipts_whose_offsets_go_back_tell_that_the_log_forgot(ledger, log, st
     eventually(settled(ledger, unconfirmed=1))
     with log.changed:
         log.forget()
-        log.ensure_topics(TOPICS)
+        log.make_as_somebody_else(TOPICS)
     confirm(log, "another")
     eventually(lambda: ids(log) == ["pair_2"])
 
