@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,22 +95,29 @@ class ReleaseManager:
         """Look through the folder for what was published while nobody listened. Safe from any thread."""
         self._post(None)
 
+    async def settled(self) -> None:
+        """Return once everything heard so far is dealt with."""
+        await self._inbox.join()
+
     def _post(self, item: _Heard | None) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
 
     async def _run(self) -> None:
         while True:
-            try:
-                item = await asyncio.wait_for(self._inbox.get(), SCAN_S)
-            except TimeoutError:
-                item = None
+            item, posted = None, False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SCAN_S):
+                    item, posted = await self._inbox.get(), True
             try:
                 await self._take(item)
             except (EngineUnavailable, LedgerUnavailable) as error:
                 # Nothing is lost: the adapter stays a candidate, and the next look finds it again.
                 log.warning("release put off", adapter=item and item.name, reason=str(error))
                 await asyncio.sleep(self._deps.config.releases.retry_s)
+            finally:
+                if posted:
+                    self._inbox.task_done()
 
     async def _take(self, item: _Heard | None) -> None:
         if item is not None:
