@@ -1,0 +1,18 @@
+"""The preference dataset: immutable part files, and content-addressed snapshots made of them."""
+
+from __future__ import annotations
+
+from feedback.dataset.dataset import Dataset, NewData
+from feedback.dataset.errors import DatasetCorrupt, DatasetError, DatasetFull, UnknownSnapshot
+from feedback.dataset.snapshots import Snapshot, SnapshotManifest
+
+__all__ = [
+    "Dataset",
+    "DatasetCorrupt",
+    "DatasetError",
+    "DatasetFull",
+    "NewData",
+    "Snapshot",
+    "SnapshotManifest",
+    "UnknownSnapshot",
+]

@@ -1,0 +1,101 @@
+"""A snapshot for others: Parquet, JSON Lines, or a folder that Hugging Face `datasets` and TRL load by its path."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feedback.dataset.errors import DatasetError, from_os
+from feedback.dataset.files import TEMPORARY_PREFIX
+from feedback.dataset.snapshots import Snapshot
+
+Format = Literal["parquet", "jsonl", "hf"]
+
+_CARD = """---
+configs:
+- config_name: preferences
+  default: true
+  data_files:
+  - split: train
+    path: preferences/*.parquet
+- config_name: ties
+  data_files:
+  - split: train
+    path: ties/*.parquet
+- config_name: prompts
+  data_files:
+  - split: train
+    path: prompts/*.parquet
+---
+# Votes of a Hustings installation
+
+Snapshot `{id}`: {decisive} comparisons with a winner (`preferences`), {undecided} without (`ties`, where `chosen` is
+simply side a), {prompts} prompts. `prompt`, `chosen` and `rejected` are in the conversational preference format.
+"""
+
+
+def export(snapshot: Snapshot, dest: Path, format: Format) -> None:  # noqa: A002
+    """Write a snapshot's tables to `dest`.
+
+    A `dest` that ends in .parquet or .jsonl becomes one file with the preferences; any other becomes a folder with
+    preferences, ties and prompts.
+
+    Raises:
+        DatasetError: the format is unknown, or `dest` can't be written.
+    """
+    tables = {"preferences": snapshot.preferences, "ties": snapshot.ties, "prompts": snapshot.prompts}
+    try:
+        if format == "hf":
+            _write_hf(snapshot, tables, dest)
+        elif format not in {"parquet", "jsonl"}:
+            raise DatasetError(f"unknown export format {format!r}; choose parquet, jsonl or hf")
+        elif dest.suffix == f".{format}":
+            dest.parent.mkdir(parents=True, exist_ok=True)
+            _write_table(snapshot.preferences, dest, format)
+        else:
+            dest.mkdir(parents=True, exist_ok=True)
+            for name, table in tables.items():
+                _write_table(table, dest / f"{name}.{format}", format)
+            (dest / "manifest.json").write_text(snapshot.manifest.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise from_os(error, dest) from error
+
+
+def _write_hf(snapshot: Snapshot, tables: dict[str, pa.Table], dest: Path) -> None:
+    for name, table in tables.items():
+        (dest / name).mkdir(parents=True, exist_ok=True)
+        _write_table(table, dest / name / "train-00000-of-00001.parquet", "parquet")
+    manifest = snapshot.manifest
+    (dest / "README.md").write_text(
+        _CARD.format(
+            id=manifest.id,
+            decisive=manifest.decisive,
+            undecided=manifest.ties + manifest.both_bad,
+            prompts=manifest.prompts,
+        )
+    )
+
+
+def _write_table(table: pa.Table, path: Path, kind: str) -> None:
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+    try:
+        if kind == "parquet":
+            pq.write_table(table, temporary, compression="zstd")
+        else:
+            with temporary.open("wb") as file:
+                file.writelines(_lines(table))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _lines(table: pa.Table) -> Iterator[bytes]:
+    for batch in table.to_batches(max_chunksize=1_000):
+        for row in batch.to_pylist():
+            yield orjson.dumps(row) + b"\n"

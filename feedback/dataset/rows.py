@@ -1,0 +1,128 @@
+"""What a snapshot's tables hold, and how an event becomes a row of one. Pure functions.
+
+preferences and ties have the same columns. In ties, `chosen` is side a and `rejected` side b. `prompt`, `chosen` and
+`rejected` are lists of messages: the conversational preference format that TRL and Hugging Face `datasets` read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from feedback.contracts import CompletionRecord, PairShown, VoteCast
+
+MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
+TIME = pa.timestamp("us", tz="UTC")
+
+VOTE_SCHEMA = pa.schema(
+    [
+        ("prompt", MESSAGES),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
+        ("vote_id", pa.string()),
+        ("pair_id", pa.string()),
+        ("conversation_id", pa.string()),
+        ("voter", pa.string()),
+        ("outcome", pa.string()),
+        ("chosen_position", pa.string()),
+        ("chosen_adapter", pa.string()),
+        ("rejected_adapter", pa.string()),
+        ("base_model", pa.string()),
+        ("margin", pa.float64()),
+        ("weight", pa.float64()),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("chosen_token_ids", pa.list_(pa.int32())),
+        ("rejected_token_ids", pa.list_(pa.int32())),
+        ("chosen_logprobs", pa.list_(pa.float32())),
+        ("rejected_logprobs", pa.list_(pa.float32())),
+        ("chosen_finish_reason", pa.string()),
+        ("rejected_finish_reason", pa.string()),
+        ("temperature", pa.float64()),
+        ("top_p", pa.float64()),
+        ("reasons", pa.list_(pa.string())),
+        ("comment", pa.string()),
+        ("edited", pa.string()),
+        ("contenders", pa.string()),
+        ("propensity", pa.float64()),
+        ("cast_at", TIME),
+    ]
+)
+
+PROMPT_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("conversation_id", pa.string()),
+        ("prompt", MESSAGES),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("shown_at", TIME),
+    ]
+)
+
+
+def is_decisive(choice: str) -> bool:
+    """Whether a choice names a winner."""
+    return choice in {"a", "b"}
+
+
+def sides(vote: VoteCast) -> tuple[CompletionRecord, CompletionRecord]:
+    """The chosen and the rejected completion; a and b where nobody won."""
+    by_position = {completion.position: completion for completion in vote.pair.completions}
+    a, b = by_position["a"], by_position["b"]
+    return (b, a) if vote.choice == "b" else (a, b)
+
+
+def vote_row(vote: VoteCast) -> dict[str, Any]:
+    """A vote as a row of `VOTE_SCHEMA`."""
+    pair = vote.pair
+    chosen, rejected = sides(vote)
+    return {
+        "prompt": _prompt(pair),
+        "chosen": _answer(chosen),
+        "rejected": _answer(rejected),
+        "vote_id": vote.vote_id,
+        "pair_id": pair.pair_id,
+        "conversation_id": pair.conversation_id,
+        "voter": vote.voter,
+        "outcome": "decisive" if is_decisive(vote.choice) else vote.choice,
+        "chosen_position": chosen.position,
+        "chosen_adapter": chosen.adapter,
+        "rejected_adapter": rejected.adapter,
+        "base_model": pair.base_model,
+        "margin": None,
+        "weight": 1.0,
+        "prompt_token_ids": pair.prompt_token_ids,
+        "chosen_token_ids": chosen.token_ids,
+        "rejected_token_ids": rejected.token_ids,
+        "chosen_logprobs": chosen.logprobs,
+        "rejected_logprobs": rejected.logprobs,
+        "chosen_finish_reason": chosen.finish_reason,
+        "rejected_finish_reason": rejected.finish_reason,
+        "temperature": chosen.sampling.temperature,
+        "top_p": chosen.sampling.top_p,
+        "reasons": vote.reasons,
+        "comment": vote.comment,
+        "edited": vote.edited,
+        "contenders": pair.contenders,
+        "propensity": pair.propensity,
+        "cast_at": vote.cast_at,
+    }
+
+
+def prompt_row(pair: PairShown) -> dict[str, Any]:
+    """A shown pair as a row of `PROMPT_SCHEMA`."""
+    return {
+        "pair_id": pair.pair_id,
+        "conversation_id": pair.conversation_id,
+        "prompt": _prompt(pair),
+        "prompt_token_ids": pair.prompt_token_ids,
+        "shown_at": pair.shown_at,
+    }
+
+
+def _prompt(pair: PairShown) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in pair.messages]
+
+
+def _answer(completion: CompletionRecord) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": completion.text}]
