@@ -99,9 +99,10 @@ class Base:
         folder = Path(path)
         wanted = dtype or ("float32" if device == "cpu" else "bfloat16")
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, wanted), attn_implementation=ATTENTION, local_files_only=True
-            )
+            with _no_progress_bar():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=getattr(torch, wanted), attn_implementation=ATTENTION, local_files_only=True
+                )
         except (OSError, ValueError) as error:
             raise ModelUnusable(f"{folder}: {error}; give a Hugging Face model folder with --model") from error
         return cls(model.to(device), folder, settings or LoraSettings(), fingerprint_of(folder))
@@ -244,6 +245,20 @@ def states_pass(base: Base, turns: Sequence[Turn], *, adapter: str | None) -> tu
     with base.adapters.using(adapter):
         states = base.forward(packed.ids, packed.positions, TreeLayout(packed))
     return _spread(gather_rows(states, packed.predictors[mask]), mask), mask
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading takes a second; transformers' bar would only tear our logs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class ServingRollouts:
                     "n": n,
                     "max_tokens": max_tokens,
                     "temperature": temperature,
-                    "seed": seed + start,
+                    "seed": seed + start * n,
                 }
                 samples += _read_samples(part, self._ask("POST", "/v1/rollouts", body).json(), n)
         finally:
