@@ -11,6 +11,7 @@ from feedback.ledger import Tally
 BASE = "base"
 _PRIOR = 0.5
 """Virtual half wins and half losses of each contender against the field, so that an unbeaten one stays finite."""
+_CONVERGED = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def standings(tallies: Iterable[Tally]) -> list[Standing]:
     return sorted(found, key=lambda standing: (-(standing.strength or 0.0), standing.contender))
 
 
-def bradley_terry(points: Mapping[tuple[str, str], float], rounds: int = 200) -> dict[str, float]:
+def bradley_terry(points: Mapping[tuple[str, str], float], max_rounds: int = 20_000) -> dict[str, float]:
     """Log-strengths that add up to 0, by Hunter's minorise-maximise steps.
 
     Args:
@@ -63,12 +64,15 @@ def bradley_terry(points: Mapping[tuple[str, str], float], rounds: int = 200) ->
     games = {(i, j): points.get((i, j), 0.0) + points.get((j, i), 0.0) for i in names for j in names if i != j}
     took = {i: sum(points.get((i, j), 0.0) for j in names if j != i) + _PRIOR for i in names}
     strength = dict.fromkeys(names, 1.0)
-    for _ in range(rounds):
+    for _ in range(max_rounds):
+        before = strength
         strength = {
             i: took[i]
             / (2 * _PRIOR / (strength[i] + 1) + sum(games[i, j] / (strength[i] + strength[j]) for j in names if j != i))
             for i in names
         }
+        if all(abs(strength[i] / before[i] - 1) < _CONVERGED for i in names):
+            break
     logs = {name: math.log(value) for name, value in strength.items()}
     mean = sum(logs.values()) / len(logs) if logs else 0.0
     return {name: value - mean for name, value in logs.items()}

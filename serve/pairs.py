@@ -115,8 +115,9 @@ async def run_pair(deps: ServeDeps, ask: PairAsk, voter: str) -> AsyncGenerator[
             with deps.office.borrow(*matchup.adapters):
                 async with aclosing(_speak(deps, ask, voter, matchup)) as events:
                     async for event in events:
+                        if isinstance(event, PairDone):  # now, for the reader may stop with this event
+                            outcome = "shown"
                         yield event
-            outcome = "shown"
         except Exception:
             outcome = "failed"
             raise

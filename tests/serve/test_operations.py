@@ -1,0 +1,146 @@
+"""Loop data, standings, health, metrics, pages, headers, and what a defect looks like from outside."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from feedback.ledger import Ledger
+from feedback.paths import DataPaths
+from serve.app import ServeDeps
+from tests.fakes.engine import FakeEngine
+from tests.serve.conftest import client_of
+
+ASK = {"messages": [{"role": "user", "content": "Hello?"}]}
+
+
+async def vote(client: httpx.AsyncClient, choice: str) -> None:
+    pair = (await client.post("/v1/pairs", json=ASK)).json()
+    await client.post("/v1/votes", json={"pair_id": pair["pair_id"], "choice": choice})
+
+
+async def test_the_loop_page_has_everything_in_one_object(client: httpx.AsyncClient, paths: DataPaths) -> None:
+    await vote(client, "a")
+    await vote(client, "tie")
+    status = {"training": {"phase": "ppo"}, "cycles": [{"cycle": i} for i in range(30)], "dataset": {"new": 2}}
+    (paths.train / "status.json").write_text(json.dumps(status))
+    body = (await client.get("/v1/loop")).json()
+    assert body["chat"]["pairs"] == 2
+    assert {k: body["votes"][k] for k in ("total", "a", "b", "tie", "both_bad")} == {
+        "total": 2,
+        "a": 1,
+        "b": 0,
+        "tie": 1,
+        "both_bad": 0,
+    }
+    assert body["votes"]["per_minute"] == 2.0
+    assert body["outbox"]["pending"] == 4
+    assert body["office"] == {"adapter": None, "since": None}
+    assert body["training"] == {"phase": "ppo"}
+    assert [cycle["cycle"] for cycle in body["cycles"]] == list(range(10, 30))
+    assert body["releases"] == []
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "7"])
+async def test_the_loop_page_does_without_a_trainer(
+    client: httpx.AsyncClient, paths: DataPaths, content: str | None
+) -> None:
+    if content is not None:
+        (paths.train / "status.json").write_text(content)
+    body = (await client.get("/v1/loop")).json()
+    assert body["training"] is None
+    assert body["cycles"] == []
+
+
+async def test_the_leaderboard_counts_votes_between_different_adapters(
+    client: httpx.AsyncClient, deps: ServeDeps, engine: FakeEngine
+) -> None:
+    await vote(client, "a")
+    assert (await client.get("/v1/leaderboard")).json() == {"contenders": [], "left_share": 1.0, "votes": 1}
+    engine._usable.add("policy-000001")
+    deps.office.set_canaries(("policy-000001",))
+    for _ in range(20):
+        await vote(client, "a")
+    body = (await client.get("/v1/leaderboard")).json()
+    assert {row["contender"] for row in body["contenders"]} == {"base", "policy-000001"}
+    assert sum(row["wins"] for row in body["contenders"]) == sum(row["losses"] for row in body["contenders"]) > 0
+
+
+async def test_metrics_carry_route_templates_and_no_ids(client: httpx.AsyncClient) -> None:
+    await vote(client, "b")
+    await client.get("/v1/models/policy-999999")
+    await client.get("/secret/alice")
+    text = (await client.get("/metrics")).text
+    assert 'hustings_http_requests_total{method="GET",route="/v1/models/{model}",status="404"} 1.0' in text
+    assert 'route="unmatched"' in text
+    assert 'hustings_pairs_total{outcome="shown",rule="self-play"} 1.0' in text
+    assert 'hustings_votes_total{choice="b",outcome="created"} 1.0' in text
+    assert 'hustings_time_to_first_token_seconds_count{kind="pair"} 1.0' in text
+    assert "hustings_engine_running 0.0" in text
+    assert "alice" not in text
+    assert "policy-999999" not in text
+
+
+async def test_readiness_follows_engine_and_ledger(
+    client: httpx.AsyncClient, engine: FakeEngine, ledger: Ledger
+) -> None:
+    assert (await client.get("/readyz")).json() == {"status": "ready", "office": None}
+    engine.die()
+    assert (await client.get("/readyz")).status_code == 503
+    assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/loop"])
+async def test_the_pages_are_served_under_a_strict_policy(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient) -> None:
+    for answer in (await client.get("/v1/nothing"), await client.get("/v1/pairs")):
+        assert answer.status_code in {404, 405}
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+async def test_a_request_id_is_kept_if_it_is_harmless(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/healthz", headers={"X-Request-ID": "abc-1"})).headers["x-request-id"] == "abc-1"
+    made = (await client.get("/healthz", headers={"X-Request-ID": "a b\tc"})).headers["x-request-id"]
+    assert len(made) == 32
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_defect_is_answered_without_its_traceback(
+    app: FastAPI, engine: FakeEngine, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(engine, "tokenize", broken)
+    async with client_of(app) as client:
+        own = await client.post("/v1/pairs", json=ASK | {"stream": stream})
+        openai = await client.post("/v1/chat/completions", json=ASK | {"stream": stream, "model": "base"})
+    assert own.status_code == openai.status_code == 500
+    assert own.headers["content-type"] == "application/problem+json"
+    assert openai.json()["error"]["type"] == "server_error"
+    for answer in (own, openai):
+        assert "secret detail" not in answer.text
+        assert "Traceback" not in answer.text
+
+
+async def test_a_malformed_voter_header_is_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/pairs", json=ASK, headers={"X-Hustings-Voter": "x" * 129})
+    assert answer.status_code == 400
+
+
+async def test_a_malformed_cookie_is_replaced(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/pairs", json=ASK, headers={"Cookie": 'hustings_voter="\\"; x'})
+    assert answer.status_code == 200
+    assert "hustings_voter=" in answer.headers["set-cookie"]
