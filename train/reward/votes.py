@@ -39,6 +39,7 @@ class Votes:
         weight, margin: per vote; margin 0 where none was given.
         conversation, voter: group labels, small integers.
         reasons: reasons that the voter ticked.
+        vote_ids: the votes' own.
     """
 
     answers: tuple[Answer, ...]
@@ -51,6 +52,7 @@ class Votes:
     conversation: NDArray[np.int64]
     voter: NDArray[np.int64]
     reasons: tuple[tuple[str, ...], ...]
+    vote_ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.first)
@@ -93,6 +95,7 @@ def read_votes(preferences: Sequence[Mapping[str, Any]], ties: Sequence[Mapping[
         conversation=_labels([str(row["conversation_id"]) for _, _, row in rows]),
         voter=_labels([str(row["voter"]) for _, _, row in rows]),
         reasons=tuple(tuple(row.get("reasons") or ()) for _, _, row in rows),
+        vote_ids=tuple(str(row.get("vote_id") or "") for _, _, row in rows),
     )
 
 

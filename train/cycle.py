@@ -1,0 +1,343 @@
+"""One training cycle, from votes to a published adapter. The numbers are those of `Cycle.run`:
+
+ 1. snapshot: freeze the votes and prompts that there are
+ 2. features of the voted answers, from the bare base (cached: once ever)
+ 3. reward model: judged by cross-validation, refused unless it is fit, refitted on all votes
+ 4. PPO on the snapshot's prompts, within the governor's bounds
+ 5. evaluate: fresh answers of base and policy to the same prompts
+ 6. publish the adapter with its manifest, atomically
+ 7. report
+
+Every step leaves its result in `DataPaths.train/cycles/<number>/` before the next begins, so that a cycle which was killed
+anywhere goes on where it stood, ends in the same bits on a CPU, and publishes once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from feedback.paths import DataPaths
+from train.base import POLICY, Base
+from train.checkpoint import latest
+from train.config import TrainConfig
+from train.cycle_state import CycleState, load_state, save_state
+from train.data import Prompts, TrainingData, VotesSource
+from train.errors import BaseMismatch, NotEnoughVotes, RewardRefused
+from train.evaluate import Evaluation, evaluate, make_probes
+from train.files import write_json, write_text
+from train.governor import Judgement as Conduct
+from train.ppo import IterationMetrics, PpoResult, PpoTrainer
+from train.publish import next_name, publish
+from train.report import write_report
+from train.reward.extract import FeatureReader, layers_of, vocabulary_for
+from train.reward.mix import MixHead
+from train.reward.refresh import refresh
+from train.rollout import Rollouts
+from train.sampler import LocalRollouts
+from train.status import StatusBoard
+
+log = structlog.get_logger()
+
+SAMPLES_SHOWN = 8
+"""Answers before and after in the status and the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a cycle works with; composed in `train.main`.
+
+    Attributes:
+        model: path of the base.
+        tokenizer: the base's, from transformers.
+        votes: the dataset.
+        rollouts: makes the source of answers for a run's name, given what saves the current policy.
+        incumbent: folder of the adapter to go on from, or None.
+        should_stop: asked often; True interrupts the cycle, which resumes later.
+    """
+
+    paths: DataPaths
+    model: Path
+    base: Base
+    tokenizer: Any
+    votes: VotesSource
+    status: StatusBoard
+    rollouts: Callable[[Base, str], Rollouts] | None
+    incumbent: Callable[[], Path | None]
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def cycles_folder(paths: DataPaths) -> Path:
+    """Where all cycles lie."""
+    return paths.train / "cycles"
+
+
+def open_cycle(paths: DataPaths, config: TrainConfig) -> CycleState:
+    """The unfinished cycle if there is one, else a new one."""
+    states = all_cycles(paths)
+    for state in states:
+        if state.outcome is None:
+            return state
+    state = CycleState(number=max((s.number for s in states), default=0) + 1, config=config.model_dump(mode="json"))
+    save_state(cycles_folder(paths), state)
+    return state
+
+
+def all_cycles(paths: DataPaths) -> list[CycleState]:
+    """Every cycle, oldest first."""
+    folders = sorted(path.parent for path in cycles_folder(paths).glob("*/state.json"))
+    return [load_state(folder) for folder in folders]
+
+
+class Cycle:
+    """A cycle under way."""
+
+    def __init__(self, tools: Tools, state: CycleState) -> None:
+        self._tools = tools
+        self._state = state
+        self._config = TrainConfig.model_validate(state.config)
+        self._folder = cycles_folder(tools.paths) / f"{state.number:06d}"
+        self._log = log.bind(cycle=state.number)
+
+    def run(self) -> CycleState:
+        """Run, or go on, to the end.
+
+        Raises:
+            TrainError: it can't be finished; the incumbent stays. `CycleInterrupted` and `RolloutsUnavailable` leave the
+                cycle open, to be resumed.
+        """
+        self._tools.status.begin(self._state.number)
+        data = self._snapshot()  # 1
+        head = self._reward_model(data)  # 2, 3
+        result = self._ppo(head, data.prompts)  # 4
+        if result.chosen == 0:
+            raise RewardRefused(
+                "PPO found no policy within the governor's bounds that scores above its start: the incumbent stays; "
+                f"see {self._folder / 'metrics.jsonl'}"
+            )
+        evaluation = self._evaluate(head, data.prompts)  # 5
+        adapter = self._publish(head, result, evaluation)  # 6
+        self._advance(outcome="published", metrics=self._figures(head, result, evaluation))
+        self._report(head, result.metrics, evaluation)  # 7
+        self._log.info("adapter_published", adapter=adapter.name, reward=evaluation.after.reward)
+        return self._state
+
+    def _snapshot(self) -> TrainingData:
+        if self._state.snapshot is None:
+            self._tools.status.phase("snapshot")
+            self._advance(snapshot=self._tools.votes.freeze())
+        assert self._state.snapshot is not None
+        data = self._tools.votes.load(self._state.snapshot)
+        _check_ids(data, self._tools.base.head.shape[0])
+        counts = {"votes": len(data.votes), "decisive": data.votes.decisive, "prompts": len(data.prompts.distinct)}
+        self._tools.status.update(dataset={"snapshot": self._state.snapshot, **counts}, force=True)
+        self._log.info("snapshot", id=self._state.snapshot, **counts)
+        if len(data.prompts.distinct) < self._config.schedule.min_prompts:
+            raise NotEnoughVotes(
+                f"the snapshot has {len(data.prompts.distinct)} distinct prompts, PPO needs "
+                f"{self._config.schedule.min_prompts} (train.schedule.min_prompts): chat more"
+            )
+        return data
+
+    def _reward_model(self, data: TrainingData) -> MixHead:
+        folder = self._folder / "reward"
+        if self._state.reward_model is None:
+            tools, config = self._tools, self._config.reward
+            tools.status.phase("features")
+            shared = tools.paths.train / "reward"
+            size = tools.base.head.shape[0]
+            vocabulary = vocabulary_for(shared, tools.tokenizer, size, data.prompts.all)
+            layers = layers_of(tools.base.depth, config.depths)
+            reader = FeatureReader(tools.base, layers, vocabulary, shared, config.batch_tokens)
+            pooled = reader.read(data.votes.answers, lambda done, all_: tools.status.phase("features", done / all_))
+            tools.status.phase("reward")
+            made = refresh(
+                pooled,
+                data.votes,
+                config,
+                layers=layers,
+                vocabulary=vocabulary,
+                base_fingerprint=tools.base.fingerprint,
+                predecessor=self._predecessor(),
+                unseen_by_predecessor=self._newer_than_predecessor(data),
+                seed=self._config.seed,
+            )
+            made.head.save(folder)
+            write_json(folder / "judgement.json", asdict(made.judgement))
+            self._log.info("reward_model", id=made.head.model_id, **_rounded(made.judgement.metrics()))
+            self._advance(reward_model=made.head.model_id)
+        return MixHead.load(folder)  # always what the file holds, so that a resumed run has the same bits
+
+    def _predecessor(self) -> MixHead | None:
+        last = self._last_published()
+        folder = cycles_folder(self._tools.paths) / f"{last.number:06d}" / "reward" if last else None
+        return MixHead.load(folder) if folder and (folder / "reward.json").is_file() else None
+
+    def _newer_than_predecessor(self, data: TrainingData) -> Callable[[int], bool]:
+        last = self._last_published()
+        if last is None or last.snapshot is None:
+            return lambda _row: False
+        seen = self._tools.votes.vote_ids(last.snapshot)
+        return lambda row: data.votes.vote_ids[row] not in seen
+
+    def _last_published(self) -> CycleState | None:
+        earlier = [s for s in all_cycles(self._tools.paths) if s.outcome == "published"]
+        return earlier[-1] if earlier else None
+
+    def _ppo(self, head: MixHead, prompts: Prompts) -> PpoResult:
+        tools, config = self._tools, self._config
+        tools.status.phase("ppo", step=0, steps=config.ppo.iterations)
+        tools.base.adapters.add(POLICY, config.seed)
+        folder = self._folder / "ppo"
+        if config.schedule.start_from == "incumbent" and latest(folder) is None:
+            incumbent = tools.incumbent()
+            if incumbent is not None:
+                tools.base.adapters.load(POLICY, incumbent)
+                self._advance(parent=incumbent.name)
+        rollouts = self._rollouts()
+        try:
+            return PpoTrainer(
+                tools.base,
+                rollouts,
+                head,
+                prompts.distinct,
+                config,
+                folder,
+                observe=self._observed,
+                progress=self._progressed,
+                should_stop=tools.should_stop,
+            ).run()
+        finally:
+            rollouts.close()
+
+    def _rollouts(self) -> Rollouts:
+        rollout = self._config.rollout
+        if rollout.source == "serving" and self._tools.rollouts is not None:
+            return self._tools.rollouts(self._tools.base, f"c{self._state.number}")
+        return LocalRollouts(self._tools.base, batch=rollout.batch, dtype=rollout.dtype)
+
+    def _observed(self, metrics: IterationMetrics, conduct: Conduct) -> None:
+        path = self._folder / "metrics.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["iteration"] < metrics.iteration]
+        record = {**asdict(metrics), "within": conduct.within, "breaches": list(conduct.breaches)}
+        write_text(path, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]))
+        figures = {"reward": metrics.score, "kl": metrics.kl, "length": metrics.length, "iteration": metrics.iteration}
+        self._tools.status.phase(
+            "ppo",
+            metrics.iteration / self._config.ppo.iterations,
+            step=metrics.iteration,
+            message=f"reward {metrics.score:.2f}, KL {metrics.kl:.1f}",
+            clip_fraction=metrics.clip_fraction,
+            entropy=metrics.entropy,
+            **figures,
+        )
+        self._log.info("iteration", **_rounded(figures), breaches=list(conduct.breaches))
+
+    def _progressed(self, phase: str, done: int, total: int) -> None:
+        iteration = int(self._tools.status.status.get("step") or 0)
+        inner = {"sample": 0.0, "score": 0.35, "old": 0.5, "update": 0.6}.get(phase, 0.0)
+        within = inner + (0.4 if phase == "update" else 0.15) * done / max(total, 1)
+        self._tools.status.phase("ppo", (iteration + min(within, 1.0)) / self._config.ppo.iterations, detail=phase)
+
+    def _evaluate(self, head: MixHead, prompts: Prompts) -> Evaluation:
+        tools, config = self._tools, self._config
+        tools.status.phase("evaluate")
+        evaluation = evaluate(
+            tools.base,
+            head,
+            _spread(prompts.distinct, config.schedule.eval_prompts, config.rollout.max_prompt_tokens),
+            max_tokens=config.rollout.max_tokens,
+            temperature=config.rollout.temperature,
+            seed=config.seed + 7_919,
+            budget=config.ppo.pass_tokens,
+        )
+        tools.status.update(samples=self._shown(evaluation), win_rate=evaluation.win_rate, force=True)
+        self._log.info("evaluated", **_rounded(evaluation.metrics()))
+        return evaluation
+
+    def _shown(self, evaluation: Evaluation) -> list[dict[str, str]]:
+        decode = self._tools.tokenizer.decode
+        pairs = zip(evaluation.before.samples, evaluation.after.samples, strict=True)
+        return [
+            {
+                "prompt": decode(before.prompt_ids, skip_special_tokens=True),
+                "before": decode(before.response_ids, skip_special_tokens=True),
+                "after": decode(after.response_ids, skip_special_tokens=True),
+            }
+            for before, after in list(pairs)[:SAMPLES_SHOWN]
+        ]
+
+    def _publish(self, head: MixHead, result: PpoResult, evaluation: Evaluation) -> Path:
+        tools, state = self._tools, self._state
+        tools.status.phase("publish")
+        if state.adapter is None:
+            reserved = [s.adapter for s in all_cycles(tools.paths) if s.adapter]
+            self._advance(adapter=next_name(tools.paths.adapters, reserved))
+        assert self._state.adapter is not None
+        assert self._state.snapshot is not None
+        return publish(
+            tools.paths.adapters,
+            self._state.adapter,
+            lambda folder: tools.base.adapters.save(POLICY, folder, str(tools.model)),
+            parent=self._state.parent,
+            base_model=tools.model.name,
+            base_fingerprint=tools.base.fingerprint,
+            lora_rank=self._config.lora.rank,
+            reward_model=head.model_id,
+            snapshot=self._state.snapshot,
+            probes=make_probes(tools.base, evaluation.after.samples),
+            config={**self._state.config, "cycle": state.number},
+            metrics=self._figures(head, result, evaluation),
+        )
+
+    def _figures(self, head: MixHead, result: PpoResult, evaluation: Evaluation) -> dict[str, float]:
+        held_out = {name: value for name, value in head.metrics.items() if not name.startswith("scale_")}
+        ppo = {"iterations": float(result.chosen), "ppo_kl": result.metrics[result.chosen].kl}
+        return {**held_out, **evaluation.metrics(), **ppo, "reward": evaluation.after.reward}
+
+    def _report(self, head: MixHead, metrics: Sequence[IterationMetrics], evaluation: Evaluation) -> None:
+        judgement = json.loads((self._folder / "reward" / "judgement.json").read_text())
+        write_report(
+            self._folder / "report.html",
+            title=f"Cycle {self._state.number}: {self._state.adapter}",
+            figures={**self._state.metrics, **{k: v for k, v in head.metrics.items() if k.startswith("scale_")}},
+            iterations=[asdict(one) for one in metrics],
+            judgement=judgement,
+            samples=self._shown(evaluation),
+        )
+
+    def _advance(self, **changes: Any) -> None:
+        self._state = self._state.model_copy(update=changes)
+        if "outcome" in changes:
+            self._state = self._state.finished()
+        save_state(cycles_folder(self._tools.paths), self._state)
+
+
+def _check_ids(data: TrainingData, vocabulary: int) -> None:
+    largest = max((max(a.prompt_ids + a.response_ids) for a in data.votes.answers), default=0)
+    if largest >= vocabulary:
+        raise BaseMismatch(
+            f"the votes hold token id {largest} and the base model knows {vocabulary} tokens: they were cast on another "
+            "model; train with the model that was served, or start a new data folder"
+        )
+
+
+def _spread(prompts: Sequence[tuple[int, ...]], count: int, longest: int) -> list[tuple[int, ...]]:
+    """About `count` prompts, evenly from the whole list."""
+    short = [prompt for prompt in prompts if len(prompt) <= longest]
+    step = max(1, len(short) // count)
+    return short[::step][:count]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
+

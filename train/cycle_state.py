@@ -1,0 +1,60 @@
+"""What a cycle has done so far: `state.json`, rewritten after every step."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from feedback.contracts import utc_now
+from train.files import write_json
+
+Outcome = Literal["published", "refused", "failed"]
+
+
+class CycleState(BaseModel):
+    """One cycle.
+
+    Attributes:
+        number: from 1.
+        config: the trainer's, as it was when the cycle began; a resumed cycle keeps it.
+        snapshot: the dataset's, once frozen.
+        reward_model: id, once judged fit.
+        parent: adapter that PPO went on from.
+        adapter: name reserved for the result.
+        outcome: None while it runs.
+        reason: why it was refused or failed.
+        metrics: figures of the published adapter.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    config: dict[str, Any]
+    snapshot: str | None = None
+    reward_model: str | None = None
+    parent: str | None = None
+    adapter: str | None = None
+    outcome: Outcome | None = None
+    reason: str | None = None
+    metrics: dict[str, float] = {}
+    started_at: str = ""
+    finished_at: str | None = None
+
+    def finished(self) -> Self:
+        """With the time of its end."""
+        return self.model_copy(update={"finished_at": datetime.now(UTC).isoformat()})
+
+
+def save_state(root: Path, state: CycleState) -> None:
+    """Write `<root>/<number>/state.json` atomically."""
+    started = state.started_at or utc_now().isoformat()
+    write_json(root / f"{state.number:06d}" / "state.json", state.model_copy(update={"started_at": started}).model_dump())
+
+
+def load_state(folder: Path) -> CycleState:
+    """Read `<folder>/state.json`."""
+    return CycleState.model_validate(json.loads((folder / "state.json").read_text()))
