@@ -8,8 +8,8 @@
  6. publish the adapter with its manifest, atomically
  7. report
 
-Every step leaves its result in `DataPaths.train/cycles/<number>/` before the next begins, so that a cycle which was killed
-anywhere goes on where it stood, ends in the same bits on a CPU, and publishes once.
+Every step leaves its result in `DataPaths.train/cycles/<number>/` before the next begins, so that a cycle which was
+killed anywhere goes on where it stood, ends in the same bits on a CPU, and publishes once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from feedback.paths import DataPaths
 from train.base import POLICY, Base
 from train.checkpoint import latest
 from train.config import TrainConfig
-from train.cycle_state import CycleState, load_state, save_state
+from train.cycle_state import CycleState, all_cycles, cycles_folder, save_state
 from train.data import Prompts, TrainingData, VotesSource
-from train.errors import BaseMismatch, NotEnoughVotes, RewardRefused
+from train.errors import BaseMismatch, NotEnoughVotes, PolicyRefused
 from train.evaluate import Evaluation, evaluate, make_probes
 from train.files import write_json, write_text
 from train.governor import Judgement as Conduct
@@ -72,28 +72,6 @@ class Tools:
     should_stop: Callable[[], bool] = lambda: False
 
 
-def cycles_folder(paths: DataPaths) -> Path:
-    """Where all cycles lie."""
-    return paths.train / "cycles"
-
-
-def open_cycle(paths: DataPaths, config: TrainConfig) -> CycleState:
-    """The unfinished cycle if there is one, else a new one."""
-    states = all_cycles(paths)
-    for state in states:
-        if state.outcome is None:
-            return state
-    state = CycleState(number=max((s.number for s in states), default=0) + 1, config=config.model_dump(mode="json"))
-    save_state(cycles_folder(paths), state)
-    return state
-
-
-def all_cycles(paths: DataPaths) -> list[CycleState]:
-    """Every cycle, oldest first."""
-    folders = sorted(path.parent for path in cycles_folder(paths).glob("*/state.json"))
-    return [load_state(folder) for folder in folders]
-
-
 class Cycle:
     """A cycle under way."""
 
@@ -108,15 +86,15 @@ class Cycle:
         """Run, or go on, to the end.
 
         Raises:
-            TrainError: it can't be finished; the incumbent stays. `CycleInterrupted` and `RolloutsUnavailable` leave the
-                cycle open, to be resumed.
+            TrainError: it can't be finished; the incumbent stays. `CycleInterrupted` and `RolloutsUnavailable` leave
+                the cycle open, to be resumed.
         """
         self._tools.status.begin(self._state.number)
         data = self._snapshot()  # 1
         head = self._reward_model(data)  # 2, 3
         result = self._ppo(head, data.prompts)  # 4
         if result.chosen == 0:
-            raise RewardRefused(
+            raise PolicyRefused(
                 "PPO found no policy within the governor's bounds that scores above its start: the incumbent stays; "
                 f"see {self._folder / 'metrics.jsonl'}"
             )
@@ -206,8 +184,8 @@ class Cycle:
                 rollouts,
                 head,
                 prompts.distinct,
-                config,
-                folder,
+                config=config,
+                folder=folder,
                 observe=self._observed,
                 progress=self._progressed,
                 should_stop=tools.should_stop,
@@ -322,8 +300,8 @@ def _check_ids(data: TrainingData, vocabulary: int) -> None:
     largest = max((max(a.prompt_ids + a.response_ids) for a in data.votes.answers), default=0)
     if largest >= vocabulary:
         raise BaseMismatch(
-            f"the votes hold token id {largest} and the base model knows {vocabulary} tokens: they were cast on another "
-            "model; train with the model that was served, or start a new data folder"
+            f"the votes hold token id {largest} and the base model knows {vocabulary} tokens: they were cast on "
+            "another model; train with the model that was served, or start a new data folder"
         )
 
 
@@ -340,4 +318,3 @@ def _lines(path: Path) -> list[str]:
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
-

@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from feedback.contracts import utc_now
+from feedback.paths import DataPaths
+from train.config import TrainConfig
 from train.files import write_json
 
 Outcome = Literal["published", "refused", "failed"]
@@ -52,9 +54,33 @@ class CycleState(BaseModel):
 def save_state(root: Path, state: CycleState) -> None:
     """Write `<root>/<number>/state.json` atomically."""
     started = state.started_at or utc_now().isoformat()
-    write_json(root / f"{state.number:06d}" / "state.json", state.model_copy(update={"started_at": started}).model_dump())
+    write_json(
+        root / f"{state.number:06d}" / "state.json", state.model_copy(update={"started_at": started}).model_dump()
+    )
 
 
 def load_state(folder: Path) -> CycleState:
     """Read `<folder>/state.json`."""
     return CycleState.model_validate(json.loads((folder / "state.json").read_text()))
+
+
+def cycles_folder(paths: DataPaths) -> Path:
+    """Where all cycles lie."""
+    return paths.train / "cycles"
+
+
+def open_cycle(paths: DataPaths, config: TrainConfig) -> CycleState:
+    """The unfinished cycle if there is one, else a new one."""
+    states = all_cycles(paths)
+    for state in states:
+        if state.outcome is None:
+            return state
+    state = CycleState(number=max((s.number for s in states), default=0) + 1, config=config.model_dump(mode="json"))
+    save_state(cycles_folder(paths), state)
+    return state
+
+
+def all_cycles(paths: DataPaths) -> list[CycleState]:
+    """Every cycle, oldest first."""
+    folders = sorted(path.parent for path in cycles_folder(paths).glob("*/state.json"))
+    return [load_state(folder) for folder in folders]

@@ -61,7 +61,7 @@ class DatasetVotes:
 
     def freeze(self) -> str:
         """See `VotesSource`."""
-        return self._dataset.build_snapshot().snapshot_id
+        return self._dataset.build_snapshot().id
 
     def load(self, snapshot: str) -> TrainingData:
         """See `VotesSource`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 # ├── NotEnoughVotes       the snapshot has too few comparisons to learn or judge anything
 # │   └── OneSidedVotes    every comparison carries the same feature difference or none
 # ├── RewardRefused        the reward model is no better than a coin, a length meter, or worse than the last one
+# ├── PolicyRefused        PPO found nothing better than its start within the governor's bounds
 # ├── TrainingDiverged     a loss, a gradient or a reward is not finite
 # ├── RolloutsUnavailable  serving did not sample for the trainer
 # └── CycleInterrupted     the cycle was asked to stop; it resumes where it stood
@@ -35,6 +36,10 @@ class OneSidedVotes(NotEnoughVotes):
 
 class RewardRefused(TrainError):
     """The reward model did not earn its use; the message says which test it failed."""
+
+
+class PolicyRefused(TrainError):
+    """PPO found no policy that is better than its start and within the governor's bounds."""
 
 
 class TrainingDiverged(TrainError):

@@ -1,6 +1,6 @@
 """What the trainer is doing, for the Loop page, for Prometheus and for a terminal.
 
-`DataPaths.train/status.json` has the keys of the Loop page's `training` object (serve/web/README.md) and also
+`DataPaths.train/status.json` has the keys of the Loop page's `training` object (serve/web/README.md) and besides
 `iteration`, `reward`, `kl`, `length`, `samples` (prompt, before, after), `dataset` (snapshot, new, needed) and `cycles`.
 """
 

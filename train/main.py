@@ -1,0 +1,389 @@
+"""The trainer's process: composes everything, watches for votes, runs cycles. Heavy imports wait until a cycle runs."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from feedback.config import FeedbackConfig
+from feedback.event_log import EventLog, EventLogError
+from feedback.paths import DataPaths
+from train.config import TrainConfig
+from train.cycle_state import CycleState, all_cycles, cycles_folder, open_cycle, save_state
+from train.errors import CycleInterrupted, RolloutsUnavailable, TrainError
+from train.metrics import TrainMetrics
+from train.publish import announce_missing
+from train.status import StatusBoard
+from train.terminal import TerminalProgress
+from train.watch import is_due
+
+if TYPE_CHECKING:
+    from feedback.dataset import Dataset
+    from train.base import Base
+    from train.rollout import Rollouts
+
+log = structlog.get_logger()
+
+ANNOUNCE_EVERY_S = 20.0
+"""Seconds between looks whether the topic still holds every adapter (an embedded broker forgets on restart)."""
+RETRY_S = (30.0, 60.0, 120.0, 300.0)
+"""Waits before an interrupted cycle is taken up again while what it needs (serving, disk, memory) is missing."""
+
+
+def run(  # noqa: PLR0917 - the command line's call
+    config: TrainConfig,
+    feedback: FeedbackConfig,
+    paths: DataPaths,
+    model: str,
+    bootstrap: str | None,
+    once: bool,
+    serve_url: str | None,
+    operator_token: str | None,
+) -> int:
+    """Run the trainer until it is told to stop, or for one cycle.
+
+    Args:
+        config: `[train]`.
+        feedback: `[feedback]`.
+        paths: the data folder.
+        model: folder of the base model.
+        bootstrap: Kafka; None publishes without an announcement (the next trainer with a broker announces).
+        once: run one cycle now, whatever the schedule says.
+        serve_url: of serving, for rollouts through it.
+        operator_token: for the same.
+
+    Returns:
+        0, or 1 when the one cycle did not end with a published adapter.
+    """
+    _step_back(config.schedule.niceness)
+    paths.create()
+    stop = threading.Event()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_only_trainer(paths))
+        except BlockingIOError:
+            sys.stderr.write(f"another trainer works in {paths.root}: stop it first, or wait for its cycle\n")
+            return 1
+        stack.enter_context(_signals(stop))
+        progress = stack.enter_context(TerminalProgress(sys.stderr))
+        metrics = TrainMetrics()
+        trainer = Trainer(
+            config=config,
+            feedback=feedback,
+            paths=paths,
+            model=model,
+            bootstrap=bootstrap,
+            serve_url=serve_url,
+            operator_token=operator_token,
+            stop=stop,
+            metrics=metrics,
+            progress=progress,
+        )
+        if once:
+            return trainer.run_once()
+        try:
+            metrics.serve(config.schedule.metrics_port)
+        except OSError as error:
+            port = config.schedule.metrics_port
+            sys.stderr.write(f"port {port} for the trainer's metrics is taken ({error.strerror}): ")
+            sys.stderr.write("set train.schedule.metrics_port, 0 for none\n")
+            return 1
+        trainer.watch()
+    return 0
+
+
+class Trainer:
+    """Watches and runs cycles."""
+
+    def __init__(
+        self,
+        *,
+        config: TrainConfig,
+        feedback: FeedbackConfig,
+        paths: DataPaths,
+        model: str,
+        bootstrap: str | None,
+        serve_url: str | None,
+        operator_token: str | None,
+        stop: threading.Event,
+        metrics: TrainMetrics,
+        progress: TerminalProgress,
+    ) -> None:
+        from feedback.dataset import Dataset
+
+        self._config, self._feedback, self._paths, self._model = config, feedback, paths, model
+        self._serve_url, self._operator_token = serve_url, operator_token
+        self._stop, self._metrics, self._progress = stop, metrics, progress
+        self._dataset: Dataset = Dataset(paths.dataset)
+        self._log = _event_log(bootstrap, feedback)
+        self._status = StatusBoard(paths.train / "status.json", self._changed)
+        self._announced = -ANNOUNCE_EVERY_S
+        self._status.update(cycles=self._history())
+
+    def run_once(self) -> int:
+        """One cycle now (or the end of one that was cut off)."""
+        state = self._cycle()
+        if state is not None and state.outcome == "published":
+            self._announce(force=True)
+            return 0
+        return 1
+
+    def watch(self) -> None:
+        """Run cycles as they become due, until told to stop."""
+        attempts = 0
+        while not self._stop.is_set():
+            self._announce()
+            cycles = all_cycles(self._paths)
+            last = cycles[-1] if cycles else None
+            if last is None or last.outcome is not None:
+                new = self._dataset.count_new(last.snapshot if last else None)
+                due = is_due(new, self._config, last)
+                self._status.update(
+                    phase="idle",
+                    progress=0.0,
+                    eta_s=None,
+                    message=_idle_message(due.reason, last),
+                    dataset={
+                        "snapshot": last.snapshot if last else None,
+                        "new": new.decisive,
+                        "needed": self._config.schedule.new_comparisons,
+                    },
+                )
+                if not due.now:
+                    self._stop.wait(self._config.schedule.poll_s)
+                    continue
+                log.info("cycle_due", reason=due.reason)
+            state = self._cycle()
+            if state is None and not self._stop.is_set():
+                self._stop.wait(RETRY_S[min(attempts, len(RETRY_S) - 1)])
+                attempts += 1
+            else:
+                attempts = 0
+                self._announce(force=True)
+
+    def _cycle(self) -> CycleState | None:
+        """Run the open cycle to its end; None where it was interrupted and stays open."""
+        from train.cycle import Cycle
+
+        state = open_cycle(self._paths, self._config)
+        try:
+            with self._tools() as tools:
+                state = Cycle(tools, state).run()
+        except CycleInterrupted:
+            log.info("cycle_interrupted", cycle=state.number, next="the next start resumes it")
+            return None
+        except RolloutsUnavailable as error:
+            return self._held_up(str(error))
+        except TrainError as error:
+            return self._ended(state.number, "refused", str(error))
+        except (OSError, MemoryError, RuntimeError) as error:
+            line = _shortage(error)
+            if line is None:
+                self._ended(state.number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+                raise
+            return self._held_up(line)
+        finally:
+            gc.collect()
+        return self._ended(state.number, "published", "")
+
+    def _held_up(self, line: str) -> None:
+        self._status.update(phase="failed", message=f"{line} (the cycle goes on when that is mended)", force=True)
+        log.error("cycle_held_up", reason=line)
+        self._say(line)
+
+    def _ended(self, number: int, outcome: Any, reason: str) -> CycleState:
+        state = next(s for s in all_cycles(self._paths) if s.number == number)
+        if state.outcome is None:
+            state = state.model_copy(update={"outcome": outcome, "reason": reason}).finished()
+            save_state(cycles_folder(self._paths), state)
+        self._metrics.ended(state.outcome or outcome)
+        published = state.outcome == "published"
+        message = f"published {state.adapter}" if published else reason
+        self._status.update(
+            phase="idle" if published else "failed",
+            progress=1.0 if published else 0.0,
+            eta_s=None,
+            message=message,
+            cycles=self._history(),
+            force=True,
+        )
+        if not published:
+            log.error("cycle_ended", cycle=number, outcome=outcome, reason=reason)
+            self._say(reason)
+        self._prune()
+        return state
+
+    def _say(self, line: str) -> None:
+        if self._progress.shown:
+            sys.stderr.write(f"{line}\n")
+
+    @contextmanager
+    def _tools(self) -> Iterator[Any]:
+        import torch
+        from transformers import AutoTokenizer
+
+        from feedback.fingerprint import model_folder
+        from train.base import Base
+        from train.cycle import Tools
+        from train.data import DatasetVotes
+
+        torch.set_num_threads(self._config.threads or len(os.sched_getaffinity(0)))
+        self._status.update(phase="snapshot", message="loading the base model", force=True)
+        device = self._config.device
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        folder = model_folder(self._model)
+        yield Tools(
+            paths=self._paths,
+            model=folder,
+            base=Base.load(folder, self._config.lora, device=device),
+            tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            votes=DatasetVotes(self._paths.dataset),
+            status=self._status,
+            rollouts=self._serving_rollouts if self._serve_url and self._operator_token else None,
+            incumbent=self._incumbent,
+            should_stop=self._stop.is_set,
+        )
+
+    def _serving_rollouts(self, base: Base, name: str) -> Rollouts:
+        from train.base import POLICY
+        from train.rollout import ServingRollouts
+
+        assert self._serve_url is not None
+        assert self._operator_token is not None
+        return ServingRollouts(
+            self._serve_url,
+            self._operator_token,
+            self._paths.rollout_adapters,
+            lambda folder: base.adapters.save(POLICY, folder, self._model),
+            run=f"{name}-{os.getpid()}",
+            attempts=self._config.rollout.attempts,
+            timeout_s=self._config.rollout.timeout_s,
+        )
+
+    def _incumbent(self) -> Path | None:
+        from feedback.ledger import Ledger
+
+        ledger = Ledger.open(self._feedback.ledger_url or self._paths.ledger_url)
+        try:
+            office = ledger.office()
+        finally:
+            ledger.close()
+        return self._paths.adapters / office if office else None
+
+    def _announce(self, *, force: bool = False) -> None:
+        if self._log is None or (not force and time.monotonic() - self._announced < ANNOUNCE_EVERY_S):
+            return
+        self._announced = time.monotonic()
+        try:
+            for name in announce_missing(self._log, self._paths.adapters):
+                log.info("adapter_announced", adapter=name)
+        except EventLogError as error:
+            log.warning("adapter_not_announced", reason=str(error), next=f"again in {ANNOUNCE_EVERY_S:.0f} s")
+
+    def _history(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "cycle": state.number,
+                "adapter": state.adapter,
+                "outcome": state.outcome,
+                "reason": state.reason,
+                "reward": state.metrics.get("reward"),
+                "kl": state.metrics.get("policy_kl"),
+                "win_rate": state.metrics.get("reward_win_rate"),
+                "finished_at": state.finished_at,
+            }
+            for state in all_cycles(self._paths)
+            if state.outcome is not None
+        ]
+
+    def _changed(self, status: dict[str, Any]) -> None:
+        self._metrics.observe(status)
+        self._progress.observe(status)
+
+    def _prune(self) -> None:
+        """Drop the checkpoints of old cycles; their reports, metrics and reward models stay."""
+        import shutil
+
+        ended = [s.number for s in all_cycles(self._paths) if s.outcome is not None]
+        for number in ended[: -self._config.schedule.keep_cycles]:
+            shutil.rmtree(cycles_folder(self._paths) / f"{number:06d}" / "ppo", ignore_errors=True)
+
+
+def _idle_message(waiting: str, last: CycleState | None) -> str:
+    if last is None or last.outcome == "published":
+        return waiting
+    return f"cycle {last.number} {last.outcome}: {last.reason}; {waiting}"
+
+
+def _step_back(niceness: int) -> None:
+    """Let serving go first. OpenMP must be told before torch loads it: spinning threads cost others a factor of ten."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    now = os.nice(0)
+    if now < niceness:
+        os.nice(niceness - now)
+
+
+@contextmanager
+def _only_trainer(paths: DataPaths) -> Iterator[None]:
+    """Hold the data folder's trainer lock; the kernel frees it when the process dies.
+
+    Raises:
+        BlockingIOError: another trainer holds it.
+    """
+    with (paths.train / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        handle.write(f"{os.getpid()} since {datetime.now(UTC).isoformat()}\n")
+        handle.flush()
+        yield
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask for a stop at the next safe point; a second Ctrl-C is immediate."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(_number: int, _frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _event_log(bootstrap: str | None, feedback: FeedbackConfig) -> EventLog | None:
+    if bootstrap is None:
+        return None
+    from feedback.kafka_log import KafkaEventLog
+
+    return KafkaEventLog(bootstrap, feedback.partitions, feedback.replication)
+
+
+def _shortage(error: BaseException) -> str | None:
+    """One line for want of disk or memory; None for anything else."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+        return "out of memory: close other programs, or lower train.ppo.micro_tokens, pass_tokens and rollout.batch"
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"the disk is full ({error.filename or 'data folder'}): make room"
+    return None
