@@ -70,7 +70,7 @@ class LoraLinear(nn.Module):
             if self.active is not None:
                 a, b = self.lora_a[self.active], self.lora_b[self.active]
                 weight = torch.addmm(weight.float(), b, a, alpha=self.scale)
-            self.merged = weight.to(dtype)
+            self.merged = weight.detach().to(dtype)  # detached: a module won't hold a Parameter here
 
     def unmerge(self) -> None:
         """Drop the merged weight."""

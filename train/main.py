@@ -186,7 +186,8 @@ class Trainer:
             log.info("cycle_interrupted", cycle=state.number, next="the next start resumes it")
             return None
         except RolloutsUnavailable as error:
-            return self._held_up(str(error))
+            self._held_up(str(error))
+            return None
         except TrainError as error:
             return self._ended(state.number, "refused", str(error))
         except (OSError, MemoryError, RuntimeError) as error:
@@ -194,7 +195,8 @@ class Trainer:
             if line is None:
                 self._ended(state.number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
                 raise
-            return self._held_up(line)
+            self._held_up(line)
+            return None
         finally:
             gc.collect()
         return self._ended(state.number, "published", "")

@@ -1,7 +1,7 @@
 """What the trainer is doing, for the Loop page, for Prometheus and for a terminal.
 
 `DataPaths.train/status.json` has the keys of the Loop page's `training` object (serve/web/README.md) and besides
-`iteration`, `reward`, `kl`, `length`, `samples` (prompt, before, after), `dataset` (snapshot, new, needed) and `cycles`.
+`DataPaths.train/status.json` has the keys of the Loop page's `training` (serve/web/README.md) and besides these:
 """
 
 from __future__ import annotations

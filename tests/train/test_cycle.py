@@ -1,0 +1,231 @@
+"""A whole cycle on a tiny model: real dataset, reward model, PPO, publishing; killed and resumed; refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feedback.config import FeedbackConfig
+from feedback.contracts import (
+    ADAPTER_TOPIC,
+    AdapterManifest,
+    AdapterPublished,
+    CompletionRecord,
+    Message,
+    PairShown,
+    SamplingRecord,
+    VoteCast,
+)
+from feedback.dataset import Dataset
+from feedback.paths import DataPaths
+from tests.fakes.event_log import FakeEventLog
+from train import main, publish
+from train.config import TrainConfig
+from train.cycle_state import all_cycles
+
+pytestmark = pytest.mark.slow
+
+CONFIG: dict[str, Any] = {
+    "threads": 1,
+    "lora": {"rank": 4, "alpha": 8},
+    "ppo": {"iterations": 2, "episodes": 16, "minibatch": 8, "learning_rate": 5e-3, "kl_coefficient": 0.0},
+    "governor": {"enabled": False},
+    "rollout": {"max_tokens": 8},
+    "schedule": {"eval_prompts": 8, "metrics_port": 0, "new_comparisons": 16, "poll_s": 0.05, "niceness": 0},
+}
+
+
+def fill(paths: DataPaths, model: Path, votes: int = 96, *, seed: int = 0, sense: bool = True) -> None:
+    """Random answers; voters prefer the one with more tokens below id 20 (or vote at random)."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rng = random.Random(seed)
+    dataset = Dataset(paths.dataset)
+    events = []
+    for i in range(votes):
+        text = f"the {rng.choice(['river', 'city', 'garden', 'weather'])} {i} {seed}"
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
+        sides = [[rng.randrange(5, len(tokenizer)) for _ in range(8)] for _ in range(2)]
+        worth = [sum(token < 20 for token in side) for side in sides]
+        choice = "tie" if worth[0] == worth[1] else "a" if worth[0] > worth[1] else "b"
+        completions = tuple(
+            CompletionRecord(
+                position=position,
+                text=tokenizer.decode(side),
+                finish_reason="length",
+                adapter=None,
+                sampling=SamplingRecord(temperature=1.0, top_p=1.0, max_tokens=8),
+                token_ids=tuple(side),
+                logprobs=(-1.0,) * 8,
+            )
+            for position, side in zip(("a", "b"), sides, strict=True)
+        )
+        pair = PairShown(
+            pair_id=f"p{seed}-{i}",
+            conversation_id=f"c{seed}-{i}",
+            voter=f"v{i % 6}",
+            messages=(Message(role="user", content=text),),
+            completions=completions,
+            contenders="self-play",
+            propensity=1.0,
+            base_model="tiny",
+            prompt_token_ids=tuple(prompt["input_ids"]),
+        )
+        voted = choice if sense else rng.choice(["a", "b"])
+        events.append(VoteCast(vote_id=f"v{seed}-{i}", pair=pair, voter=pair.voter, choice=voted))
+    dataset.append_pairs([event.pair for event in events])
+    dataset.append_votes(events)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> DataPaths:
+    made = DataPaths(tmp_path / "data")
+    made.create()
+    return made
+
+
+def train_once(paths: DataPaths, model: Path, config: dict[str, Any] = CONFIG) -> int:
+    return main.run(TrainConfig.model_validate(config), FeedbackConfig(), paths, str(model), None, True, None, None)
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_cycle_publishes_an_adapter_with_its_lineage_and_raises_the_reward(
+    paths: DataPaths, tiny_model: Path
+) -> None:
+    fill(paths, tiny_model)
+    assert train_once(paths, tiny_model) == 0
+    folder = paths.adapters / "policy-000001"
+    manifest = AdapterManifest.model_validate_json((folder / "manifest.json").read_text())
+    assert manifest.snapshot == Dataset(paths.dataset).build_snapshot().id
+    assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert manifest.files["adapter_model.safetensors"] == digest(folder)
+    assert manifest.metrics["policy_reward"] > manifest.metrics["base_reward"]
+    assert len(manifest.probes) == 3
+    assert manifest.probes[0].policy_logprobs != manifest.probes[0].base_logprobs
+    cycle = paths.train / "cycles" / "000001"
+    assert [json.loads(line)["iteration"] for line in (cycle / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
+    report = (cycle / "report.html").read_text()
+    assert report.count("<svg") == 9
+    assert "<script" not in report
+    assert "http" not in report
+    status = json.loads((paths.train / "status.json").read_text())
+    assert status["cycles"][0]["adapter"] == "policy-000001"
+    assert len(status["samples"]) == 8
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("step", ["snapshot", "reward", "iteration", "evaluate", "save", "published"])
+def test_a_cycle_killed_anywhere_goes_on_and_ends_in_the_same_bits(
+    step: str, paths: DataPaths, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import cycle as cycles
+
+    whole = DataPaths(tmp_path / "whole")
+    whole.create()
+    for folder in (whole, paths):
+        fill(folder, tiny_model)
+    assert train_once(whole, tiny_model) == 0
+
+    def dies(*_args: object, **_more: object) -> None:
+        raise Killed
+
+    def dies_after(real: Any) -> Any:
+        def wrapped(*args: Any, **more: Any) -> None:
+            real(*args, **more)
+            raise Killed
+
+        return wrapped
+
+    where: dict[str, tuple[Any, str, Any]] = {
+        "snapshot": (cycles, "vocabulary_for", dies),
+        "reward": (cycles.MixHead, "save", dies_after(cycles.MixHead.save)),
+        "iteration": (cycles.Cycle, "_observed", dies_after(cycles.Cycle._observed)),
+        "evaluate": (cycles, "evaluate", dies),
+        "save": (publish, "write_text", dies),
+        "published": (cycles, "write_report", dies),
+    }
+    owner, name, replacement = where[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, replacement)
+        with pytest.raises(Killed):
+            train_once(paths, tiny_model)
+    if step == "published":
+        assert all_cycles(paths)[0].outcome == "published"
+    else:
+        assert train_once(paths, tiny_model) == 0
+    assert [p.name for p in paths.adapters.iterdir()] == ["policy-000001"]
+    assert digest(paths.adapters / "policy-000001") == digest(whole.adapters / "policy-000001")
+    assert len(all_cycles(paths)) == 1
+
+
+@pytest.mark.parametrize(
+    ("votes", "sense", "line"), [(0, True, "no comparison"), (10, True, "decisive votes"), (96, False, "coin")]
+)
+def test_votes_that_teach_nothing_end_in_one_line_and_publish_nothing(
+    votes: int, sense: bool, line: str, paths: DataPaths, tiny_model: Path
+) -> None:
+    fill(paths, tiny_model, votes, sense=sense)
+    assert train_once(paths, tiny_model) == 1
+    state = all_cycles(paths)[-1]
+    assert state.outcome == "refused"
+    assert line in (state.reason or "")
+    assert "\n" not in (state.reason or "")
+    assert list(paths.adapters.iterdir()) == []
+
+
+def test_a_second_trainer_on_the_same_folder_is_told_so(
+    paths: DataPaths, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with main._only_trainer(paths):
+        assert train_once(paths, tiny_model) == 1
+    assert "another trainer works in" in capsys.readouterr().err
+
+
+def test_watching_runs_a_cycle_when_enough_votes_have_come_and_announces_it_even_to_a_broker_that_forgot(
+    paths: DataPaths, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = FakeEventLog()
+    monkeypatch.setattr(main, "_event_log", lambda _bootstrap, _feedback: broker)
+    stop = threading.Event()
+    seen: list[str] = []
+
+    class Progress(main.TerminalProgress):
+        def observe(self, status: dict[str, Any]) -> None:
+            seen.append(f"{status['phase']}: {status['message']}")
+            if status["phase"] == "idle" and status["cycles"]:
+                stop.set()
+
+    import sys
+
+    fill(paths, tiny_model)
+    trainer = main.Trainer(
+        config=TrainConfig.model_validate(CONFIG),
+        feedback=FeedbackConfig(),
+        paths=paths,
+        model=str(tiny_model),
+        bootstrap="fake",
+        serve_url=None,
+        operator_token=None,
+        stop=stop,
+        metrics=main.TrainMetrics(),
+        progress=Progress(sys.stderr),
+    )
+    trainer.watch()
+    assert "publish: reward" in " ".join(seen)
+    records = [r for r in broker.consumer([ADAPTER_TOPIC], None).poll(1.0) if r.value is not None]
+    assert [AdapterPublished.from_bytes(r.value).name for r in records if r.value] == ["policy-000001"]
+    assert publish.announce_missing(broker, paths.adapters) == []
+    assert publish.announce_missing(FakeEventLog(), paths.adapters) == ["policy-000001"]
