@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
@@ -21,6 +21,9 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S = 15.0
 """How long a writer waits for another process's transaction before it gives up."""
 
+LARGEST_GROUP = 256
+"""Writes that share a commit at most."""
+
 _HINTS = {
     "database is locked": "another process holds the ledger; stop it or try again",
     "disk is full": "the disk is full; free some space, then go on",
@@ -31,11 +34,50 @@ _HINTS = {
 }
 
 
+class _Write(Generic[T]):
+    """A write that waits for its turn, and then what came of it."""
+
+    def __init__(self, work: Callable[[Connection], T]) -> None:
+        self.settled = False
+        self._work = work
+        self._result: T | None = None
+        self._error: Exception | None = None
+
+    def attempt(self, connection: Connection) -> None:
+        """Run in a savepoint of the group's transaction. What is no fault of the database is this write's alone."""
+        self._error = None
+        try:
+            with connection.begin_nested():
+                self._result = self._work(connection)
+        except DBAPIError:
+            raise
+        except Exception as error:  # noqa: BLE001  raised again in the thread whose write it is
+            self._error = error
+
+    def run_alone(self, run: Callable[[Callable[[Connection], T]], T]) -> None:
+        """Run in a transaction of its own."""
+        self._error = None
+        try:
+            self._result = run(self._work)
+        except Exception as error:  # noqa: BLE001  raised again in the thread whose write it is
+            self._error = error
+
+    def outcome(self) -> T:
+        """The result.
+
+        Raises:
+            Exception: whatever the write raised.
+        """
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._result)
+
+
 class Database:
     """An engine with the ledger's settings. Safe to use from many threads.
 
-    A write is a function of a connection that runs in one transaction: one place, so that group commit can later run
-    several of them between a BEGIN and a COMMIT.
+    A write is a function of a connection that runs in one transaction. On SQLite, which has one writer and waits for
+    the disk at each commit, writes that come while another is committed share the next commit, each in a savepoint.
     """
 
     def __init__(self, url: str) -> None:
@@ -44,7 +86,8 @@ class Database:
         self._engine = _sqlite_engine(self._url) if self.is_sqlite else _postgres_engine(self._url)
         self._writing = self._engine.execution_options(hustings_writing=True)
         # SQLite has one writer; queueing for it here is fair, where its own busy handler sleeps and tries its luck.
-        self._turn: Any = threading.Lock() if self.is_sqlite else nullcontext()
+        self._turn = threading.Lock()
+        self._waiting: deque[_Write[Any]] = deque()
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction that only reads.
@@ -60,12 +103,45 @@ class Database:
         Raises:
             LedgerUnavailable: the database can't be reached, is full, locked or read-only; nothing was written.
         """
-        with self._turn:
+        if not self.is_sqlite:
             return self._run(self._writing, work)
+        mine = _Write(work)
+        self._waiting.append(mine)
+        with self._turn:
+            while not mine.settled:
+                self._commit_waiting()
+        return mine.outcome()
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+    def _commit_waiting(self) -> None:
+        """Run the writes that wait in one transaction and settle them: whoever has the turn does it for the others."""
+        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), LARGEST_GROUP))]
+        try:
+            self._commit_group(group)
+        except BaseException:
+            # We are being interrupted; the others' writes are for the next who has the turn.
+            self._waiting.extendleft(reversed(group))
+            raise
+        for write in group:
+            write.settled = True
+
+    def _commit_group(self, group: list[_Write[Any]]) -> None:
+        def together(connection: Connection) -> None:
+            for write in group:
+                write.attempt(connection)
+
+        if len(group) > 1:
+            try:
+                return self._run(self._writing, together)
+            except (LedgerUnavailable, DBAPIError):
+                # The database may have rolled the whole group back: each by itself, so that none suffers for another.
+                pass
+        for write in group:
+            write.run_alone(lambda work: self._run(self._writing, work))
+        return None
 
     def _run(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         try:
@@ -74,7 +150,8 @@ class Database:
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise self._unavailable(error) from error
         except DBAPIError as error:
-            if error.connection_invalidated or isinstance(error.orig, sqlite3.DatabaseError):
+            # SQLite's bare DatabaseError means a broken file; its kinds (a constraint, say) are our own mistakes.
+            if error.connection_invalidated or type(error.orig) is sqlite3.DatabaseError:
                 raise self._unavailable(error) from error
             raise
 

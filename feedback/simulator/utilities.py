@@ -137,8 +137,9 @@ def varied_wording(_messages: Sequence[Message], answer: str) -> float:
     return sum(len(set(window)) / len(window) for window in windows) / len(windows)
 
 
-MIX_SCALES = {"warm_words": (0.5, 0.9), "plain_words": (-4.6, 0.45), "on_topic": (0.55, 0.3)}
-"""Mean and standard deviation of each part of `mix` on answers of the default base model."""
+MIX_SCALES = {"warm_words": (0.91, 1.06), "plain_words": (-4.77, 0.51), "on_topic": (0.62, 0.37)}
+"""Mean and standard deviation of each part of `mix`, over 128 answers of SmolLM2-135M-Instruct to 64 training prompts
+(48 new tokens, temperature 1)."""
 
 
 def mix(messages: Sequence[Message], answer: str) -> float:
