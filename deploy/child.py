@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from deploy.console import Console, LogFile, lines_of, plain
 
@@ -68,17 +69,27 @@ class Child:
             OSError: the command can't be run.
         """
         self.tail.clear()
-        self._process = await asyncio.create_subprocess_exec(
-            *self.spec.command,
-            env={**os.environ, **self.spec.environment},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
+        # A pipe of our own: asyncio's would make `wait` last until grandchildren have closed it too, so that a killed
+        # serving process would not be seen to have ended while its engine core lives.
+        read_end, write_end = os.pipe()
+        output = os.fdopen(read_end, "rb", buffering=0)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.spec.command,
+                env={**os.environ, **self.spec.environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=write_end,
+                stderr=write_end,
+                start_new_session=True,
+            )
+        except OSError:
+            output.close()
+            raise
+        finally:
+            os.close(write_end)
         self.started_at = time.monotonic()
         _set_oom_score(self._process.pid, self.spec.oom_score)
-        self._pump = asyncio.create_task(self._read_output(self._process))
+        self._pump = asyncio.create_task(self._read_output(output))
         return self._process.pid
 
     async def wait(self) -> int:
@@ -114,15 +125,21 @@ class Child:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
-    async def _read_output(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
+    async def _read_output(self, output: IO[bytes]) -> None:
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), output
+        )
         rest = b""
-        while chunk := await process.stdout.read(65536):
-            lines, rest = lines_of(rest + chunk)
-            for line in lines:
-                self._take(line)
-        if rest:
-            self._take(lines_of(rest + b"\n")[0][0])
+        try:
+            while chunk := await reader.read(65536):
+                lines, rest = lines_of(rest + chunk)
+                for line in lines:
+                    self._take(line)
+            if rest:
+                self._take(lines_of(rest + b"\n")[0][0])
+        finally:
+            transport.close()
 
     def _take(self, line: str) -> None:
         if plain(line).strip():

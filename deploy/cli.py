@@ -107,7 +107,8 @@ def curate(
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        # In a thread: setting an event inside a handler can wait for ever on the lock that the interrupted wait holds.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
     run(resolved.feedback, resolved.paths, _bootstrap(resolved), stop)
 
 

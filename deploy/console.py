@@ -23,7 +23,7 @@ class Console:
     """Writes lines of several processes to one stream."""
 
     def __init__(self, stream: TextIO | None = None, *, width: int = 8) -> None:
-        self._stream = sys.stdout if stream is None else stream
+        self._stream: TextIO | None = sys.stdout if stream is None else stream
         self._width = width
         self.coloured = colours_wanted(self._stream)
 
@@ -32,11 +32,13 @@ class Console:
         label = f"{process:<{self._width}} |"
         if self.coloured:
             label = f"\x1b[{COLOURS.get(process, '37')}m{label}\x1b[0m"
+        if self._stream is None:
+            return
         try:
             self._stream.write(f"{label} {text}\n")
             self._stream.flush()
         except (OSError, ValueError):
-            self._stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (lives as long as this object)
+            self._stream = None
 
     def say(self, text: str) -> None:
         """A line of the supervisor's own; several lines of text become several lines."""

@@ -90,7 +90,7 @@ class Supervisor:
         announcer = asyncio.create_task(self._announce())
         try:
             stopped = asyncio.create_task(self._stop.wait())
-            await asyncio.wait([stopped, *keepers], return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait([stopped, *keepers], return_when=asyncio.FIRST_COMPLETED)
             # A keeper ends early only by a fault of ours (disk full, say): stop the rest, then let it be seen.
             self._stop.set()
         finally:
