@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -69,11 +70,20 @@ def preload(given: str, root: Path = Path("/"), prefix: Path = Path(sys.prefix))
     return ":".join(found)
 
 
+def context_length(model: str) -> int | None:
+    """The context length that a model folder names, in tokens; None where it can't be known before the load."""
+    file = Path(model) / "config.json"
+    if not file.is_file():
+        return None
+    length = json.loads(file.read_text()).get("max_position_embeddings")
+    return int(length) if length else None
+
+
 def engine_arguments(config: ServeConfig, model: str, *, cpu: bool) -> dict[str, Any]:
     """Arguments of `AsyncEngineArgs` (and, as flags, of `vllm serve`)."""
     arguments: dict[str, Any] = {
         "model": model,
-        "max_model_len": config.max_model_len,
+        "max_model_len": min(config.max_model_len, context_length(model) or config.max_model_len),
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_batch_tokens or (CPU_BATCH_TOKENS if cpu else None),
         "enable_lora": True,

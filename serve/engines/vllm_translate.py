@@ -30,8 +30,10 @@ FINISH_REASONS: dict[str, FinishReason] = {
 
 def first_line(error: BaseException) -> str:
     """An error's first line: vLLM's messages carry whole stack traces."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:400]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # pydantic's first line only counts the errors; the third says what is wrong.
+    told = lines[2] if len(lines) > 2 and "validation error" in lines[0] else lines[0]
+    return told.strip()[:400]
 
 
 def template_refusal(error: Exception) -> InvalidSampling:
