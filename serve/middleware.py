@@ -138,7 +138,7 @@ class _Exchange:
         status = self._status or 499
         self._metrics.http_requests.labels(method, route, str(status)).inc()
         self._metrics.http_seconds.labels(method, route).observe(took)
-        if route in _QUIET and (status < 500 or status == HTTPStatus.SERVICE_UNAVAILABLE):
+        if route in _QUIET and (status < 500 or status == 503):
             return
         log.info(
             "request",
