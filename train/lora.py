@@ -66,7 +66,7 @@ class LoraLinear(nn.Module):
     def merge(self, dtype: torch.dtype) -> None:
         """Make the merged weight of the active adapter (of the bare layer if there is none)."""
         with torch.no_grad():
-            weight = self.weight
+            weight = self.weight.detach()
             if self.active is not None:
                 a, b = self.lora_a[self.active], self.lora_b[self.active]
                 weight = torch.addmm(weight.float(), b, a, alpha=self.scale)

@@ -68,6 +68,7 @@ def test_sampling_leaves_no_merged_weight_behind(stirred: Base) -> None:
 
 def test_the_bare_base_can_be_sampled(stirred: Base) -> None:
     samples = LocalRollouts(stirred, adapter=None).generate(PROMPTS, 2, max_tokens=6, temperature=1.0, seed=0)
+    LocalRollouts(stirred).generate(PROMPTS, 2, max_tokens=6, temperature=1.0, seed=0)
     with torch.no_grad():
         bare = policy_pass(stirred, samples, adapter=None)
         policy = policy_pass(stirred, samples, adapter=POLICY)
