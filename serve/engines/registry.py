@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ def folder_digest(path: Path) -> str:
     """Sha256 over an adapter folder's configuration and weights.
 
     Raises:
-        AdapterLoadFailed: the folder isn't one that we take (safetensors only: other formats can run code).
+        AdapterLoadFailed: the folder isn't one that we take: safetensors only (other formats can run code), and nothing
+            for the output head or the embedding (vLLM can't tell whose head to use when it scores a prompt in a batch).
     """
     digest = hashlib.sha256()
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -49,7 +51,26 @@ def folder_digest(path: Path) -> str:
             raise AdapterLoadFailed(f"adapter folder {path.name}: can't read {name}: {error.strerror}") from error
         digest.update(len(content).to_bytes(8, "big"))
         digest.update(content)
+    refused = sorted(name for name in tensor_names(content) if "lm_head" in name or "embed_tokens" in name)
+    if refused:
+        raise AdapterLoadFailed(
+            f"adapter folder {path.name}: {refused[0]} adapts the head or the embedding; not served"
+        )
     return digest.hexdigest()
+
+
+def tensor_names(content: bytes) -> frozenset[str]:
+    """Names in a safetensors file's header.
+
+    Raises:
+        AdapterLoadFailed: the header can't be read.
+    """
+    try:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        return frozenset(header) - {"__metadata__"}
+    except (ValueError, TypeError) as error:
+        raise AdapterLoadFailed(f"{WEIGHTS_FILE} is not a safetensors file") from error
 
 
 class AdapterRegistry:

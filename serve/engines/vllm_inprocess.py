@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import time
@@ -87,8 +88,13 @@ class VllmEngine:
         """Stop everything; safe to call twice."""
         self._dead = "the engine is closed"
         llm, self._llm = self._llm, None
-        if llm is not None:
-            await asyncio.to_thread(llm.shutdown)
+        if llm is None:
+            return
+        if llm.output_handler is not None:
+            llm.output_handler.cancel()  # else it takes the end of the core process for a crash, and logs one
+        await asyncio.to_thread(llm.shutdown)
+        del llm
+        gc.collect()  # vLLM's destructor fails when it runs as late as the interpreter's end
 
     async def check_health(self) -> None:
         """Return if the engine can answer.

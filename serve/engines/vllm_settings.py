@@ -104,6 +104,7 @@ def engine_arguments(config: ServeConfig, model: str, *, cpu: bool) -> dict[str,
             "enforce_eager": True,
             "kv_cache_memory_bytes": int(config.kv_cache_gib * GIB),
             "block_size": CPU_BLOCK_SIZE,
+            "worker_extension_cls": CPU_EXTENSION,
         }
     else:
         arguments |= {"dtype": config.dtype, "gpu_memory_utilization": config.gpu_memory_utilization}
@@ -113,9 +114,12 @@ def engine_arguments(config: ServeConfig, model: str, *, cpu: bool) -> dict[str,
 MAX_LOGPROBS = 20
 """The most likely tokens that a request may ask for at each step (OpenAI's limit)."""
 
+CPU_EXTENSION = "serve.engines.vllm_cpu_lora.WorkerExtension"
+"""Brings our LoRA kernels into vLLM's worker process."""
+
 SPARE_SLOTS = 1
-"""Adapter slots that stay empty. vLLM marks a token without adapter by slot -1, and its CPU kernels index with it: in a
-batch that mixes base and adapters, the base's tokens get what lies in the last slot. So nothing ever lies there."""
+"""Adapter slots that stay empty. vLLM marks a token without adapter by slot -1, and its own CPU kernels index with it:
+in a batch that mixes base and adapters, the base's tokens get what lies in the last slot. So it stays empty."""
 
 CPU_BLOCK_SIZE = 32
 """Tokens of a block of the key-value cache; only whole blocks are shared, and vLLM's 128 would fit few chat prompts."""

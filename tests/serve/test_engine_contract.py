@@ -262,6 +262,40 @@ async def test_an_adapter_loads_while_streams_run_and_none_fails_or_mixes(
     await engine.unload_adapter(other)
 
 
+async def test_scoring_goes_on_beside_running_streams(engine: Engine, adapter: str) -> None:
+    prompt = await prompt_of(engine)
+    alone = {who: await engine.score(prompt, who) for who in (None, adapter)}
+    begun = [asyncio.Event() for _ in range(4)]
+    streams = [
+        asyncio.create_task(ask(engine, steady(60), adapter=adapter if at % 2 else None, begun=begun[at]))
+        for at in range(4)
+    ]
+    await asyncio.gather(*(each.wait() for each in begun))
+    for who in (None, adapter):
+        assert await engine.score(prompt, who) == pytest.approx(alone[who], abs=2e-3)
+    assert all(len(answers[0].ids) == 60 for answers in await asyncio.gather(*streams))
+
+
+async def test_the_base_stays_the_base_when_every_adapter_slot_is_taken(
+    engine: Engine, folders: tuple[Path, ...]
+) -> None:
+    loaded = [next(names) for _ in range(4)]
+    for at, name in enumerate(loaded):
+        await engine.load_adapter(name, folders[at % 3])
+    speakers = [None, *loaded]
+    prompts = [await prompt_of(engine, f"question {at}") for at in range(5)]
+    asked = [
+        ask(engine, steady(40, logprobs=0, seed=at), adapter=speaker, prompt=prompts[at])
+        for at, speaker in enumerate(speakers)
+    ]
+    answers = [answers[0] for answers in await asyncio.gather(*asked)]
+    for speaker, prompt, answer in zip(speakers, prompts, answers, strict=True):
+        score = await engine.score((*prompt, *answer.ids), speaker)
+        assert answer.logprobs == pytest.approx(score[len(prompt) - 1 :], abs=2e-3)
+    for name in loaded:
+        await engine.unload_adapter(name)
+
+
 async def test_closing_the_iterator_frees_the_request_at_once(engine: Engine) -> None:
     wanted = GenerationRequest(await prompt_of(engine), steady(180), next(request_ids))
     async with aclosing(engine.generate(wanted)) as stream:  # type: ignore[type-var]
