@@ -1,0 +1,53 @@
+"""A full disk, a lock that stays, a folder that can't be written: clear errors, nothing half done."""
+
+import sqlite3
+
+import pytest
+from sqlalchemy import event
+
+from feedback.ledger import Ledger, LedgerCounts, LedgerUnavailable, database
+from tests.ledger.builders import shown
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.sqlite3"
+
+
+def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(path):
+    ledger = Ledger.open(f"sqlite:///{path}")
+    ledger.record_pair(shown("pair_1"))
+
+    # SQLite's own limit on pages fails just as a full disk does.
+    def limit(connection):
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+    event.listen(ledger._database._engine, "begin", limit)
+    with pytest.raises(LedgerUnavailable, match="free some space"):
+        for number in range(200):
+            ledger.record_vote(pair_id="pair_1", voter="v_ann", choice="a", comment="x" * 50_000)
+            ledger.record_pair(shown(f"more_{number}"))
+    counts = ledger.counts()
+    assert counts.pairs + counts.votes == len(ledger.pending(1000))
+    ledger.close()
+
+
+def test_a_lock_that_stays_is_an_error_in_bounded_time(path, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.05)
+    ledger = Ledger.open(f"sqlite:///{path}")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerUnavailable, match="another process holds the ledger"):
+        ledger.record_pair(shown())
+    assert ledger.counts() == LedgerCounts(0, 0, 0)
+    other.execute("ROLLBACK")
+    other.close()
+    ledger.record_pair(shown())
+    ledger.close()
+
+
+def test_a_file_where_the_folder_should_be_says_so(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LedgerUnavailable, match="choose another --data-dir"):
+        Ledger.open(f"sqlite:///{tmp_path / 'file' / 'ledger.sqlite3'}")
