@@ -54,7 +54,7 @@ def quick_pauses(monkeypatch):
     monkeypatch.setattr("feedback.relay.OVERDUE_CHECK_S", 0.02)
 
 
-def eventually(predicate, timeout_s=5.0):
+def eventually(predicate, timeout_s=30.0):
     tick, deadline = threading.Event(), time.monotonic() + timeout_s
     while not predicate():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -188,7 +188,8 @@ def test_receipts_whose_offsets_go_back_tell_that_the_log_forgot(ledger, log, st
 def test_an_overdue_receipt_sends_the_row_again(ledger, log, start):
     start(config=FeedbackConfig(relay_idle_s=0.01, receipt_timeout_s=0.05))
     ledger.record_pair(shown())
-    eventually(lambda: ids(log) == ["pair_1"] * 3)
+    eventually(lambda: len(ids(log)) >= 3)
+    assert set(ids(log)) == {"pair_1"}
     confirm(log, "pair_1")
     eventually(settled(ledger))
 
