@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from train.config import LoraSettings
 from train.errors import BaseMismatch, ModelUnusable
+from train.kernels import frozen_linear
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -55,8 +56,8 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) to (..., out)."""
         if self.merged is not None:
-            return nn.functional.linear(x.to(self.merged.dtype), self.merged, self.bias).to(x.dtype)
-        out = nn.functional.linear(x, self.weight, self.bias)
+            return frozen_linear(x.to(self.merged.dtype), self.merged, self.bias).to(x.dtype)
+        out = frozen_linear(x, self.weight, self.bias)
         if self.active is None:
             return out
         a, b = self.lora_a[self.active], self.lora_b[self.active]

@@ -37,6 +37,7 @@ from train.heads import ValueHead
 from train.packing import groups
 from train.reward.protocol import TokenRewardModel
 from train.rollout import Rollouts, Sample
+from train.sampler import LocalRollouts
 from train.update import Targets, UpdateFigures, Updater
 
 
@@ -189,7 +190,7 @@ class PpoTrainer:
         """Sample and judge the policy; update it unless it is the last or out of bounds. Returns the answers."""
         config, self._seconds = self._config, {}
         with self._phase("sample"):  # 1
-            samples = self._sample(iteration)
+            samples = self._sample(iteration, self._rollouts)
         with self._phase("score"):  # 2
             scored = score(self._base, samples, self._reward, config)
         metrics, judgement = self._judge(iteration, scored)  # 3
@@ -238,10 +239,10 @@ class PpoTrainer:
             **_figures(figures),
         )
 
-    def _sample(self, iteration: int) -> list[Sample]:
+    def _sample(self, iteration: int, rollouts: Rollouts) -> list[Sample]:
         ppo, rollout = self._config.ppo, self._config.rollout
         count = ppo.episodes // ppo.answers_per_prompt
-        return self._rollouts.generate(
+        return rollouts.generate(
             [self._prompt(iteration * count + at) for at in range(count)],
             ppo.answers_per_prompt,
             max_tokens=rollout.max_tokens,
@@ -260,7 +261,7 @@ class PpoTrainer:
         kl = float(torch.where(mask, maths.kl(scored.sampled, scored.reference), 0.0).sum(1).mean())
         rows = [row[keep].tolist() for row, keep in zip(scored.reference, mask, strict=True)]
         seen = conduct([sample.response_ids for sample in samples], rows, kl)
-        self._baseline = self._baseline or seen
+        self._baseline = self._baseline or (seen if self._starts_at_base() else self._measure_base())
         mean = float(scored.scores.mean())
         metrics = IterationMetrics(
             iteration=iteration,
@@ -278,6 +279,15 @@ class PpoTrainer:
             seconds=dict(self._seconds),
         )
         return metrics, judge(seen, self._baseline, self._config.governor)
+
+    def _starts_at_base(self) -> bool:
+        """Whether the policy adapter changes nothing yet: then its answers are the base's own."""
+        return not any(layer.lora_b[POLICY].detach().any() for layer in self._base.adapters.layers.values())
+
+    def _measure_base(self) -> Conduct:
+        """The base's own conduct, for a run that goes on from an adapter."""
+        samples = self._sample(0, LocalRollouts(self._base, adapter=None, batch=self._config.rollout.batch))
+        return conduct([s.response_ids for s in samples], [s.logprobs for s in samples], kl=0.0)
 
     def _values(self, iteration: int, mask: Tensor, states: Tensor, rewards: Tensor) -> Tensor:
         """The critic's values (B, T); before the policy's first step the critic is warmed up on what was sampled."""

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.base import POLICY, Base
+from train.kernels import frozen_linear
 from train.packing import Packed, TreeLayout, gather_rows, grouped_attention, pack
 from train.rollout import Sample
 
@@ -120,7 +121,7 @@ class _Decoding:
 
     def _choose(self, states: Tensor, step: int) -> Tensor:
         """Draw a token a row by inverting the distribution function at the row's own uniform number."""
-        scaled = nn.functional.linear(states.to(self._head.dtype), self._head).float()
+        scaled = frozen_linear(states.to(self._head.dtype), self._head).float()
         if self._temperature != 1.0:
             scaled /= self._temperature
         total = scaled.logsumexp(-1, keepdim=True)

@@ -232,3 +232,11 @@ def test_checkpoints_are_json_and_safetensors_only(base: Base, tmp_path: Path) -
     files = {file.name for file in tmp_path.rglob("*") if file.is_file()}
     assert files == {"state.safetensors", "state.json"}
     json.loads((tmp_path / "iteration-0001" / "state.json").read_text())
+
+
+def test_a_run_that_goes_on_from_an_adapter_is_judged_by_the_base(stirred: Base, tmp_path: Path) -> None:
+    train(stirred, tmp_path, config(iterations=1))
+    _, record = checkpoint.load(tmp_path, 1)
+    assert record["baseline"]["kl"] == 0.0
+    assert record["metrics"][0]["kl"] > 0.1
+    assert record["baseline"]["perplexity"] < record["metrics"][0]["perplexity"]
