@@ -20,7 +20,13 @@ def configure(process: str, *, level: str = "info", json: bool | None = None) ->
     wanted = os.environ.get("HUSTINGS_LOG_FORMAT")
     if json is None:
         json = wanted == "json" if wanted in {"json", "console"} else not sys.stderr.isatty()
+
+    def name_process(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        line.setdefault("process", process)  # a context variable would be missing in other threads
+        return line
+
     shared: list[structlog.typing.Processor] = [
+        name_process,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -51,7 +57,6 @@ def configure(process: str, *, level: str = "info", json: bool | None = None) ->
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    structlog.contextvars.bind_contextvars(process=process)
 
 
 def _colours_wanted() -> bool:

@@ -18,6 +18,8 @@ from serve.leaderboard import choices, left_share
 STATUS_FILE = "status.json"
 LAST_CYCLES = 20
 PACE_WINDOW_S = 300.0
+_APART = frozenset({"cycles", "dataset"})
+"""Keys of the trainer's status that have a place of their own on the page."""
 
 
 class Pace:
@@ -72,7 +74,7 @@ def loop_status(deps: ServeDeps, pace: Pace) -> dict[str, Any]:
             "oldest_pending_age_s": outbox.oldest_pending_age_s,
         },
         "dataset": trainer.get("dataset"),
-        "training": trainer.get("training"),
+        "training": {key: value for key, value in trainer.items() if key not in _APART} or None,
         "office": {"adapter": deps.office.holder, "since": _since(releases, deps.office.holder)},
         "releases": [release_row(release) for release in reversed(releases)],
         "cycles": (trainer.get("cycles") or [])[-LAST_CYCLES:],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,8 @@ from serve.metrics import Metrics
 from serve.releases.follower import AdapterFollower
 
 WATCH_S = 2.0
+STOP_S = 2.0
+"""Seconds that a thread which may be waiting for a broker gets to end; what it has in hand is repeatable."""
 EXIT_FAILED = 1
 EXIT_CANNOT_START = 2
 log = structlog.get_logger(__name__)
@@ -49,6 +52,7 @@ def run(config: ServeConfig, feedback: FeedbackConfig, paths: DataPaths, model: 
     0: stopped as asked; 1: the engine was lost (a supervisor starts serving again); 2: it can't start as configured.
     """
     logs.configure("serve", level=config.log_level)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         paths.create()
         with contextlib.closing(listen(config.host, config.port)) as sock:
@@ -116,6 +120,7 @@ class _Server:
                 uvicorn.Config(
                     app,
                     log_config=None,
+                    log_level="warning",
                     access_log=False,
                     server_header=False,
                     timeout_graceful_shutdown=max(1, round(self._config.shutdown_grace_s)),
@@ -158,7 +163,7 @@ class _Server:
                 starting.cancel()
                 await asyncio.gather(starting, return_exceptions=True)
                 await app.state.releases.close()
-                await asyncio.to_thread(relay.stop)
+                await asyncio.to_thread(relay.stop, STOP_S)
                 await deps.engine.close()
                 log.info("stopped")
 
@@ -187,7 +192,7 @@ class _Server:
             log.exception("bring-up failed")
             self._stop_failed(deps, "bring-up failed")
         finally:
-            await asyncio.to_thread(follower.stop)
+            await asyncio.to_thread(follower.stop, STOP_S)
 
     async def _watch(self, deps: ServeDeps) -> None:
         while True:

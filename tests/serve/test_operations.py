@@ -26,7 +26,7 @@ async def vote(client: httpx.AsyncClient, choice: str) -> None:
 async def test_the_loop_page_has_everything_in_one_object(client: httpx.AsyncClient, paths: DataPaths) -> None:
     await vote(client, "a")
     await vote(client, "tie")
-    status = {"training": {"phase": "ppo"}, "cycles": [{"cycle": i} for i in range(30)], "dataset": {"new": 2}}
+    status = {"phase": "ppo", "cycles": [{"cycle": i} for i in range(30)], "dataset": {"new": 2}}
     (paths.train / "status.json").write_text(json.dumps(status))
     body = (await client.get("/v1/loop")).json()
     assert body["chat"]["pairs"] == 2
