@@ -185,6 +185,19 @@ class Base:
                 handle.remove()
 
 
+@contextmanager
+def _only(base: Base, depth: int | None) -> Iterator[None]:
+    """Run no block above `depth` inside: nobody reads what they would say."""
+    inner = base._model.model
+    whole = inner.layers
+    try:
+        if depth is not None:
+            inner.layers = whole[:depth]
+        yield
+    finally:
+        inner.layers = whole
+
+
 def reference_pass(
     base: Base,
     turns: Sequence[Turn],
@@ -202,15 +215,16 @@ def reference_pass(
         layers: hidden states that the reward model reads.
         temperature: of sampling.
         budget: tokens a forward pass.
-        logprobs: False leaves the language-model head out (log-probs are then zeros).
+        logprobs: False leaves out the language-model head and every block above `layers` (log-probs are then zeros).
 
     Yields:
         Chunks that together hold every sequence once. Only one chunk's hidden states exist at a time.
     """
+    depth = None if logprobs else max(layers, default=0)
     for rows in groups(turns, budget):
         packed = pack([turns[row] for row in rows], base.device)
         mask = packed.response_mask
-        with torch.no_grad(), base.adapters.using(None), base.watching(layers) as caught:
+        with torch.no_grad(), base.adapters.using(None), base.watching(layers) as caught, _only(base, depth):
             states = base.forward(packed.ids, packed.positions, TreeLayout(packed))
             scores = torch.zeros(mask.shape, device=base.device)
             if logprobs:

@@ -36,14 +36,17 @@ from train.ppo import IterationMetrics, PpoResult, PpoTrainer
 from train.publish import next_name, publish
 from train.report import write_report
 from train.reward.extract import FeatureReader, layers_of, vocabulary_for
+from train.reward.judge import Judgement
+from train.reward.last import LastHead
 from train.reward.mix import MixHead
-from train.reward.refresh import refresh
+from train.reward.refresh import refresh, refresh_last
 from train.rollout import Rollouts
 from train.sampler import LocalRollouts
 from train.status import StatusBoard
 
 log = structlog.get_logger()
 
+RewardHead = MixHead | LastHead
 SAMPLES_SHOWN = 8
 """Answers before and after in the status and the report."""
 
@@ -122,39 +125,50 @@ class Cycle:
             )
         return data
 
-    def _reward_model(self, data: TrainingData) -> MixHead:
+    def _reward_model(self, data: TrainingData) -> RewardHead:
         folder = self._folder / "reward"
+        textbook = self._config.reward.head == "last"
         if self._state.reward_model is None:
-            tools, config = self._tools, self._config.reward
-            tools.status.phase("features")
-            shared = tools.paths.train / "reward"
-            size = tools.base.head.shape[0]
-            vocabulary = vocabulary_for(shared, tools.tokenizer, size, data.prompts.all)
-            layers = layers_of(tools.base.depth, config.depths)
-            reader = FeatureReader(tools.base, layers, vocabulary, shared, config.batch_tokens)
-            pooled = reader.read(data.votes.answers, lambda done, all_: tools.status.phase("features", done / all_))
-            tools.status.phase("reward")
-            made = refresh(
-                pooled,
-                data.votes,
-                config,
-                layers=layers,
-                vocabulary=vocabulary,
-                base_fingerprint=tools.base.fingerprint,
-                predecessor=self._predecessor(),
-                unseen_by_predecessor=self._newer_than_predecessor(data),
-                seed=self._config.seed,
-            )
-            made.head.save(folder)
-            write_json(folder / "judgement.json", asdict(made.judgement))
-            self._log.info("reward_model", id=made.head.model_id, **_rounded(made.judgement.metrics()))
-            self._advance(reward_model=made.head.model_id)
-        return MixHead.load(folder)  # always what the file holds, so that a resumed run has the same bits
+            head, judgement = self._last(data) if textbook else self._mix(data)
+            head.save(folder)
+            write_json(folder / "judgement.json", asdict(judgement))
+            self._log.info("reward_model", id=head.model_id, **_rounded(judgement.metrics()))
+            self._advance(reward_model=head.model_id)
+        # always what the file holds, so that a resumed run has the same bits
+        return LastHead.load(folder, self._tools.base) if textbook else MixHead.load(folder)
+
+    def _last(self, data: TrainingData) -> tuple[LastHead, Judgement]:
+        self._tools.status.phase("reward")
+        return refresh_last(self._tools.base, data.votes, self._config.reward, self._config.seed)
+
+    def _mix(self, data: TrainingData) -> tuple[MixHead, Judgement]:
+        tools, config = self._tools, self._config.reward
+        tools.status.phase("features")
+        shared = tools.paths.train / "reward"
+        vocabulary = vocabulary_for(shared, tools.tokenizer, tools.base.head.shape[0], data.prompts.all)
+        layers = layers_of(tools.base.depth, config.depths)
+        reader = FeatureReader(tools.base, layers, vocabulary, shared, config.batch_tokens)
+        pooled = reader.read(data.votes.answers, lambda done, all_: tools.status.phase("features", done / all_))
+        tools.status.phase("reward")
+        made = refresh(
+            pooled,
+            data.votes,
+            config,
+            layers=layers,
+            vocabulary=vocabulary,
+            base_fingerprint=tools.base.fingerprint,
+            predecessor=self._predecessor(),
+            unseen_by_predecessor=self._newer_than_predecessor(data),
+            seed=self._config.seed,
+        )
+        return made.head, made.judgement
 
     def _predecessor(self) -> MixHead | None:
         last = self._last_published()
         folder = cycles_folder(self._tools.paths) / f"{last.number:06d}" / "reward" if last else None
-        return MixHead.load(folder) if folder and (folder / "reward.json").is_file() else None
+        if folder is None or not (folder / "reward.json").is_file():
+            return None
+        return MixHead.load(folder) if json.loads((folder / "reward.json").read_text())["head"] == "mix" else None
 
     def _newer_than_predecessor(self, data: TrainingData) -> Callable[[int], bool]:
         last = self._last_published()
@@ -167,7 +181,7 @@ class Cycle:
         earlier = [s for s in all_cycles(self._tools.paths) if s.outcome == "published"]
         return earlier[-1] if earlier else None
 
-    def _ppo(self, head: MixHead, prompts: Prompts) -> PpoResult:
+    def _ppo(self, head: RewardHead, prompts: Prompts) -> PpoResult:
         tools, config = self._tools, self._config
         tools.status.phase("ppo", step=0, steps=config.ppo.iterations)
         tools.base.adapters.add(POLICY, config.seed)
@@ -222,7 +236,7 @@ class Cycle:
         within = inner + (0.4 if phase == "update" else 0.15) * done / max(total, 1)
         self._tools.status.phase("ppo", (iteration + min(within, 1.0)) / self._config.ppo.iterations, detail=phase)
 
-    def _evaluate(self, head: MixHead, prompts: Prompts) -> Evaluation:
+    def _evaluate(self, head: RewardHead, prompts: Prompts) -> Evaluation:
         tools, config = self._tools, self._config
         tools.status.phase("evaluate")
         evaluation = evaluate(
@@ -250,7 +264,7 @@ class Cycle:
             for before, after in list(pairs)[:SAMPLES_SHOWN]
         ]
 
-    def _publish(self, head: MixHead, result: PpoResult, evaluation: Evaluation) -> Path:
+    def _publish(self, head: RewardHead, result: PpoResult, evaluation: Evaluation) -> Path:
         tools, state = self._tools, self._state
         tools.status.phase("publish")
         if state.adapter is None:
@@ -273,12 +287,12 @@ class Cycle:
             metrics=self._figures(head, result, evaluation),
         )
 
-    def _figures(self, head: MixHead, result: PpoResult, evaluation: Evaluation) -> dict[str, float]:
+    def _figures(self, head: RewardHead, result: PpoResult, evaluation: Evaluation) -> dict[str, float]:
         held_out = {name: value for name, value in head.metrics.items() if not name.startswith("scale_")}
         ppo = {"iterations": float(result.chosen), "ppo_kl": result.metrics[result.chosen].kl}
         return {**held_out, **evaluation.metrics(), **ppo, "reward": evaluation.after.reward}
 
-    def _report(self, head: MixHead, metrics: Sequence[IterationMetrics], evaluation: Evaluation) -> None:
+    def _report(self, head: RewardHead, metrics: Sequence[IterationMetrics], evaluation: Evaluation) -> None:
         judgement = json.loads((self._folder / "reward" / "judgement.json").read_text())
         write_report(
             self._folder / "report.html",

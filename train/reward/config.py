@@ -22,15 +22,15 @@ class RewardConfig(Section):
     folds: int = Field(default=5, ge=2)
     """Folds of the cross-validation (over conversations) that chooses strength and layer mix."""
     heldout: float = Field(default=0.15, ge=0.0, lt=0.9)
-    """Share of conversations kept from the first fit to judge the model by; the model in use is refitted on all."""
+    """Share of conversations that the `last` head never sees, to judge it by (`mix` is cross-validated instead)."""
     min_decisive: int = Field(default=16, ge=2)
     """Fewest decisive votes that a reward model is fitted on."""
     max_length_correlation: float = Field(default=0.9, gt=0.0, le=1.0)
     """A model whose score follows the answer's length this closely is refused, unless the votes themselves do."""
     batch_tokens: int = Field(default=2048, ge=64)
     """Padded tokens of one forward pass of the base while features are read."""
-    lora_rank: int = Field(default=16, ge=0)
-    """Rank of the `last` head's LoRA; 0 trains the scalar head alone."""
+    last_lora: bool = True
+    """Whether the `last` head trains a LoRA (of `train.lora`'s shape) with it, or the scalar head alone."""
     learning_rate: float = Field(default=1e-4, gt=0.0)
     """AdamW's rate for the `last` head."""
     epochs: int = Field(default=1, ge=1)

@@ -114,7 +114,7 @@ def repeated(token_ids: Tensor, response_mask: Tensor) -> Tensor:
 
 
 def meeting(sequences: Sequences, rarity: Tensor, layers: Sequence[int]) -> Tensor:
-    """Likeness of a token to the prompt, (B, L, 2 per layer + 1): best match and mean per layer, then exact match."""
+    """A token's likeness to the prompt, (B, L, 2 per layer + 2): best and mean per layer, exact match, first such."""
     weight = rarity[sequences.token_ids] * sequences.prompt_mask
     columns = []
     for layer in layers:
@@ -127,7 +127,9 @@ def meeting(sequences: Sequences, rarity: Tensor, layers: Sequence[int]) -> Tens
         mean = (likeness * weight.unsqueeze(1)).sum(dim=2) / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
         columns.append(mean)
     exact = (sequences.token_ids.unsqueeze(2) == sequences.token_ids.unsqueeze(1)) * weight.unsqueeze(1)
-    columns.append(exact.amax(dim=2))
+    match = exact.amax(dim=2)
+    columns.append(match)
+    columns.append(match * (1 - repeated(sequences.token_ids, sequences.response_mask)))
     return torch.stack(columns, dim=-1) * sequences.response_mask.unsqueeze(-1)
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from train.base import Base
 from train.errors import NotEnoughVotes
 from train.reward import judge
 from train.reward.config import RewardConfig
 from train.reward.features import Vocabulary
 from train.reward.judge import Judgement
+from train.reward.last import LastHead, normalised, score_all, train_last
 from train.reward.mix import MixHead, fit_weights, make_head
 from train.reward.probe import Array, Rows
 from train.reward.votes import Votes, folds
@@ -56,11 +58,7 @@ def refresh(
         NotEnoughVotes: fewer decisive votes than `config.min_decisive`, or all of one conversation.
         RewardRefused: no better than a coin, a length meter, or worse than the predecessor.
     """
-    if votes.decisive < config.min_decisive:
-        raise NotEnoughVotes(
-            f"{votes.decisive} decisive votes in the snapshot, {config.min_decisive} are needed "
-            "(train.reward.min_decisive): cast more votes"
-        )
+    _require_votes(votes, config)
     predicted = out_of_fold(pooled, votes, votes.conversation, config.folds, seed)
     fitted = fit_weights(pooled, votes, np.arange(len(votes)))
     head = make_head(
@@ -68,16 +66,33 @@ def refresh(
     )
     judged = judgement(predicted, head.scores(pooled), votes)
     judged = replace(judged, new_voters=_on_new_voters(pooled, votes, config.folds, seed))
-    lengths = response_lengths(votes)
+    _refuse(judged, votes, config)
     decisive = np.flatnonzero(~votes.tied)
-    _, unequal = judge.longer_share(lengths[votes.first[decisive]], lengths[votes.second[decisive]])
-    judge.refuse_unless_fit(judged, config.max_length_correlation, unequal)
     if predecessor is not None and predecessor.weights.keys() == dict(pooled).keys():
         rows = np.array([r for r in decisive if unseen_by_predecessor(int(r))], dtype=np.int64)
         old = predecessor.scores(pooled) * predecessor.scale
         judge.refuse_if_worse(predicted[rows], old[votes.first[rows]] - old[votes.second[rows]], votes.weight[rows])
     figures = judged.metrics() | {f"scale_{name}": value for name, value in fitted.variance.items()}
     return Refreshed(replace(head, metrics=figures), judged)
+
+
+def refresh_last(base: Base, votes: Votes, config: RewardConfig, seed: int) -> tuple[LastHead, Judgement]:
+    """Train the `last` head on most conversations and judge it on the rest.
+
+    Raises:
+        NotEnoughVotes: too few decisive votes to train on or to judge by.
+        RewardRefused: no better than a coin, or a length meter.
+    """
+    _require_votes(votes, config)
+    fold = folds(votes.conversation, max(2, round(1 / max(config.heldout, 0.05))), seed)
+    held = np.flatnonzero((fold == 0) & ~votes.tied)
+    if len(held) < 2:
+        raise NotEnoughVotes("too few conversations to judge the reward model by; vote in more of them")
+    head = train_last(base, votes, np.flatnonzero(fold != 0), config, seed)
+    scores = score_all(head, votes.answers)
+    judged = judgement(scores[votes.first] - scores[votes.second], scores, votes, held)
+    _refuse(judged, votes, config)
+    return normalised(head, scores, judged.metrics()), judged
 
 
 def out_of_fold(pooled: Mapping[str, Array], votes: Votes, groups: Rows, count: int, seed: int) -> Array:
@@ -100,15 +115,30 @@ def out_of_fold(pooled: Mapping[str, Array], votes: Votes, groups: Rows, count: 
     return predicted
 
 
-def judgement(predicted: Array, scores: Array, votes: Votes) -> Judgement:
+def _require_votes(votes: Votes, config: RewardConfig) -> None:
+    if votes.decisive < config.min_decisive:
+        raise NotEnoughVotes(
+            f"{votes.decisive} decisive votes in the snapshot, {config.min_decisive} are needed "
+            "(train.reward.min_decisive): cast more votes"
+        )
+
+
+def _refuse(judged: Judgement, votes: Votes, config: RewardConfig) -> None:
+    lengths, decisive = response_lengths(votes), np.flatnonzero(~votes.tied)
+    _, unequal = judge.longer_share(lengths[votes.first[decisive]], lengths[votes.second[decisive]])
+    judge.refuse_unless_fit(judged, config.max_length_correlation, unequal)
+
+
+def judgement(predicted: Array, scores: Array, votes: Votes, held: Rows | None = None) -> Judgement:
     """Figures of held-out predictions.
 
     Args:
         predicted: held-out score differences, (n,).
         scores: of all answers under the final fit.
         votes: the votes.
+        held: decisive votes to judge by; all of them where every prediction is held out.
     """
-    decisive = np.flatnonzero(~votes.tied)
+    decisive = np.flatnonzero(~votes.tied) if held is None else held
     difference = predicted[decisive]
     lengths = response_lengths(votes)
     longer, _ = judge.longer_share(lengths[votes.first[decisive]], lengths[votes.second[decisive]])
