@@ -34,10 +34,10 @@ pytestmark = pytest.mark.slow
 CONFIG: dict[str, Any] = {
     "threads": 1,
     "lora": {"rank": 4, "alpha": 8},
-    "ppo": {"iterations": 2, "episodes": 16, "minibatch": 8, "learning_rate": 5e-3, "kl_coefficient": 0.0},
+    "ppo": {"iterations": 3, "episodes": 48, "minibatch": 8, "learning_rate": 1e-2, "kl_coefficient": 0.0},
     "governor": {"enabled": False},
     "rollout": {"max_tokens": 8},
-    "schedule": {"eval_prompts": 8, "metrics_port": 0, "new_comparisons": 16, "poll_s": 0.05, "niceness": 0},
+    "schedule": {"eval_prompts": 48, "metrics_port": 0, "new_comparisons": 16, "poll_s": 0.05, "niceness": 0},
 }
 
 
@@ -113,7 +113,12 @@ def test_a_cycle_publishes_an_adapter_with_its_lineage_and_raises_the_reward(
     assert len(manifest.probes) == 3
     assert manifest.probes[0].policy_logprobs != manifest.probes[0].base_logprobs
     cycle = paths.train / "cycles" / "000001"
-    assert [json.loads(line)["iteration"] for line in (cycle / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
+    assert [json.loads(line)["iteration"] for line in (cycle / "metrics.jsonl").read_text().splitlines()] == [
+        0,
+        1,
+        2,
+        3,
+    ]
     report = (cycle / "report.html").read_text()
     assert report.count("<svg") == 9
     assert "<script" not in report
