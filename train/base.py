@@ -105,6 +105,7 @@ class Base:
                 )
         except (OSError, ValueError) as error:
             raise ModelUnusable(f"{folder}: {error}; give a Hugging Face model folder with --model") from error
+        _refuse_unless_plain(model.config, folder)
         return cls(model.to(device), folder, settings or LoraSettings(), fingerprint_of(folder))
 
     @property
@@ -259,6 +260,18 @@ def states_pass(base: Base, turns: Sequence[Turn], *, adapter: str | None) -> tu
     with base.adapters.using(adapter):
         states = base.forward(packed.ids, packed.positions, TreeLayout(packed))
     return _spread(gather_rows(states, packed.predictors[mask]), mask), mask
+
+
+def _refuse_unless_plain(config: Any, folder: Path) -> None:
+    """Refuse what the packed attention or the chunked head would silently compute wrongly."""
+    odd = [kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"]
+    odd += [
+        name for name in ("sliding_window", "final_logit_softcapping", "logit_scale") if getattr(config, name, None)
+    ]
+    if odd:
+        raise ModelUnusable(
+            f"{folder} uses {odd[0]}, which the trainer does not know; give a Llama-like model (Llama, Qwen, SmolLM)"
+        )
 
 
 @contextmanager

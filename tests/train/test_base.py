@@ -158,3 +158,14 @@ def test_the_fingerprint_follows_weights_and_architecture_but_not_names(tiny_mod
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match=str(tmp_path)):
         Base.load(tmp_path)
+
+
+@pytest.mark.parametrize("changed", [{"sliding_window": 8}, {"layer_types": ["full_attention", "sliding_attention"]}])
+def test_a_model_that_would_be_computed_wrongly_is_refused(
+    tiny_model: Path, tmp_path: Path, changed: dict[str, object]
+) -> None:
+    config = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changed))
+    (tmp_path / "model.safetensors").symlink_to(tiny_model / "model.safetensors")
+    with pytest.raises(ModelUnusable, match="sliding"):
+        Base.load(tmp_path)
