@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from feedback.config import FeedbackConfig
 from feedback.contracts import RECEIPT_TOPIC, TOPICS, ContractError, RecordsCurated
@@ -31,22 +31,11 @@ from feedback.ledger.outbox import RECEIPTED_TOPICS
 
 logger = structlog.get_logger(__name__)
 
-PENDING = Gauge("hustings_outbox_pending", "Events committed and not yet acknowledged by the broker")
-UNCONFIRMED = Gauge("hustings_outbox_unconfirmed", "Events that the broker has and the curator has not confirmed")
-OLDEST_AGE = Gauge("hustings_outbox_oldest_pending_age_seconds", "Age of the oldest event not yet acknowledged")
-PARKED = Gauge("hustings_outbox_parked", "Events that the broker refuses for good")
-CONNECTED = Gauge("hustings_outbox_connected", "1 while the relay's last talk with the broker and the ledger went well")
-SENT = Counter("hustings_outbox_sent_total", "Events acknowledged by the broker, repeats included")
-CONFIRMED = Counter("hustings_outbox_confirmed_total", "Events that the curator has confirmed")
-REQUEUED = Counter("hustings_outbox_requeued_total", "Events to be sent again", ["cause"])
-FAILURES = Counter("hustings_outbox_failures_total", "Times that the relay lost the broker or the ledger")
-
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 10.0
 TOPICS_CHECK_S = 2.0
 """Seconds between looks whether the broker still has the topics that it had: a look costs it five milliseconds."""
 OVERDUE_CHECK_S = 5.0
-STATS_S = 1.0
 BUSY_POLL_S = 0.01
 """Seconds that a look for receipts may take while there is more to send."""
 
@@ -60,12 +49,29 @@ class RelayStatus:
     error: str | None
 
 
+class RelayMetrics:
+    """What the relay counts. How long the outbox is, its reader asks the ledger (`Ledger.outbox_stats`)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, help_text: str, *labels: str) -> Counter:
+            return Counter(f"hustings_outbox_{name}", help_text, labels, registry=registry)
+
+        self.sent = counter("sent", "Events acknowledged by the broker, repeats included")
+        self.confirmed = counter("confirmed", "Events that the curator has confirmed")
+        self.requeued = counter("requeued", "Events to be sent again, by cause", "cause")
+        self.failures = counter("failures", "Times that the relay lost the broker or the ledger")
+        self.connected = Gauge(
+            "hustings_outbox_connected", "1 while the relay reaches the broker and the ledger", registry=registry
+        )
+
+
 class Relay:
     """Moves the outbox of one ledger. Start it once; it goes on until it is stopped, whatever happens.
 
     Args:
         on_topics_made: called in the relay's thread with the names of topics that had to be made: what they should hold
             has to be announced again by whoever knows it. Can be set until `start`.
+        metrics: where to count; None counts where nobody looks.
     """
 
     def __init__(
@@ -75,7 +81,9 @@ class Relay:
         config: FeedbackConfig,
         *,
         on_topics_made: Callable[[frozenset[str]], None] | None = None,
+        metrics: RelayMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or RelayMetrics(CollectorRegistry())
         self.on_topics_made = on_topics_made
         self._ledger = ledger
         self._log = log
@@ -128,10 +136,10 @@ class Relay:
             self._stopping.wait(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
         self._connected = False
-        CONNECTED.set(0)
+        self._metrics.connected.set(0)
 
     def _serve_connection(self) -> None:
-        connection = _Connection(self._ledger, self._log, self._config, self._topics_made)
+        connection = _Connection(self._ledger, self._log, self._config, self._metrics, self._topics_made)
         try:
             connection.open(first=self._first)
             self._first = False
@@ -153,14 +161,14 @@ class Relay:
         if self._error is not None:
             logger.info("the relay is connected again")
         self._connected, self._error = True, None
-        CONNECTED.set(1)
+        self._metrics.connected.set(1)
 
     def _lost(self, error: Exception) -> None:
         if self._error != str(error):
             logger.warning("the relay can't go on and will try again; votes are safe in the ledger", error=str(error))
         self._connected, self._error = False, str(error)
-        CONNECTED.set(0)
-        FAILURES.inc()
+        self._metrics.connected.set(0)
+        self._metrics.failures.inc()
 
 
 class _Connection:
@@ -171,16 +179,18 @@ class _Connection:
         ledger: Ledger,
         log: EventLog,
         config: FeedbackConfig,
+        metrics: RelayMetrics,
         topics_made: Callable[[frozenset[str]], None],
     ) -> None:
         self._ledger = ledger
         self._log = log
         self._config = config
+        self._metrics = metrics
         self._topics_made = topics_made
         self._producer: EventProducer | None = None
         self._consumer: EventConsumer | None = None
         self._offsets: dict[int, int] = {}
-        self._next = {"topics": 0.0, "overdue": 0.0, "stats": 0.0}
+        self._next = {"topics": 0.0, "overdue": 0.0}
 
     def open(self, *, first: bool) -> None:
         """Make the topics, and the clients. At the first time nobody can tell whether the broker is still the same."""
@@ -208,8 +218,6 @@ class _Connection:
         if rows:
             self._send(rows)
         self._hear(self._consumer.poll(BUSY_POLL_S if rows else wait_s))
-        if self._is_time("stats", STATS_S):
-            self._tell_stats()
         return len(rows) == self._config.relay_batch
 
     def _ensure_topics(self) -> None:
@@ -224,7 +232,7 @@ class _Connection:
 
     def _count(self, cause: str, rows: int) -> None:
         if rows:
-            REQUEUED.labels(cause).inc(rows)
+            self._metrics.requeued.labels(cause).inc(rows)
             logger.info("events will be sent again", cause=cause, events=rows)
 
     def _send(self, rows: Sequence[OutboxRow]) -> None:
@@ -242,7 +250,7 @@ class _Connection:
             # Else an earlier event of the key failed: this one goes again after it, which keeps their order.
         if sent:
             self._ledger.mark_sent(sent)
-            SENT.inc(len(sent))
+            self._metrics.sent.inc(len(sent))
         if failed:
             raise next(iter(failed.values()))
 
@@ -261,7 +269,7 @@ class _Connection:
                 # Its events become overdue and go again.
                 logger.warning("receipt not understood", offset=record.offset, error=str(error))
         if confirmed:
-            CONFIRMED.inc(self._ledger.mark_confirmed(confirmed))
+            self._metrics.confirmed.inc(self._ledger.mark_confirmed(confirmed))
 
     def _watch_offset(self, record: StoredRecord) -> None:
         seen = self._offsets.get(record.partition, -1)
@@ -277,10 +285,3 @@ class _Connection:
             return False
         self._next[what] = now + every_s
         return True
-
-    def _tell_stats(self) -> None:
-        stats = self._ledger.outbox_stats()
-        PENDING.set(stats.pending)
-        UNCONFIRMED.set(stats.unconfirmed)
-        OLDEST_AGE.set(stats.oldest_pending_age_s)
-        PARKED.set(stats.parked)

@@ -26,7 +26,7 @@ from feedback.identity import SecretError, load_or_make_secret
 from feedback.kafka_log import KafkaEventLog
 from feedback.ledger import Ledger, LedgerError
 from feedback.paths import DataPaths
-from feedback.relay import Relay
+from feedback.relay import Relay, RelayMetrics
 from serve.app import create_app
 from serve.config import ServeConfig
 from serve.deps import ServeDeps
@@ -154,7 +154,7 @@ class _Server:
         async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             event_log = KafkaEventLog(self._bootstrap, self._feedback.partitions, self._feedback.replication)
             starting = asyncio.create_task(self._bring_up(app, deps, event_log), name="bring-up")
-            relay = Relay(ledger, event_log, self._feedback)
+            relay = Relay(ledger, event_log, self._feedback, metrics=RelayMetrics(deps.metrics.registry))
             relay.start()
             try:
                 yield

@@ -68,6 +68,9 @@ class Metrics:
         self.outbox_age = Gauge(
             "hustings_outbox_oldest_pending_seconds", "Age of the oldest outbox row not yet sent", registry=registry
         )
+        self.outbox_parked = Gauge(
+            "hustings_outbox_parked", "Outbox rows that the broker refuses for good", registry=registry
+        )
 
     def watch_engine(self, load: Callable[[], EngineLoad], adapters: Callable[[], frozenset[str]]) -> None:
         """Export the engine's load at each scrape."""

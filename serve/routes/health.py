@@ -42,7 +42,8 @@ def _scrape(deps: ServeDeps) -> bytes:
     stats = deps.ledger.outbox_stats()
     deps.metrics.outbox_pending.set(stats.pending)
     deps.metrics.outbox_unconfirmed.set(stats.unconfirmed)
-    deps.metrics.outbox_age.set(stats.oldest_pending_age_s or 0.0)
+    deps.metrics.outbox_age.set(stats.oldest_pending_age_s)
+    deps.metrics.outbox_parked.set(stats.parked)
     return generate_latest(deps.metrics.registry)
 
 

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from feedback.config import FeedbackConfig
 from feedback.contracts import (
@@ -19,7 +20,7 @@ from feedback.contracts import (
 )
 from feedback.event_log import EventLogError, OutgoingRecord
 from feedback.ledger import LedgerUnavailable
-from feedback.relay import Relay
+from feedback.relay import Relay, RelayMetrics
 from tests.fakes.event_log import FakeEventLog
 from tests.ledger.builders import shown
 
@@ -267,3 +268,23 @@ def test_the_topic_of_a_vote_is_keyed_by_conversation(ledger, log, start):
     start()
     eventually(lambda: len(log.records(VOTE_TOPIC)) == 1)
     assert log.records(VOTE_TOPIC)[0].key == b"talk_1"
+
+
+def test_what_was_sent_confirmed_and_sent_again_is_counted(ledger, log, start):
+    registry = CollectorRegistry()
+    relay = start(metrics=RelayMetrics(registry))
+    ledger.record_pair(shown("pair_1"))
+    ledger.record_pair(shown("pair_2"))
+    eventually(settled(ledger, unconfirmed=2))
+    confirm(log, "pair_1")
+    eventually(settled(ledger, unconfirmed=1))
+    log.forget()
+    eventually(lambda: ids(log) == ["pair_2"])
+    relay.stop()
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"hustings_outbox_{name}", labels)
+
+    assert (value("sent_total"), value("confirmed_total"), value("failures_total")) == (3, 1, 0)
+    assert value("requeued_total", cause="topic") == 1
+    assert value("connected") == 0
