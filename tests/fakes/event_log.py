@@ -31,6 +31,7 @@ class FakeEventLog:
         self._topics: dict[str, list[list[StoredRecord]]] = {}
         self._committed: dict[tuple[str, str, int], int] = {}
         self._members: dict[str, list[FakeConsumer]] = {}
+        self._lives = 0
 
     def check(self) -> None:
         if self.down:
@@ -65,6 +66,7 @@ class FakeEventLog:
         with self.changed:
             self._topics.clear()
             self._committed.clear()
+            self._lives += 1
             self.changed.notify_all()
 
     def records(self, topic: str) -> list[StoredRecord]:
@@ -117,6 +119,7 @@ class FakeConsumer:
         self._topics = tuple(topics)
         self._group = group
         self._positions: dict[tuple[str, int], int] = {}
+        self._life = log._lives
         with log.changed:
             if group is not None:
                 log._members.setdefault(group, []).append(self)
@@ -171,10 +174,12 @@ class FakeConsumer:
         return [p for i, p in enumerate(every) if members and members[i % len(members)] is self]
 
     def _position(self, topic: str, number: int) -> int:
+        if self._life != self._log._lives:
+            # Positions in a log that has been forgotten mean nothing in the new one, however long it is: begin again.
+            self._positions.clear()
+            self._life = self._log._lives
         committed = self._log._committed.get((self._group or "", topic, number), 0)
-        position = self._positions.get((topic, number), committed)
-        # A position beyond the end is of a log that has been forgotten: begin again.
-        return position if position <= len(self._log._topics[topic][number]) else 0
+        return self._positions.get((topic, number), committed)
 
     def _rebalance(self) -> None:
         for member in self._log._members.get(self._group or "", []):

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from feedback.config import FeedbackConfig
+from feedback.contracts import PAIR_TOPIC, RECEIPT_TOPIC, TOPICS, VOTE_TOPIC, RecordsCurated
+from feedback.curator import Curator
+from feedback.dataset import Dataset
+from feedback.event_log import EventLogUnavailable
+from feedback.ledger import Ledger
+from feedback.replay import ReplayError, replay_dataset, replay_ledger
+from tests.fakes.event_log import FakeEventLog
+from tests.feedback.events import pair, vote
+
+VOTES = 12
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    for n in range(VOTES):
+        opened.record_pair(pair(n))
+        opened.record_vote(pair_id=f"p{n}", voter=pair(n).voter, choice=vote(n).choice)
+    yield opened
+    opened.close()
+
+
+@contextmanager
+def curating(log: FakeEventLog, dataset: Dataset) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=Curator(log, dataset, FeedbackConfig(curate_linger_s=0.0)).run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+
+
+def receipts(log: FakeEventLog) -> int:
+    records = log.records(RECEIPT_TOPIC)
+    return sum(len(RecordsCurated.from_bytes(record.value or b"").event_ids) for record in records)
+
+
+def snapshot_bytes(root: Path, snapshot_id: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "snapshots" / snapshot_id).iterdir()}
+
+
+def test_a_replay_changes_no_snapshot(ledger: Ledger, tmp_path: Path) -> None:
+    log = FakeEventLog()
+    log.ensure_topics(TOPICS)
+    dataset = Dataset(tmp_path / "dataset")
+    with curating(log, dataset):
+        assert replay_ledger(ledger, log) == {PAIR_TOPIC: VOTES, VOTE_TOPIC: VOTES}
+        assert log.wait_for(lambda: receipts(log) == 2 * VOTES)
+    before = dataset.build_snapshot()
+    bytes_before = snapshot_bytes(tmp_path / "dataset", before.id)
+    with curating(log, dataset):
+        assert replay_ledger(ledger, log) == {PAIR_TOPIC: VOTES, VOTE_TOPIC: VOTES}
+        assert log.wait_for(lambda: receipts(log) == 4 * VOTES)
+    assert dataset.build_snapshot() == before
+    assert snapshot_bytes(tmp_path / "dataset", before.id) == bytes_before
+    assert (before.votes, before.prompts) == (VOTES, VOTES)
+
+
+def test_a_dataset_made_anew_from_a_replay_has_the_same_snapshot(ledger: Ledger, tmp_path: Path) -> None:
+    """From the ledger into one dataset, from that one's parts into another: the same bytes."""
+    manifests = []
+    log = FakeEventLog()
+    log.ensure_topics(TOPICS)
+    with curating(log, Dataset(tmp_path / "one")):
+        replay_ledger(ledger, log)
+        assert log.wait_for(lambda: receipts(log) == 2 * VOTES)
+    other = FakeEventLog()
+    other.ensure_topics(TOPICS)
+    with curating(other, Dataset(tmp_path / "two")):
+        assert replay_dataset(Dataset(tmp_path / "one"), other) == {PAIR_TOPIC: VOTES, VOTE_TOPIC: VOTES}
+        assert other.wait_for(lambda: receipts(other) == 2 * VOTES)
+    for name in ("one", "two"):
+        manifests.append(Dataset(tmp_path / name).build_snapshot())
+    assert manifests[0] == manifests[1]
+    one, two = (snapshot_bytes(tmp_path / name, manifests[0].id) for name in ("one", "two"))
+    assert {name: data for name, data in one.items() if name != "parts.json"} == {
+        name: data for name, data in two.items() if name != "parts.json"
+    }
+
+
+def test_a_replay_of_one_topic_sends_that_one(ledger: Ledger) -> None:
+    log = FakeEventLog()
+    replay_ledger(ledger, log)
+    assert replay_ledger(ledger, log, [VOTE_TOPIC]) == {VOTE_TOPIC: VOTES}
+    assert len(log.records(PAIR_TOPIC)) == VOTES
+    assert len(log.records(VOTE_TOPIC)) == 2 * VOTES
+
+
+def test_a_replay_sends_the_same_bytes(ledger: Ledger) -> None:
+    log = FakeEventLog()
+    replay_ledger(ledger, log)
+    first = {record.value for record in log.records(VOTE_TOPIC)}
+    replay_ledger(ledger, log)
+    assert {record.value for record in log.records(VOTE_TOPIC)} == first
+
+
+def test_a_replay_into_a_dead_broker_says_so_and_loses_nothing(ledger: Ledger) -> None:
+    log = FakeEventLog()
+    log.ensure_topics(TOPICS)
+    log.down = True
+    with pytest.raises(EventLogUnavailable):
+        replay_ledger(ledger, log)
+    log.down = False
+    assert replay_ledger(ledger, log) == {PAIR_TOPIC: VOTES, VOTE_TOPIC: VOTES}
+
+
+def test_a_topic_that_the_ledger_does_not_hold_is_named(ledger: Ledger) -> None:
+    with pytest.raises(ReplayError, match=r"hustings\.adapters"):
+        replay_ledger(ledger, FakeEventLog(), ["hustings.adapters"])
