@@ -49,7 +49,7 @@ class DataPaths:
 
     @property
     def run(self) -> Path:
-        """Folder of what a running `hustings up` leaves for others: its lock, its addresses, its resolved configuration."""
+        """Folder of what a running `hustings up` leaves for others: lock, addresses, resolved configuration."""
         return self.root / "run"
 
     def create(self) -> None:
