@@ -16,6 +16,7 @@ from train.reward.config import RewardConfig
 from train.reward.features import Sequences, Vocabulary
 from train.reward.mix import MixHead, fit_weights, make_head
 from train.reward.refresh import refresh
+from train.reward.scales import starting_variance
 from train.reward.tokens import COLUMNS
 from train.reward.votes import Answer, Votes, folds, read_votes
 
@@ -74,7 +75,7 @@ def planted(n: int, seed: int = 0, noise: float = 0.1) -> tuple[dict[str, np.nda
     """Features where column 3 of state:0 is what voters like."""
     rng = np.random.default_rng(seed)
     pooled = {"state:0": rng.normal(size=(2 * n, 8)), "state:2": rng.normal(size=(2 * n, 8))}
-    names = {"surface": 15, "opening": 15, "meet": 5, "early:0": 8}
+    names = {"surface": 15, "opening": 15, "meet": 6}
     pooled |= {name: rng.normal(size=(2 * n, width)) for name, width in names.items()}
     votes = made_votes(pooled["state:0"][:, 3] + noise * rng.normal(size=2 * n))
     return pooled, votes
@@ -238,3 +239,12 @@ def test_votes_are_read_from_snapshot_rows() -> None:
     assert (votes.tied.tolist(), votes.margin.tolist(), votes.weight.tolist()) == ([False, True], [0.5, 0.0], [2, 1])
     with pytest.raises(NotEnoughVotes):
         read_votes([], [])
+
+
+def test_starting_scales_add_up_and_favour_the_hidden_states() -> None:
+    # 4 in all, 0.6 of it on two states: 1.2 each; 0.4 on four others: 0.4 each
+    start = starting_variance(["state:0", "state:8", "surface", "opening", "meet", "surface.words"])
+    assert start["state:0"] == pytest.approx(1.2)
+    assert start["meet"] == pytest.approx(0.4)
+    assert sum(start.values()) == pytest.approx(4.0)
+    assert starting_variance(["state:0"]) == {"state:0": 4.0}

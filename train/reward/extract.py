@@ -21,7 +21,7 @@ from train.reward.features import Sequences, Vocabulary
 from train.reward.probe import Array
 from train.reward.votes import Answer
 
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 """Raised when the meaning of a block changes: older cache files are then left alone and a new one is begun."""
 Progress = Callable[[int, int], None]
 Stored = NDArray[Any]

@@ -6,9 +6,8 @@ add up to 1 over the answer, hence `w.(features - mean) = sum_t c_t w.(phi_t - m
 Blocks, for the layers `l` that the head reads:
 
 - `state:l`    hidden states, pooled evenly: what is said.
-- `early:l`    hidden states of the first layer read, pooled with weights `exp(-t / 8)`: how it begins.
 - `surface`    token classes and running state (first sentence, repetition, length), pooled evenly: its shape.
-- `opening`    the same, pooled early.
+- `opening`    the same, pooled with weights `exp(-t / 8)`: how it begins.
 - `meet`       how a token meets the prompt: its likest prompt token and the prompt's mean, per layer, weighted by how
                rare the prompt's tokens are among prompts: whether it answers what was asked.
 """
@@ -69,7 +68,7 @@ class Block:
 
 def block_names(layers: Sequence[int]) -> tuple[str, ...]:
     """Names of all blocks, in the order of `blocks`."""
-    return (*(f"state:{layer}" for layer in layers), f"early:{layers[0]}", "surface", "opening", "meet")
+    return (*(f"state:{layer}" for layer in layers), "surface", "opening", "meet")
 
 
 def blocks(sequences: Sequences, vocabulary: Vocabulary, layers: Sequence[int]) -> Iterator[Block]:
@@ -77,7 +76,6 @@ def blocks(sequences: Sequences, vocabulary: Vocabulary, layers: Sequence[int]) 
     even, early = pooling_weights(sequences.response_mask)
     for layer in layers:
         yield Block(f"state:{layer}", sequences.hidden[layer], even)
-    yield Block(f"early:{layers[0]}", sequences.hidden[layers[0]], early)
     shape = surface(sequences.token_ids, sequences.response_mask, vocabulary.surface)
     yield Block("surface", shape, even)
     yield Block("opening", shape, early)

@@ -190,7 +190,7 @@ def _families(pooled: Mapping[str, Array]) -> list[tuple[str, list[int] | slice,
     """Blocks, and for the shape blocks their parts too: (block, columns, name)."""
     names = (*tokens.COLUMNS, "first_sentence", "sentences_so_far", "repeated", "length")
     found: list[tuple[str, list[int] | slice, str]] = [(block, slice(None), block) for block in pooled]
-    for block in ("surface", "opening"):
+    for block in sorted({"surface", "opening"} & pooled.keys()):
         for family, members in _SHAPE_FAMILIES.items():
             found.append((block, [names.index(member) for member in members], f"{block}.{family}"))
     return found

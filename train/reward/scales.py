@@ -1,14 +1,14 @@
 """How much each family of features may say: chosen by the votes themselves, through the marginal likelihood.
 
 A family's scale is the prior variance of its share of a score difference. Starting even, each is moved by MacKay's
-fixed point (the ratio of what the fit uses to what the data determines), a dozen damped steps: enough to switch
+fixed point (the ratio of what the fit uses to what the data determines), a few damped steps: enough to switch
 useless families nearly off, too few to chase noise. Measured against fixed mixes and against one scale a column,
 on nine hidden utilities: docs/log.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,9 @@ from train.reward.probe import Array, Fit, Outcomes
 
 TOTAL_VARIANCE = 4.0
 """Prior variance of a typical score difference (logits squared) at the start: people mostly know what they prefer."""
-STEPS = 12
+STATE_SHARE = 0.6
+"""Share of it that the hidden states begin with, where there are others: what is said matters more often than shape."""
+STEPS = 8
 DAMPING = 0.5
 PULL = 0.5
 """Weight of the hyperprior that pulls scales towards 0, in nats a unit of variance."""
@@ -48,7 +50,7 @@ def fit_with_scales(differences: Mapping[str, Array], outcomes: Outcomes) -> Sca
         outcomes: the votes.
     """
     kernels = {name: rows @ rows.T for name, rows in differences.items()}
-    variance = dict.fromkeys(kernels, TOTAL_VARIANCE / len(kernels))
+    variance = starting_variance(list(kernels))
     nu = probe.tie_weight(np.zeros(len(outcomes.tied)), outcomes)
     fitted = probe.fit(_mixed(kernels, variance), outcomes, nu)
     for _ in range(STEPS):
@@ -56,6 +58,16 @@ def fit_with_scales(differences: Mapping[str, Array], outcomes: Outcomes) -> Sca
         fitted = probe.fit(_mixed(kernels, variance), outcomes, nu)
         nu = probe.tie_weight(fitted.scores, outcomes)
     return Scaled(probe.fit(_mixed(kernels, variance), outcomes, nu), variance, nu)
+
+
+def starting_variance(names: Sequence[str]) -> dict[str, float]:
+    """Prior variance of each family before the votes have spoken; adds up to `TOTAL_VARIANCE`."""
+    states = [name for name in names if name.startswith("state:")]
+    others = [name for name in names if not name.startswith("state:")]
+    share = (STATE_SHARE if others else 1.0) if states else 0.0
+    return {name: TOTAL_VARIANCE * share / len(states) for name in states} | {
+        name: TOTAL_VARIANCE * (1 - share) / len(others) for name in others
+    }
 
 
 def _mixed(kernels: Mapping[str, Array], variance: Mapping[str, float]) -> Array:
