@@ -110,7 +110,7 @@ class Cycle:
 
     def _snapshot(self) -> TrainingData:
         if self._state.snapshot is None:
-            self._tools.status.phase("snapshot")
+            self._tools.status.phase("snapshot", message="freezing the votes")
             self._advance(snapshot=self._tools.votes.freeze())
         assert self._state.snapshot is not None
         data = self._tools.votes.load(self._state.snapshot)
@@ -143,7 +143,7 @@ class Cycle:
 
     def _mix(self, data: TrainingData) -> tuple[MixHead, Judgement]:
         tools, config = self._tools, self._config.reward
-        tools.status.phase("features")
+        tools.status.phase("features", message="reading the voted answers")
         shared = tools.paths.train / "reward"
         vocabulary = vocabulary_for(shared, tools.tokenizer, tools.base.head.shape[0], data.prompts.all)
         layers = layers_of(tools.base.depth, config.depths)
@@ -183,7 +183,7 @@ class Cycle:
 
     def _ppo(self, head: RewardHead, prompts: Prompts) -> PpoResult:
         tools, config = self._tools, self._config
-        tools.status.phase("ppo", step=0, steps=config.ppo.iterations)
+        tools.status.phase("ppo", step=0, steps=config.ppo.iterations, message="first answers")
         tools.base.adapters.add(POLICY, config.seed)
         folder = self._folder / "ppo"
         if config.schedule.start_from == "incumbent" and latest(folder) is None:
