@@ -8,7 +8,7 @@ import sys
 import threading
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,12 +35,26 @@ app = typer.Typer(
 )
 
 
+class ReplaySource(StrEnum):
+    """What `replay` can read."""
+
+    LEDGER = "ledger"
+    DATASET = "dataset"
+
+
 class ExportFormat(StrEnum):
     """What `export` can write."""
 
     PARQUET = "parquet"
     JSONL = "jsonl"
     HF = "hf"
+
+
+_FORMATS: dict[ExportFormat, Literal["parquet", "jsonl", "hf"]] = {
+    ExportFormat.PARQUET: "parquet",
+    ExportFormat.JSONL: "jsonl",
+    ExportFormat.HF: "hf",
+}
 
 
 @app.command()
@@ -181,40 +195,50 @@ def export(
 
     dataset = Dataset(resolved.paths.dataset)
     loaded = dataset.load_snapshot(snapshot or dataset.build_snapshot().id)
-    dataset.export(loaded, dest, format=file_format.value)
+    dataset.export(loaded, dest, format=_FORMATS[file_format])
     typer.echo(f"{loaded.preferences.num_rows} comparisons of snapshot {loaded.manifest.id} are in {dest}")
 
 
 @app.command()
 def replay(
     *,
+    source: Annotated[ReplaySource, typer.Option("--from", help="The record to read.")] = ReplaySource.LEDGER,
     topic: Annotated[
         list[str] | None, typer.Option(help="hustings.pairs, hustings.votes or hustings.releases; repeatable.")
     ] = None,
     data_dir: DataDir = None,
+    kafka: Kafka = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """Send the ledger's record to Kafka again, in the same bytes: for a topic that was lost, or a new reader.
+    """Send the record to Kafka again, in the bytes it first had: for a topic that was lost, or a new reader.
 
-    The relay inside serving does the sending. Readers drop what they have already, by its id.
+    Readers drop by id what they have already, so a replay doubles nothing.
 
-    Example: hustings replay --topic hustings.votes
+    Examples:
+
+        hustings replay --topic hustings.votes
+
+        hustings replay --from dataset --kafka kafka-1:9092
     """
-    resolved = load(config, overrides or (), {"data_dir": data_dir})
-    from feedback.contracts import PAIR_TOPIC, RELEASE_TOPIC, VOTE_TOPIC
+    resolved = load(config, overrides or (), {"data_dir": data_dir, "feedback.kafka": kafka})
+    from feedback.dataset import Dataset
+    from feedback.kafka_log import KafkaEventLog
     from feedback.ledger import Ledger
+    from feedback.replay import LEDGER_TOPICS, replay_dataset, replay_ledger
 
-    recorded = (PAIR_TOPIC, VOTE_TOPIC, RELEASE_TOPIC)
-    unknown = [name for name in topic or () if name not in recorded]
-    if unknown:
-        raise ConfigError(f"--topic {unknown[0]}: the ledger holds {', '.join(recorded)}")
-    ledger = Ledger.open(resolved.feedback.ledger_url or resolved.paths.ledger_url)
-    try:
-        count = ledger.replay(tuple(topic or recorded))
-    finally:
-        ledger.close()
-    typer.echo(f"{count} records will be sent again by the relay of serving")
+    log = KafkaEventLog(_bootstrap(resolved), resolved.feedback.partitions, resolved.feedback.replication)
+    if source is ReplaySource.DATASET:
+        if topic:
+            raise ConfigError("--topic goes with --from ledger; the dataset's pairs and votes are sent whole")
+        sent = replay_dataset(Dataset(resolved.paths.dataset), log)
+    else:
+        ledger = Ledger.open(resolved.feedback.ledger_url or resolved.paths.ledger_url)
+        try:
+            sent = replay_ledger(ledger, log, tuple(topic or LEDGER_TOPICS))
+        finally:
+            ledger.close()
+    typer.echo("sent again: " + (", ".join(f"{count} to {name}" for name, count in sent.items()) or "nothing"))
 
 
 @app.command()
@@ -266,6 +290,8 @@ def _expected(error: Exception) -> bool:
         ("serve.engines.base", "EngineError"),
         ("serve.errors", "ServeError"),
         ("feedback.dataset.errors", "DatasetError"),
+        ("feedback.curator", "CuratorError"),
+        ("feedback.replay", "ReplayError"),
         ("feedback.simulator.client", "SimulateError"),
         ("feedback.simulator.utilities", "UnknownUtility"),
     ):
