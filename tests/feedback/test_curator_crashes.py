@@ -17,6 +17,7 @@ from feedback.config import FeedbackConfig
 from feedback.contracts import PAIR_TOPIC, RECEIPT_TOPIC, TOPICS, VOTE_TOPIC, RecordsCurated
 from feedback.curator import Curator
 from feedback.dataset import Dataset
+from feedback.dataset.parts import PartStore
 from feedback.event_log import EventConsumer, EventLogUnavailable, OutgoingRecord
 from feedback.kafka_log import KafkaEventLog
 from feedback.ledger import Ledger
@@ -65,10 +66,12 @@ def wait_for_receipts(consumer: EventConsumer, wanted: set[str], timeout_s: floa
 
 
 def assert_each_once(folder: Path, wanted: set[str]) -> None:
+    """In the snapshot (Apache Kafka's topics also hold what earlier tests sent)."""
     dataset = Dataset(folder)
     snapshot = dataset.load_snapshot(dataset.build_snapshot().id)
     votes = snapshot.preferences["vote_id"].to_pylist() + snapshot.ties["vote_id"].to_pylist()
-    assert sorted(votes) == sorted(wanted)
+    assert sorted(vote_id for vote_id in votes if vote_id in wanted) == sorted(wanted)
+    assert len(votes) == len(set(votes))
 
 
 def empty(broker: Embedded | ApacheKafka) -> None:
@@ -102,10 +105,9 @@ def test_a_curator_killed_at_a_marked_point_doubles_nothing(
         curating(KafkaEventLog(real_broker.address), Dataset(tmp_path)),
     ):
         wait_for_receipts(receipts, wanted)
-    votes = {vote_id for vote_id in Dataset(tmp_path)._votes.kinds() if first <= int(vote_id[1:]) < first + EVENTS}
-    assert votes == {f"w{n}" for n in numbers}
-    stored = [row.id for row in Dataset(tmp_path)._votes.rows(Dataset(tmp_path)._votes.paths())]
-    assert len(stored) == len(set(stored))
+    assert_each_once(tmp_path, {f"w{n}" for n in numbers})
+    stored = [row.id for row in PartStore(tmp_path / "votes").rows(sorted((tmp_path / "votes").glob("*.parquet")))]
+    assert len(stored) == len(set(stored)), "one curator at a time stores nothing twice, even in the parts"
 
 
 def test_every_vote_arrives_once_though_broker_and_curator_are_killed(
@@ -141,10 +143,7 @@ def test_every_vote_arrives_once_though_broker_and_curator_are_killed(
         relay.stop()
         ledger.close()
     assert len(wanted) == 120
-    snapshot_votes = set(Dataset(data)._votes.kinds())
-    assert wanted <= snapshot_votes
-    if isinstance(real_broker, Embedded):
-        assert_each_once(data, wanted)
+    assert_each_once(data, wanted)
 
 
 def _await(condition: object, timeout_s: float = 120) -> None:
