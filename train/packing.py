@@ -137,6 +137,9 @@ def groups(turns: Sequence[Turn], budget: int) -> list[list[int]]:
         Indices into `turns`; every index once.
     """
     order = sorted(range(len(turns)), key=lambda i: (len(turns[i].prompt_ids), turns[i].prompt_ids, i))
+    costs = [len(turn.prompt_ids) + len(turn.response_ids) for turn in turns]
+    parts = -(-sum(costs) // budget)
+    budget = min(budget, -(-sum(costs) // max(parts, 1)) + max(costs, default=0))  # even parts, no small remainder
     result: list[list[int]] = []
     used, last = budget, None
     for index in order:
