@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 ARGS ?=
 PY := $(VENV)/bin/python
-# Two computing processes whose OpenMP threads spin at barriers slow each other down tenfold (docs/adr/0010).
+# Two computing processes whose OpenMP threads spin at barriers slow each other down tenfold (docs/adr/0008).
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
 
