@@ -91,7 +91,9 @@ def common_environment(config: HustingsConfig, *, coloured: bool) -> dict[str, s
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "VLLM_LOGGING_LEVEL": "INFO" if config.serve.log_level == "debug" else "WARNING",
+        # Its warnings tell of build options that nobody here can change.
+        "VLLM_LOGGING_LEVEL": "INFO" if config.serve.log_level == "debug" else "ERROR",
+        "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
         "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD": str(1 << 40),
     }
     if config.model is not None and Path(config.model).is_dir():

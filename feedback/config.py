@@ -35,4 +35,6 @@ class FeedbackConfig(Section):
     curate_linger_s: float = Field(default=1.0, ge=0)
     """Seconds that the curator waits for a fuller batch."""
     curator_metrics_port: int = Field(default=9101, ge=0, le=65535)
-    """Port of the curator's /metrics on 127.0.0.1; 0 for none."""
+    """Port of the curator's /metrics; 0 for none."""
+    curator_metrics_host: str = "127.0.0.1"
+    """Address of the curator's /metrics: in a container, where Prometheus asks from another, 0.0.0.0."""

@@ -285,12 +285,12 @@ def _count(topic: str, read: int, stored: int) -> None:
 
 
 @contextmanager
-def _metrics_server(port: int) -> Iterator[None]:
+def _metrics_server(port: int, host: str = "127.0.0.1") -> Iterator[None]:
     if not port:
         yield
         return
     try:
-        server, thread = start_http_server(port, addr="127.0.0.1")
+        server, thread = start_http_server(port, addr=host)
     except OSError as error:
         raise CuratorError(
             f"port {port} for the curator's metrics is in use ({error.strerror}); "
@@ -316,6 +316,6 @@ def main(config: FeedbackConfig, paths: DataPaths, bootstrap: str, stop: threadi
 
     log = KafkaEventLog(bootstrap, config.partitions, config.replication)
     dataset = Dataset(paths.dataset)
-    with _metrics_server(config.curator_metrics_port):
+    with _metrics_server(config.curator_metrics_port, config.curator_metrics_host):
         logger.info("curating", kafka=bootstrap, dataset=str(paths.dataset))
         Curator(log, dataset, config).run(stop)

@@ -13,7 +13,7 @@ def configure(process: str, *, level: str = "info", json: bool | None = None) ->
     """Set up structlog and route the standard library's loggers through it.
 
     Args:
-        process: bound to every line as `process`.
+        process: stands in every JSON line as `process`.
         json: force JSON lines (True) or the console form (False); by default JSON when stderr is no terminal,
             unless HUSTINGS_LOG_FORMAT says "console" or "json".
     """
@@ -25,11 +25,16 @@ def configure(process: str, *, level: str = "info", json: bool | None = None) ->
         line.setdefault("process", process)  # a context variable would be missing in other threads
         return line
 
+    # A person at a terminal sees the clock; `hustings up` puts the process in front of each line.
+    form: list[structlog.typing.Processor] = (
+        [name_process, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+        if json
+        else [structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)]
+    )
     shared: list[structlog.typing.Processor] = [
-        name_process,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *form,
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()

@@ -95,7 +95,7 @@ def run(  # noqa: PLR0917 - the command line's call
         if once:
             return trainer.run_once()
         try:
-            metrics.serve(config.schedule.metrics_port)
+            metrics.serve(config.schedule.metrics_port, config.schedule.metrics_host)
         except OSError as error:
             port = config.schedule.metrics_port
             sys.stderr.write(f"port {port} for the trainer's metrics is taken ({error.strerror}): ")

@@ -36,14 +36,14 @@ class TrainMetrics:
             "hustings_train_new_comparisons", "Decisive votes since the last snapshot.", registry=self.registry
         )
 
-    def serve(self, port: int) -> None:
-        """Answer /metrics on 127.0.0.1; port 0 for not at all.
+    def serve(self, port: int, host: str = "127.0.0.1") -> None:
+        """Answer /metrics; port 0 for not at all.
 
         Raises:
             OSError: the port is taken.
         """
         if port:
-            start_http_server(port, addr="127.0.0.1", registry=self.registry)
+            start_http_server(port, addr=host, registry=self.registry)
 
     def observe(self, status: dict[str, Any]) -> None:
         """Take over what the status board says."""

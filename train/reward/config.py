@@ -56,6 +56,8 @@ class ScheduleConfig(Section):
     """Prompts sampled before and after training for the report."""
     keep_cycles: int = Field(default=5, ge=1)
     """Finished cycles whose checkpoints are kept; reports and metrics stay for ever."""
+    metrics_host: str = "127.0.0.1"
+    """Address of the trainer's /metrics: in a container, where Prometheus asks from another, 0.0.0.0."""
     metrics_port: int = Field(default=9102, ge=0, le=65535)
     """Port of the trainer's /metrics on 127.0.0.1; 0 for none."""
     niceness: int = Field(default=10, ge=0, le=19)

@@ -1,0 +1,186 @@
+"""The command line: help, one-line failures, presence and ports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy import cli, presence
+from deploy.config import load
+from deploy.default_model import resolve
+from deploy.errors import AlreadyRunning, ModelError, PortInUse
+from deploy.launch import common_environment, preload, serve_url, specs
+from deploy.ports import free_port, require_free
+from feedback.paths import DataPaths
+
+VERBS = ["up", "serve", "curate", "train", "simulate", "export", "replay", "releases", "doctor", "config"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command in this process; the exit status."""
+    monkeypatch.setattr(sys, "argv", ["hustings", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("HUSTINGS_DEBUG", raising=False)
+
+
+def test_help_lists_every_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert all(f" {verb} " in text for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "releases list", "releases promote", "releases reject", "releases rollback"])
+def test_every_verb_teaches_with_an_example(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *verb.split(), "--help") == 0
+    text = capsys.readouterr().out
+    assert verb in {"doctor", "releases"} or f"hustings {verb}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "fragment"),
+    [
+        (["up", "--set", "serve.prt=1"], 2, "did you mean serve.port?"),
+        (["config", "--config", "nowhere.toml"], 2, "nowhere.toml"),
+        (["curate"], 2, "no Kafka is named"),
+        (["replay"], 2, "no Kafka is named"),
+        (["releases", "rollback", "--url", "http://127.0.0.1:9"], 1, "does not answer at http://127.0.0.1:9"),
+        (["simulate", "--noise", "7"], 2, "--noise"),
+        (["up", "--model", "./nothing"], 2, "does not exist"),
+    ],
+)
+def test_failures_are_one_line(
+    arguments: list[str],
+    status: int,
+    fragment: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for port in ("feedback.curator_metrics_port", "train.schedule.metrics_port", "serve.port"):
+        if arguments[0] == "up":
+            arguments = [*arguments, "--set", f"{port}=0"]
+    assert run(monkeypatch, *arguments) == status
+    error = capsys.readouterr().err
+    assert fragment in error
+    assert error.count("\n") == 1
+    assert error.startswith("hustings: ")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(cli, "to_toml", broken)
+    monkeypatch.setattr(sys, "argv", ["hustings", "config"])
+    with pytest.raises(KeyError):
+        cli.main()
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "to_toml", full)
+    assert run(monkeypatch, "config") == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_config_prints_the_resolved_configuration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hustings", "config", "--set", "serve.port=8765"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "port = 8765" in capsys.readouterr().out
+
+
+def test_help_answers_without_torch_or_vllm() -> None:
+    code = "import sys, deploy.cli; assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+def test_a_second_up_on_a_data_folder_is_refused_and_the_first_named(tmp_path: Path) -> None:
+    paths = DataPaths(tmp_path / "x")
+    with presence.hold(paths), pytest.raises(AlreadyRunning, match=f"process {os.getpid()}"), presence.hold(paths):
+        pass
+    with presence.hold(paths):
+        pass
+
+
+def test_others_find_a_running_up_and_no_dead_one(tmp_path: Path) -> None:
+    paths = DataPaths(tmp_path / "x")
+    assert presence.read(paths) is None
+    with presence.hold(paths):
+        here = presence.Presence(os.getpid(), "http://127.0.0.1:1", "127.0.0.1:2", {"serve": 3})
+        presence.write(paths, here)
+        assert presence.read(paths) == here
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        presence.write(paths, presence.Presence(ended.pid, "", "", {}))
+        assert presence.read(paths) is None
+        presence.write(paths, here)
+    assert presence.read(paths) is None
+
+
+def test_a_port_in_use_names_who_holds_it() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(PortInUse, match=rf"port {port} .*process {os.getpid()}.*choose another"):
+            require_free("127.0.0.1", port, "choose another")
+    require_free("127.0.0.1", free_port(), "")
+
+
+def test_a_folder_without_a_model_is_refused_and_a_hub_id_passed_on(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        resolve(load(direct={"model": str(tmp_path)}))
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert resolve(load(direct={"model": str(tmp_path)})) == str(tmp_path)
+    assert resolve(load(direct={"model": "some/model"})) == "some/model"
+
+
+def test_children_start_in_order_and_wait_passively(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    config = load(direct={"feedback.kafka": "127.0.0.1:9092"})
+    children = specs(config, tmp_path / "c.toml", broker_port=9092, say=print, coloured=False)
+    assert [child.name for child in children] == ["broker", "serve", "curate", "train"]
+    for child in children[1:]:
+        assert child.environment["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert child.environment["KMP_BLOCKTIME"] == "0"
+        assert str(tmp_path / "c.toml") in child.command
+    assert children[3].after_ready == ("serve",)
+    outside = specs(config, tmp_path / "c.toml", broker_port=None, say=print, coloured=False)
+    assert [child.name for child in outside] == ["serve", "curate", "train"]
+    assert outside[0].after_ready == ()
+
+
+def test_what_the_caller_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("LD_PRELOAD", "/mine.so")
+    assert "OMP_WAIT_POLICY" not in common_environment(load(), coloured=False)
+    assert preload(openmp=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000")],
+)
+def test_serving_is_reached_on_this_machine(host: str, url: str) -> None:
+    assert serve_url(load(direct={"serve.host": host})) == url

@@ -1,0 +1,227 @@
+"""Metrics, rules, dashboards, the compose files and the chart: what is written there exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helm_python import Chart
+from helm_python.chart import lint
+from prometheus_client import REGISTRY, CollectorRegistry
+
+import feedback.curator  # noqa: F401 (registers the curator's metrics)
+from deploy.config import keys
+from feedback.relay import RelayMetrics
+from serve.engines.base import EngineLoad
+from serve.metrics import Metrics
+from train.metrics import TrainMetrics
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "deploy" / "helm" / "hustings"
+DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
+RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+
+
+def series() -> dict[str, str]:
+    """Every series name that a process exports, and its metric's name and type in one."""
+    registry = CollectorRegistry()
+    Metrics(registry).watch_engine(EngineLoad, frozenset)
+    RelayMetrics(registry)
+    found = {}
+    for metric in (m for r in (registry, REGISTRY, TrainMetrics().registry) for m in r.collect()):
+        if metric.name.startswith("hustings_"):
+            suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.type, [""])
+            found.update({metric.name + suffix: metric.name for suffix in suffixes})
+    return found
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"hustings_[a-z_]+", text))
+
+
+def test_every_metric_has_its_place_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `hustings_")]
+    documented = set()
+    for row in rows:
+        whole, *ends = re.findall(r"`([a-z_]+)[`{]", row.split("|")[1])
+        documented.add(whole)
+        # `hustings_engine_running`, `_waiting`: the second is the first with another last word.
+        stem = whole.removesuffix("_total")
+        documented |= {stem.rsplit("_", 1)[0] + end for end in ends}
+    exported = {metric + ("_total" if name.endswith("_total") else "") for name, metric in series().items()}
+    assert exported == documented
+
+
+@pytest.mark.parametrize("file", [RULES, *DASHBOARDS], ids=lambda path: path.name)
+def test_queries_use_series_that_exist(file: Path) -> None:
+    used = names_in(file.read_text(encoding="utf-8"))
+    assert used
+    assert used <= set(series())
+
+
+def test_dashboard_panels_have_queries_and_do_not_overlap() -> None:
+    assert DASHBOARDS
+    for file in DASHBOARDS:
+        panels = json.loads(file.read_text(encoding="utf-8"))["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        taken: set[tuple[int, int]] = set()
+        for panel in panels:
+            place = panel["gridPos"]
+            cells = {
+                (x, y)
+                for x in range(place["x"], place["x"] + place["w"])
+                for y in range(place["y"], place["y"] + place["h"])
+            }
+            assert not cells & taken, panel["title"]
+            assert all(0 <= x < 24 for x, _ in cells)
+            taken |= cells
+            assert panel["type"] == "row" or all(target["expr"] for target in panel["targets"])
+
+
+def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("promtool")
+    assert program, "promtool is missing: deploy/setup/debian-packages.sh test installs it (package prometheus)"
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("file", ["deploy/prometheus/prometheus.yml"])
+def test_promtool_accepts_configuration_and_rules(file: str) -> None:
+    checked = promtool("check", "config", str(ROOT / file))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_an_alert_fires_when_votes_wait_and_not_before(tmp_path: Path) -> None:
+    scenario = {
+        "rule_files": [str(RULES)],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": "hustings_outbox_oldest_pending_seconds", "values": "0+60x20"}],
+                "alert_rule_test": [
+                    {"eval_time": "5m", "alertname": "HustingsOutboxOld"},
+                    {
+                        "eval_time": "11m",
+                        "alertname": "HustingsOutboxOld",
+                        "exp_alerts": [
+                            {
+                                "exp_labels": {"severity": "warning"},
+                                "exp_annotations": {
+                                    "summary": "Votes wait 11m 0s for the event log",
+                                    "action": "Nothing is lost. Is Kafka up, and reachable from serving?",
+                                },
+                            }
+                        ],
+                    },
+                ],
+            }
+        ],
+    }
+    file = tmp_path / "scenario.yml"
+    file.write_text(yaml.safe_dump(scenario), encoding="utf-8")
+    checked = promtool("test", "rules", str(file))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+GIVEN: dict[str, Any] = {"kafka": "kafka:9092", "ledger": {"secretName": "ledger"}}
+
+
+def rendered(values: dict[str, Any]) -> list[dict[str, Any]]:
+    with Chart.load(CHART) as chart:
+        output = chart.render(values=values, name="demo")
+    texts = output.values() if isinstance(output, dict) else [output]
+    return [part for text in texts for part in yaml.safe_load_all(text) if part]
+
+
+def containers(parts: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        if part["kind"] == "Deployment":
+            yield from part["spec"]["template"]["spec"]["containers"]
+
+
+def test_the_chart_passes_lint() -> None:
+    result = lint(CHART, values=GIVEN)
+    assert not result["errors"]
+    assert not [message for message in result["messages"] if message["severity"] >= 2], "2 is a warning, 3 an error"
+
+
+def test_the_chart_renders_every_process_with_valid_arguments() -> None:
+    parts = rendered({**GIVEN, "config": {"train.schedule.new_comparisons": 128}})
+    found = {container["name"]: container for container in containers(parts)}
+    assert set(found) == {"serve", "curate", "train"}
+    for container in found.values():
+        arguments = [str(argument) for argument in container["args"]]
+        settings = [arguments[n + 1].split("=")[0] for n, argument in enumerate(arguments) if argument == "--set"]
+        assert set(settings) <= set(keys())
+        assert "train.schedule.new_comparisons=128" in arguments
+        assert {"name": "HUSTINGS_KAFKA", "value": "kafka:9092"} in container["env"]
+    assert found["train"]["args"][:3] == ["train", "--serve-url", "http://demo-hustings"]
+    assert {"PersistentVolumeClaim", "Secret", "Service", "Deployment"} == {part["kind"] for part in parts}
+
+
+def test_the_chart_takes_existing_parts_and_options() -> None:
+    values = {
+        **GIVEN,
+        "secrets": {"existing": "mine"},
+        "storage": {"existingClaim": "disk"},
+        "train": {"enabled": False},
+        "serve": {"gpu": 1},
+        "ingress": {"enabled": True, "host": "chat.example.org", "tlsSecret": "tls"},
+        "monitoring": {"podMonitor": True},
+    }
+    parts = rendered(values)
+    assert {"Deployment", "Service", "Ingress", "PodMonitor"} == {part["kind"] for part in parts}
+    serve, curate = containers(parts)
+    assert serve["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert curate["name"] == "curate"
+
+
+@pytest.mark.parametrize("missing", ["kafka", "ledger"])
+def test_the_chart_says_what_is_missing(missing: str) -> None:
+    with pytest.raises(Exception, match=missing):
+        rendered({key: value for key, value in GIVEN.items() if key != missing})
+
+
+def compose() -> dict[str, Any]:
+    text = (ROOT / "deploy" / "compose" / "compose.yaml").read_text(encoding="utf-8")
+    loaded = yaml.safe_load(text)
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_compose_publishes_on_this_machine_only_and_mounts_what_exists() -> None:
+    folder = ROOT / "deploy" / "compose"
+    for name, service in compose()["services"].items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), name
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            if source.startswith("."):
+                assert (folder / source).exists(), f"{name}: {source}"
+            else:
+                assert source in compose()["volumes"], f"{name}: {source}"
+        for other in service.get("depends_on", {}):
+            assert "healthcheck" in compose()["services"][other], f"{name} waits for the health of {other}"
+
+
+def test_compose_settings_are_keys_of_the_configuration() -> None:
+    for name in ("serve", "curate", "train"):
+        command = compose()["services"][name]["command"]
+        settings = {command[n + 1].split("=")[0] for n, argument in enumerate(command) if argument == "--set"}
+        assert settings <= set(keys())
+        assert command[0] == name
+
+
+def test_compose_wants_every_secret_named_in_the_example() -> None:
+    text = (ROOT / "deploy" / "compose" / "compose.yaml").read_text(encoding="utf-8")
+    wanted = set(re.findall(r"\$\{([A-Z_]+):\?", text))
+    example = (ROOT / "deploy" / "compose" / "example.env").read_text(encoding="utf-8")
+    assert wanted == {line.rstrip("=") for line in example.splitlines() if line.endswith("=")}
