@@ -83,7 +83,19 @@ fi
 
 echo "setup: installing the Debian packages ${missing[*]}"
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+# Debian starts a package's server as soon as it is installed, some on every interface. Tests start their own, on
+# 127.0.0.1; so none is started here, unless this machine has a policy of its own.
+policy=${POLICY_RC_D:-/usr/sbin/policy-rc.d}
+made_policy=
+as_root() { "${run_as_root[@]}" "$@"; }
+if [ ! -e "$policy" ]; then
+  printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null 2>&1 && as_root chmod 755 "$policy" && made_policy=yes
+fi
+finish() {
+  rm -f "$log"
+  if [ -n "$made_policy" ]; then as_root rm -f "$policy"; fi
+}
+trap finish EXIT
 apt() { "${run_as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >>"$log" 2>&1; }
 # The lists may be fresh already (and the network away), so they are fetched only when an install fails.
 if ! apt install --yes --no-install-recommends "${missing[@]}"; then

@@ -64,6 +64,7 @@ def run_packages(folder: Path, purpose: str, programs: dict[str, str]) -> subpro
         script(folder, name, text)
     command = [str(ROOT / "deploy" / "setup" / "debian-packages.sh"), purpose]
     environ = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": "false"}
+    environ["POLICY_RC_D"] = str(folder / "policy-rc.d")
     return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
 
 
@@ -85,13 +86,15 @@ def test_as_root_what_is_missing_is_installed(tmp_path: Path) -> None:
     programs = {
         "id": "echo 0",
         "dpkg-query": '[ "${@: -1}" = ca-certificates ] && echo installed',
-        "apt-get": f'echo "$DEBIAN_FRONTEND $*" >> {log}',
+        "apt-get": f'cat {tmp_path}/policy-rc.d | tail -n 1 >> {log}; echo "$DEBIAN_FRONTEND $*" >> {log}',
     }
     done = run_packages(tmp_path, "run", programs)
     assert done.returncode == 0, done.stderr
-    call = log.read_text(encoding="utf-8")
+    policy, call = log.read_text(encoding="utf-8").rstrip().split("\n")
+    assert policy == "exit 101", "no package may start a server of its own"
+    assert not (tmp_path / "policy-rc.d").exists()
     assert call.startswith("noninteractive ")
-    assert call.rstrip().endswith("install --yes --no-install-recommends python3-venv libtcmalloc-minimal4")
+    assert call.endswith("install --yes --no-install-recommends python3-venv libtcmalloc-minimal4")
 
 
 def test_an_install_that_fails_is_said_and_does_not_stop_the_set_up(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""`make bench`: every benchmark on the default model, or those that are named: `make bench ARGS="engine"`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from deploy.config import cache_dir
+from deploy.default_model import ensure
+from deploy.launch import preload
+
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
+
+def commands(model: str) -> dict[str, list[list[str]]]:
+    """Each benchmark's command lines, by name."""
+    features = str(cache_dir() / "bench" / "reward_head")
+    head = ["benchmarks.reward_head"]
+    arguments = ["--model", model, "--cache", features]
+    return {
+        "engine": [["benchmarks.engine", model, "--swap"]],
+        "reward_head": [[*head, "sample", *arguments], [*head, "fit", *arguments]],
+    }
+
+
+def main(wanted: list[str]) -> int:
+    """Run them; 1 when one failed."""
+    known = commands(str(ensure()))
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        print(f"bench: no benchmark {unknown[0]}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    failed = []
+    for name in wanted or known:
+        for command in known[name]:
+            print(f"== {name}: python -m {' '.join(command)}", flush=True)
+            environment = {**os.environ, **PASSIVE, **preload(openmp=name == "engine")}
+            if subprocess.run([sys.executable, "-m", *command], env=environment, check=False).returncode:
+                failed.append(name)
+                break
+    if failed:
+        print(f"bench: failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
