@@ -90,7 +90,7 @@ export async function loopState(signal) {
 /** An operator's act on the releases: `policy-000002/promote`, `policy-000002/reject` or `rollback`. */
 export async function changeRelease(act, reason, token) {
   const headers = { Authorization: `Bearer ${token}` };
-  const response = await send(`v1/releases/${act}`, { method: "POST", body: { reason }, headers });
+  const response = await send(`v1/releases/${act}`, { method: "POST", body: reason ? { reason } : {}, headers });
   return response.status === 204 ? null : response.json();
 }
 

@@ -12,6 +12,8 @@ const EVERY_MS = 2000;
 const SLOWEST_MS = 15000;
 const PATIENCE_MS = 10000;
 
+const MOST_SAMPLES = 3;
+
 const CHARTS = [
   { key: "win_rate", title: "Win rate", note: "against the predecessor; 50% is even", format: percent, reference: 0.5 },
   { key: "reward", title: "Reward", note: "mean score by the reward model", format: figure },
@@ -25,6 +27,9 @@ const COLUMNS = [
   ["KL", (cycle) => figure(cycle.kl)],
   ["Finished", (cycle, now) => since(cycle.finished_at, now)],
 ];
+
+/** The last thing said in a prompt, which may be plain text or a list of messages. */
+const promptText = (prompt) => (Array.isArray(prompt) ? (prompt.at(-1)?.content ?? "") : String(prompt));
 
 class LoopPage {
   #failures = 0;
@@ -58,20 +63,35 @@ class LoopPage {
 
   #show(loop) {
     const now = Date.parse(loop.now) || Date.now();
-    byId("trouble").hidden = true;
     byId("pulse").className = "pulse alive";
     byId("pulse").lastElementChild.textContent = "Live";
+    if (loop.ready === false) this.#say(`Serving isn't ready: ${loop.not_ready_reason}`);
+    else byId("trouble").hidden = true;
     this.picture.show(loop, now);
     this.releases.show(loop.releases ?? [], loop.office, now);
     this.#cycles(loop.cycles ?? [], now);
+    this.#samples(loop.training?.samples ?? []);
+  }
+
+  #samples(samples) {
+    const told = samples.filter(({ prompt, before, after }) => prompt && (before || after)).slice(0, MOST_SAMPLES);
+    byId("samples-section").hidden = told.length === 0;
+    const side = (title, text) => h("dl", {}, h("dt", {}, title), h("dd", { dir: "auto" }, text || DASH));
+    byId("samples").replaceChildren(
+      ...told.map(({ prompt, before, after }) =>
+        h("article", { class: "sample" }, h("h3", { dir: "auto" }, promptText(prompt)), side("Before", before), side("Now", after)),
+      ),
+    );
   }
 
   #lost(error) {
     byId("pulse").className = "pulse lost";
     byId("pulse").lastElementChild.textContent = "No contact";
+    this.#say(`${error.name === "TimeoutError" ? "The server doesn't answer." : error.message} Trying again.`);
+  }
+
+  #say(said) {
     const trouble = byId("trouble");
-    const text = error.name === "TimeoutError" ? "The server doesn't answer." : error.message;
-    const said = `${text} Trying again.`;
     if (!trouble.hidden && trouble.textContent === said) return;
     trouble.hidden = false;
     trouble.className = "notice";

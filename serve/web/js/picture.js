@@ -1,7 +1,7 @@
 // The picture of the loop: six stations on a ring, each with its live numbers.
 
 import { h, svg } from "./dom.js";
-import { count, counted, DASH, duration, figure, since } from "./format.js";
+import { count, counted, DASH, duration, figure, percent, since } from "./format.js";
 
 const STATIONS = [
   ["chat", "Chat"],
@@ -14,6 +14,7 @@ const STATIONS = [
 const PHASES = {
   idle: "Waiting for votes",
   snapshot: "Taking a snapshot",
+  features: "Reading the votes",
   reward: "Reward model",
   ppo: "PPO",
   evaluate: "Evaluating",
@@ -120,7 +121,12 @@ export class Picture {
     const { a, b, tie, both_bad: bad } = votes;
     this.stations.votes.show(count(votes.total), votes.total === 1 ? "vote" : "votes", [
       `A ${count(a)}, B ${count(b)}, tie ${count(tie)}, both bad ${count(bad)}`,
-      typeof votes.per_minute === "number" ? `${figure(votes.per_minute)} a minute` : null,
+      [
+        typeof votes.per_minute === "number" ? `${figure(votes.per_minute)} a minute` : null,
+        typeof votes.left_share === "number" ? `${percent(votes.left_share)} of decisions for the left answer` : null,
+      ]
+        .filter(Boolean)
+        .join(", "),
     ]);
     for (const [choice, part] of Object.entries(this.split)) part.style.flexGrow = String(votes[choice] ?? 0);
   }

@@ -5,6 +5,7 @@ import { h, icon } from "./dom.js";
 import { Answer } from "./markdown.js";
 
 const REDRAW_MS = 60;
+const NARROW = matchMedia("(max-width: 719px)"); // as in chat.css: the answers are a strip to be swiped
 const FINISH_NOTES = { length: "Cut off at the length limit.", abort: "Broken off.", error: "Broken off by an error." };
 
 /** A name that people understand for an adapter. */
@@ -105,7 +106,7 @@ export class TurnView {
     const id = `turn-${(count += 1)}`;
     this.cards = {};
     for (const side of ["a", "b"]) this.cards[side] = new Card(side, `${id}-${side}`, onGrown);
-    this.pair = h("div", { class: "pair" }, this.cards.a.element, this.cards.b.element);
+    this.pair = h("div", { class: "pair", role: "group", "aria-label": "The two answers" }, this.cards.a.element, this.cards.b.element);
     this.below = h("div", { class: "below" });
     this.element = h(
       "li",
@@ -128,6 +129,8 @@ export class TurnView {
   update() {
     const { turn } = this;
     const busy = turn.state === "streaming";
+    if (NARROW.matches) this.pair.tabIndex = 0; // what scrolls must be within the keyboard's reach
+    else this.pair.removeAttribute("tabindex");
     const favoured = turn.state === "skipped" ? null : turn.choice === "tie" ? null : chosenSide(turn);
     for (const side of ["a", "b"]) {
       const card = this.cards[side];

@@ -1,0 +1,156 @@
+"""The Loop page in a real browser: on the real app, and on states of the loop that take long to bring about."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.browser.conftest import PHONE, OpenPage
+from tests.browser.samples import LOOP
+from tests.browser.site import ADAPTER, TOKEN, Site
+
+pytestmark = pytest.mark.browser
+
+
+def station(page: Page, name: str) -> Any:
+    return page.get_by_role("region", name=name, exact=True)
+
+
+@pytest.fixture
+def canned(open_page: OpenPage) -> Any:
+    """Open the page on this state; the state may be changed while the page runs."""
+
+    def open_it(state: dict[str, Any], **options: Any) -> Page:
+        page = open_page("healthz", **options)
+        page.route("**/v1/loop", lambda route: route.fulfill(json=state))
+        page.goto(page.url.replace("healthz", "loop"))
+        return page
+
+    return open_it
+
+
+def test_it_shows_the_real_loop_and_follows_it(open_page: OpenPage, site: Site) -> None:
+    (site.deps.paths.train / "status.json").write_text(
+        json.dumps(
+            {
+                "phase": "ppo",
+                "cycle": 1,
+                "progress": 0.5,
+                "samples": [{"prompt": "Hello?", "before": "Yes.", "after": "Hello to you!"}],
+                "dataset": {"snapshot": "abc", "decisive": 70, "new": 6, "needed": 64},
+                "cycles": [],
+            }
+        )
+    )
+    page = open_page("loop")
+    expect(page.get_by_text("Live")).to_be_visible()
+    expect(station(page, "In office")).to_contain_text(ADAPTER)
+    expect(station(page, "Training")).to_contain_text("PPO")
+    expect(page.get_by_role("progressbar", name="Progress of the training cycle")).to_have_attribute(
+        "aria-valuenow", "50"
+    )
+    expect(station(page, "Dataset")).to_contain_text("6 new, training begins at 64")
+    expect(page.get_by_text("Hello to you!")).to_be_visible()
+    expect(station(page, "Votes")).to_contain_text("0votes")
+    answered = page.request.post(
+        site.url + "v1/pairs", data={"messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+    ).json()
+    page.request.post(site.url + "v1/votes", data={"pair_id": answered["pair_id"], "choice": "tie"})
+    expect(station(page, "Votes")).to_contain_text("1vote")
+    expect(station(page, "Votes")).to_contain_text("tie 1")
+
+
+def test_an_operator_rolls_back_after_a_wrong_token(open_page: OpenPage, site: Site) -> None:
+    page = open_page("loop", expected=("401",))
+    page.get_by_role("button", name="Roll back").click()
+    dialog = page.get_by_role("dialog", name="Roll back?")
+    dialog.get_by_label("Operator token").fill("wrong")
+    dialog.get_by_role("button", name="Roll back").click()
+    expect(dialog.get_by_role("alert")).to_be_visible()
+    dialog.get_by_label("Operator token").fill(TOKEN)
+    dialog.get_by_label("Reason").fill("it rambles")
+    dialog.get_by_role("button", name="Roll back").click()
+    expect(dialog).to_be_hidden()
+    expect(station(page, "In office")).to_contain_text("The base model")
+    expect(page.get_by_role("button", name="Roll back")).to_be_disabled()
+    assert page.evaluate("Object.values(sessionStorage)") == [TOKEN]
+    assert page.evaluate("JSON.stringify(localStorage)").find(TOKEN) == -1
+
+
+def test_promote_and_reject_ask_once_for_the_token_and_name_the_release(canned: Any) -> None:
+    acts: list[tuple[str, str | None, Any]] = []
+
+    def act(route: Route) -> None:
+        request = route.request
+        acts.append((request.url.rpartition("/v1/")[2], request.headers.get("authorization"), request.post_data_json))
+        route.fulfill(json={})
+
+    page = canned(copy.deepcopy(LOOP))
+    page.route("**/v1/releases/**", act)
+    expect(page.get_by_role("button", name="Promote policy-000003")).to_have_count(0)
+    page.get_by_role("button", name="Promote policy-000004").click()
+    page.get_by_label("Operator token").fill("right")
+    page.get_by_role("button", name="Promote", exact=True).click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.get_by_role("button", name="Reject policy-000004").click()
+    expect(page.get_by_label("Operator token")).to_be_hidden()
+    page.get_by_label("Reason").fill("too long")
+    page.get_by_role("button", name="Reject", exact=True).click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    assert acts == [
+        ("releases/policy-000004/promote", "Bearer right", {}),
+        ("releases/policy-000004/reject", "Bearer right", {"reason": "too long"}),
+    ]
+
+
+def test_charts_have_their_figures_in_words_and_in_a_table(canned: Any) -> None:
+    page = canned(copy.deepcopy(LOOP))
+    figure = page.get_by_role("img", name="Win rate by cycle")
+    expect(figure).to_have_attribute(
+        "aria-label",
+        "Win rate by cycle: policy-000001 47%, policy-000002 58%, policy-000003 63%, policy-000004 66%",
+    )
+    page.get_by_text("The same as a table").click()
+    rows = page.locator("#cycles-table tbody tr")
+    expect(rows).to_have_count(4)
+    expect(rows.nth(1)).to_contain_text("policy-00000258%0.346.4")
+
+
+def test_a_focused_button_keeps_the_focus_while_figures_change(canned: Any) -> None:
+    state = copy.deepcopy(LOOP)
+    page = canned(state)
+    page.get_by_role("button", name="Promote policy-000004").focus()
+    state["votes"]["total"] = 1234
+    state["releases"].insert(0, {**state["releases"][0], "name": "policy-000005"})
+    expect(station(page, "Votes")).to_contain_text("1,234")
+    expect(page.get_by_role("button", name="Promote policy-000005")).to_be_visible()
+    expect(page.get_by_role("button", name="Promote policy-000004")).to_be_focused()
+
+
+def test_a_fresh_installation_has_words_for_what_is_not_there_yet(canned: Any) -> None:
+    page = canned({"now": LOOP["now"], "office": {"adapter": None, "since": None}, "training": None, "dataset": None})
+    expect(page.get_by_text("No cycle has ended yet.")).to_be_visible()
+    expect(page.get_by_text("No adapter yet.")).to_be_visible()
+    expect(station(page, "In office")).to_contain_text("The base model")
+    assert "undefined" not in page.inner_text("main")
+    assert "NaN" not in page.inner_text("main")
+
+
+def test_a_lost_server_is_told_and_found_again(open_page: OpenPage) -> None:
+    page = open_page("loop", expected=("ERR_FAILED",))
+    expect(page.get_by_text("Live")).to_be_visible()
+    page.route("**/v1/loop", lambda route: route.abort())
+    expect(page.get_by_role("alert")).to_contain_text("The server can't be reached.")
+    page.unroute("**/v1/loop")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    expect(page.get_by_text("Live")).to_be_visible()
+
+
+def test_on_a_phone_nothing_is_wider_than_the_page(canned: Any) -> None:
+    page = canned(copy.deepcopy(LOOP), **PHONE)
+    expect(page.get_by_role("button", name="Promote policy-000004")).to_be_attached()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
