@@ -38,7 +38,7 @@ RAYLEIGH = (
     "2. The ratio is `(700 / 450) ** 4`, nearly six.\n\n"
     "At sunset the path through the air is some forty times longer, so what arrives is mostly red."
 )
-LONG = "\n\n".join(f"Paragraph {number}. " + "Many words follow here. " * 8 for number in range(20))
+LONG = "\n\n".join(f"Paragraph {number}. " + "Many words follow here. " * 8 for number in range(14))
 
 
 def answer(request: GenerationRequest, index: int) -> str:
