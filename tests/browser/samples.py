@@ -59,7 +59,7 @@ def _release(number: int, state: str, reason: str, actor: str = "auto") -> dict[
         "actor": actor,
         "updated_at": f"2026-11-21T{7 + number:02}:00:00Z",
         "parent": f"policy-00000{number - 1}" if number > 1 else None,
-        "metrics": {"reward": 0.2 * number, "kl": 3.0 + number, "win_rate": 0.5 + 0.03 * number},
+        "metrics": {"reward": 0.2 * number, "policy_kl": 3.0 + number, "reward_win_rate": 0.5 + 0.03 * number},
     }
 
 
@@ -70,6 +70,8 @@ def _cycle(number: int, reward: float, kl: float, win_rate: float) -> dict[str, 
         "reward": reward,
         "kl": kl,
         "win_rate": win_rate,
+        "outcome": "published",
+        "reason": None,
         "finished_at": f"2026-11-21T{7 + number:02}:00:00Z",
     }
 

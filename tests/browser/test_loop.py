@@ -40,7 +40,13 @@ def test_it_shows_the_real_loop_and_follows_it(open_page: OpenPage, site: Site) 
                 "phase": "ppo",
                 "cycle": 1,
                 "progress": 0.5,
-                "samples": [{"prompt": "Hello?", "before": "Yes.", "after": "Hello to you!"}],
+                "samples": [
+                    {
+                        "prompt": "system\nBe kind.\nuser\nHello?\nassistant\n",
+                        "before": "Yes.",
+                        "after": "Hello to you!",
+                    }
+                ],
                 "dataset": {"snapshot": "abc", "decisive": 70, "new": 6, "needed": 64},
                 "cycles": [],
             }
@@ -54,6 +60,7 @@ def test_it_shows_the_real_loop_and_follows_it(open_page: OpenPage, site: Site) 
         "aria-valuenow", "50"
     )
     expect(station(page, "Dataset")).to_contain_text("6 new, training begins at 64")
+    expect(page.get_by_role("heading", name="Hello?", exact=True)).to_be_visible()
     expect(page.get_by_text("Hello to you!")).to_be_visible()
     expect(station(page, "Votes")).to_contain_text("0votes")
     answered = page.request.post(
@@ -117,7 +124,7 @@ def test_charts_have_their_figures_in_words_and_in_a_table(canned: Any) -> None:
     page.get_by_text("The same as a table").click()
     rows = page.locator("#cycles-table tbody tr")
     expect(rows).to_have_count(4)
-    expect(rows.nth(1)).to_contain_text("policy-00000258%0.346.4")
+    expect(rows.nth(1)).to_contain_text("policy-00000258%0.346.4published")
 
 
 def test_a_focused_button_keeps_the_focus_while_figures_change(canned: Any) -> None:

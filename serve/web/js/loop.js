@@ -15,7 +15,7 @@ const PATIENCE_MS = 10000;
 const MOST_SAMPLES = 3;
 
 const CHARTS = [
-  { key: "win_rate", title: "Win rate", note: "against the predecessor; 50% is even", format: percent, reference: 0.5 },
+  { key: "win_rate", title: "Win rate", note: "over the base, as the reward model sees it", format: percent, reference: 0.5 },
   { key: "reward", title: "Reward", note: "mean score by the reward model", format: figure },
   { key: "kl", title: "KL", note: "distance from the base, nats an answer", format: figure, bounds: [0, 0] },
 ];
@@ -25,11 +25,12 @@ const COLUMNS = [
   ["Win rate", (cycle) => percent(cycle.win_rate)],
   ["Reward", (cycle) => figure(cycle.reward)],
   ["KL", (cycle) => figure(cycle.kl)],
+  ["Outcome", (cycle) => [cycle.outcome, cycle.reason].filter(Boolean).join(": ") || DASH],
   ["Finished", (cycle, now) => since(cycle.finished_at, now)],
 ];
 
-/** The last thing said in a prompt, which may be plain text or a list of messages. */
-const promptText = (prompt) => (Array.isArray(prompt) ? (prompt.at(-1)?.content ?? "") : String(prompt));
+/** The last question of a prompt: the trainer decodes whole chat templates, in which role names stand on lines of their own. */
+const promptText = (prompt) => prompt.split(/(?:^|\n)user\n/).at(-1).replace(/\s*\bassistant\s*$/, "").trim();
 
 class LoopPage {
   #failures = 0;

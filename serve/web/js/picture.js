@@ -22,8 +22,8 @@ const PHASES = {
   failed: "Failed",
 };
 const LONG_WAIT_S = 60;
-// Through the stations' centres, clockwise from the chat; the box is 300 x 200 whatever the page's size.
-const RING = "M50 40 H250 V160 H50 Z";
+// Clockwise from the chat; loop.css lays the box's corners on the stations' centres.
+const RING = "M0 0 H300 V200 H0 Z";
 
 /** Whether the trainer is at work. */
 export const isTraining = (training) => Boolean(training?.phase) && !["idle", "failed"].includes(training.phase);
@@ -123,7 +123,7 @@ export class Picture {
       `A ${count(a)}, B ${count(b)}, tie ${count(tie)}, both bad ${count(bad)}`,
       [
         typeof votes.per_minute === "number" ? `${figure(votes.per_minute)} a minute` : null,
-        typeof votes.left_share === "number" ? `${percent(votes.left_share)} of decisions for the left answer` : null,
+        typeof votes.left_share === "number" ? `${percent(votes.left_share)} chose the left` : null,
       ]
         .filter(Boolean)
         .join(", "),

@@ -2,7 +2,7 @@
 
 import { changeRelease } from "./api.js";
 import { announce, byId, h, icon } from "./dom.js";
-import { figure, since } from "./format.js";
+import { figure, percent, since } from "./format.js";
 
 const STATES = {
   candidate: "Candidate",
@@ -174,11 +174,12 @@ export class Releases {
   }
 }
 
-function figuresOf({ reward, kl, win_rate: winRate }) {
+/** The few figures of a manifest that tell most. */
+function figuresOf(metrics) {
   const known = [
-    ["win rate", winRate],
-    ["reward", reward],
-    ["KL", kl],
+    ["win rate", metrics.reward_win_rate, percent],
+    ["reward", metrics.reward, figure],
+    ["KL", metrics.policy_kl, figure],
   ].filter(([, value]) => typeof value === "number");
-  return known.map(([label, value]) => `${label} ${figure(value)}`).join(", ");
+  return known.map(([label, value, format]) => `${label} ${format(value)}`).join(", ");
 }
