@@ -91,7 +91,7 @@ async def measure(options: argparse.Namespace, adapters: list[Path]) -> dict[str
         figures["swap_streams"] = await running
     if company is not None:
         company.terminate()
-        figures["company_tok_s"] = company.communicate()[0].split()[-1]
+        figures["company_tok_s"] = float((company.communicate()[0].split() or ["0"])[-1])
     await engine.close()
     return figures
 

@@ -68,6 +68,11 @@ class ServeConfig(Section):
     """Number format of the weights; auto is float32 on a CPU and the model's own on a GPU."""
     threads: int = Field(default=0, ge=0)
     """Compute threads of a CPU engine; 0 takes the machine's cores."""
+    engine_urls: tuple[str, ...] = ()
+    """Roots of vLLM OpenAI servers to use (`http://host:port`); none for vLLM in this process.
+    Where they ask for a key, HUSTINGS_ENGINE_KEY holds it."""
+    engine_poll_s: float = Field(default=2.0, gt=0)
+    """Seconds between looks at each of those servers."""
     engine_start_timeout_s: float = Field(default=900.0, gt=0)
     """Seconds that the engine may take to load the model."""
 

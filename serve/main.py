@@ -208,11 +208,15 @@ class _Server:
 
 
 def build_engine(model: str, config: ServeConfig) -> Engine:
-    """The in-process vLLM.
+    """The vLLM servers of `serve.engine_urls`, or vLLM in this process.
 
     Raises:
-        CannotStart: vLLM isn't installed.
+        CannotStart: vLLM is to run here and isn't installed.
     """
+    if config.engine_urls:
+        from serve.engines.vllm_http import VllmHttpEngine
+
+        return VllmHttpEngine(config.engine_urls, config, api_key=os.environ.get("HUSTINGS_ENGINE_KEY"))
     try:
         from serve.engines.vllm_inprocess import VllmEngine
     except ImportError as error:

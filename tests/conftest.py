@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 import pytest_asyncio
 
 from tests.tiny_model import make_tiny_adapter, make_tiny_model
 
 if TYPE_CHECKING:
+    from serve.engines.vllm_http import VllmHttpEngine
     from serve.engines.vllm_inprocess import VllmEngine
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -47,5 +51,54 @@ async def vllm_engine(tiny_model: Path) -> AsyncIterator[VllmEngine]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of others' imports; what runs afterwards is held to "error"
         await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """URL of a real vLLM OpenAI server on the tiny model, with the settings of `vllm_engine`."""
+    from serve.config import ServeConfig
+    from serve.engines import vllm_settings
+
+    config = ServeConfig(max_model_len=256, max_num_seqs=8, reserved_seqs=2, max_loras=4, kv_cache_gib=0.125)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    cpu = not vllm_settings.has_gpu()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment |= vllm_settings.server_environment(config, str(tiny_model), environment, cpu=cpu)
+    if cpu and (libraries := vllm_settings.preload(environment.get("LD_PRELOAD", ""))):
+        environment["LD_PRELOAD"] = libraries
+    output = tmp_path_factory.mktemp("vllm-server") / "output.txt"
+    command = vllm_settings.server_command(config, str(tiny_model), port, cpu=cpu)
+    with output.open("wb") as log:
+        server = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient() as client:
+        while not await _answers(client, url):
+            assert server.returncode is None, output.read_text()[-4000:]
+            await asyncio.sleep(0.5)
+    yield url
+    server.terminate()
+    await server.wait()
+
+
+async def _answers(client: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await client.get(f"{url}/health")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_http_engine(vllm_server: str) -> AsyncIterator[VllmHttpEngine]:
+    """The engine over HTTP, against that server."""
+    from serve.config import ServeConfig
+    from serve.engines.vllm_http import VllmHttpEngine
+
+    config = ServeConfig(max_num_seqs=8, reserved_seqs=2, max_loras=4, engine_start_timeout_s=150.0)
+    engine = VllmHttpEngine([vllm_server], config)
+    await engine.start()
     yield engine
     await engine.close()

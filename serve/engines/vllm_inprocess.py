@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import secrets
 import time
@@ -93,8 +92,7 @@ class VllmEngine:
         if llm.output_handler is not None:
             llm.output_handler.cancel()  # else it takes the end of the core process for a crash, and logs one
         await asyncio.to_thread(llm.shutdown)
-        del llm
-        gc.collect()  # vLLM's destructor fails when it runs as late as the interpreter's end
+        llm.shutdown = lambda: None  # vLLM's destructor calls it again, and fails at the interpreter's end
 
     async def check_health(self) -> None:
         """Return if the engine can answer.

@@ -111,6 +111,24 @@ def engine_arguments(config: ServeConfig, model: str, *, cpu: bool) -> dict[str,
     return {name: value for name, value in arguments.items() if value is not None}
 
 
+def server_command(config: ServeConfig, model: str, port: int, *, cpu: bool, python: str = sys.executable) -> list[str]:
+    """The command of a vLLM OpenAI server that `vllm_http` can use; set `server_environment` beside it."""
+    # `vllm serve` looks for a distribution named "vllm"; the CPU build's has another name. This is the same server.
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    arguments = engine_arguments(config, model, cpu=cpu)
+    for name in ("disable_log_stats", "trust_remote_code"):
+        del arguments[name]
+    for name, value in arguments.items():
+        flag = f"--{name.replace('_', '-')}"
+        command += [flag] if value is True else [flag, str(value)]
+    return [*command, "--disable-uvicorn-access-log"]
+
+
+def server_environment(config: ServeConfig, model: str, given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
+    """Variables for `server_command`, over and above those given."""
+    return {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", **environment(config, model, given, cpu=cpu)}
+
+
 MAX_LOGPROBS = 20
 """The most likely tokens that a request may ask for at each step (OpenAI's limit)."""
 

@@ -33,6 +33,11 @@ names = (f"policy-{number:06d}" for number in itertools.count(1))
 request_ids = (f"request-{number}" for number in itertools.count(1))
 
 
+def next_name() -> str:
+    """An adapter name that no test has used."""
+    return next(names)
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def fake_engine() -> AsyncIterator[FakeEngine]:
     engine = FakeEngine(max_model_len=256, max_running=8, max_adapters=4)
@@ -41,7 +46,13 @@ async def fake_engine() -> AsyncIterator[FakeEngine]:
     await engine.close()
 
 
-@pytest.fixture(params=["fake_engine", pytest.param("vllm_engine", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=[
+        "fake_engine",
+        pytest.param("vllm_engine", marks=pytest.mark.slow),
+        pytest.param("vllm_http_engine", marks=pytest.mark.slow),
+    ]
+)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     found: Engine = request.getfixturevalue(request.param)
     yield found

@@ -1,0 +1,352 @@
+"""The engine contract over one or several vLLM OpenAI servers.
+
+Start each with `vllm_settings.server_command` and `server_environment`: the arguments of the in-process engine. All
+must serve one model and see the adapter folders under the same paths. A request goes to the least loaded server that
+has confirmed its adapter; a server lost before the first token is replaced by another one, silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import structlog
+
+from feedback.contracts import Message
+from serve.config import ServeConfig
+from serve.engines.admission import Admission
+from serve.engines.base import (
+    AdapterLoadFailed,
+    AdapterNotLoaded,
+    Chunk,
+    EngineError,
+    EngineInfo,
+    EngineLoad,
+    EngineOverloaded,
+    EngineUnavailable,
+    GenerationRequest,
+    InvalidSampling,
+    Priority,
+    PromptTooLong,
+    Sampling,
+    TopLogprob,
+)
+from serve.engines.registry import AdapterRegistry, folder_digest
+from serve.engines.vllm_server import ServerLost, VllmServer
+from serve.engines.vllm_translate import FINISH_REASONS
+from serve.engines.vllm_wire import completion_body, likeliest, prompt_logprobs, scoring_body
+
+log = structlog.get_logger(__name__)
+
+Answer = TypeVar("Answer")
+
+
+class VllmHttpEngine:
+    """Keeps `Engine` with vLLM servers.
+
+    Args:
+        urls: the servers' roots.
+        api_key: sent as a bearer token, where the servers ask for one.
+        transport: replaces the network in tests.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        config: ServeConfig,
+        *,
+        api_key: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._config = config
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            trust_env=False,
+            transport=transport,
+        )
+        self._servers = tuple(VllmServer(url, self._client) for url in urls)
+        self._registry = AdapterRegistry(config.max_loras)
+        slots = config.max_num_seqs * len(self._servers)
+        reserved = config.reserved_seqs * len(self._servers)
+        self._admission = Admission(slots, reserved, config.max_waiting_seqs)
+        self._slots = slots
+        self._info: EngineInfo | None = None
+        self._swap = asyncio.Lock()
+        self._watcher: asyncio.Task[None] | None = None
+        self._texts: dict[int, str] = {}
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is served. Valid after `start`."""
+        if self._info is None:
+            raise EngineUnavailable("no vLLM server has answered yet")
+        return self._info
+
+    async def start(self) -> None:
+        """Wait until a server answers.
+
+        Raises:
+            EngineUnavailable: none did in time, or two of them serve different models.
+        """
+        try:
+            async with asyncio.timeout(self._config.engine_start_timeout_s):
+                await self._first_answer()
+        except TimeoutError as error:
+            urls = ", ".join(server.url for server in self._servers)
+            raise EngineUnavailable(f"no vLLM server answers ({urls}); start them or mend serve.engine_urls") from error
+        up = [server for server in self._servers if server.up]
+        if len({server.base for server in up}) > 1:
+            raise EngineUnavailable(f"the vLLM servers serve different models: {sorted({each.base for each in up})}")
+        self._info = EngineInfo(
+            model=up[0].base,
+            version=f"vllm {await up[0].version()}",
+            dtype="remote",
+            max_model_len=min(server.max_model_len for server in up),
+            max_lora_rank=self._config.max_lora_rank,
+        )
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Stop watching and hang up; the servers go on. Safe to call twice."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await self._client.aclose()
+        for server in self._servers:
+            server.up = False
+
+    async def check_health(self) -> None:
+        """Return if a server can answer.
+
+        Raises:
+            EngineUnavailable: none can.
+        """
+        _ = self.info
+        if not any(server.up for server in self._servers):
+            raise EngineUnavailable("no vLLM server answers; they are asked again all the time")
+
+    async def tokenize(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The prompt's ids, by a server's chat template."""
+        return await self._anywhere(None, 0, lambda server: server.tokenize(messages))
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """Stream the answers. Closing the iterator makes the server abort.
+
+        Raises:
+            EngineError: one of the tree; after the first chunk `EngineUnavailable` where the server was lost.
+        """
+        await self.check_health()
+        sampling = request.sampling
+        self._check(len(request.prompt_token_ids), sampling.max_tokens)
+        async with self._admission.enter(request.priority, sampling.n):
+            with self._registry.use(request.adapter):
+                attempts = _Attempts(self._servers, request.adapter)
+                for server in attempts:
+                    with server.busy(sampling.n), attempts.another_may_do(server):
+                        async with aclosing(server.stream(completion_body(request, server.base))) as events:
+                            async for event in events:
+                                for choice in event["choices"]:
+                                    attempts.begun = True
+                                    yield await self._chunk(choice, sampling, server)
+                        return
+
+    async def score(self, token_ids: Sequence[int], adapter: str | None) -> tuple[float, ...]:
+        """Natural-log probability of each id but the first, given those before it, at temperature 1."""
+        await self.check_health()
+        if len(token_ids) < 2:
+            return ()
+        self._check(len(token_ids), 1)
+        async with self._admission.enter(Priority.PROBE, 1):
+            with self._registry.use(adapter):
+                answer = await self._anywhere(
+                    adapter, 1, lambda server: server.complete(scoring_body(token_ids, adapter or server.base))
+                )
+                return prompt_logprobs(answer, token_ids)
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """Load an adapter on every server that is up; one that comes back later gets it then.
+
+        Raises:
+            AdapterLoadFailed: a server refused it; none keeps it.
+            EngineUnavailable: no server is up.
+        """
+        await self.check_health()
+        digest = await asyncio.to_thread(folder_digest, path)
+        async with self._swap:
+            adapter = self._registry.plan(name, path, digest)
+            if adapter is None:
+                return
+            up = [server for server in self._servers if server.up]
+            done = await asyncio.gather(*(each.load(name, str(adapter.path)) for each in up), return_exceptions=True)
+            failures = [error for error in done if isinstance(error, BaseException)]
+            refused = next((error for error in failures if not isinstance(error, ServerLost)), None)
+            if refused is None and len(failures) < len(up):
+                self._registry.admit(adapter)
+                return
+            await self._unload(name)
+            if isinstance(refused, AdapterLoadFailed) or refused is None:
+                raise refused or EngineUnavailable("every vLLM server was lost while the adapter was loaded")
+            raise AdapterLoadFailed(f"{name}: {refused}") from refused
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take no new request for the adapter, wait for its running ones to end, then free it. Unknown names pass."""
+        adapter = await self._registry.drain(name)
+        if adapter is None:
+            return
+        async with self._swap:
+            if self._registry.find(name) is adapter:
+                self._registry.forget(adapter)
+                await self._unload(name)
+
+    def adapters(self) -> frozenset[str]:
+        """Names that a request may use now: some server that is up has confirmed them."""
+        held = {name for server in self._servers if server.up for name in server.confirmed}
+        return self._registry.names() & held
+
+    def load(self) -> EngineLoad:
+        """How busy the servers are with what we have given them."""
+        inside = self._admission.unfinished - self._admission.held_back
+        running = min(inside, self._slots)
+        waiting = self._admission.unfinished - running
+        return EngineLoad(running, waiting, running / self._slots, self._registry.by_adapter())
+
+    async def _anywhere(
+        self, adapter: str | None, sequences: int, call: Callable[[VllmServer], Awaitable[Answer]]
+    ) -> Answer:
+        """Ask the servers one after the other until one answers."""
+        attempts = _Attempts(self._servers, adapter)
+        for server in attempts:
+            with server.busy(sequences), attempts.another_may_do(server):
+                return await call(server)
+        raise AssertionError("attempts end with an answer or an error")
+
+    def _check(self, prompt: int, wanted: int) -> None:
+        if wanted < 1:
+            raise InvalidSampling(f"max_tokens is {wanted}; it must be at least 1")
+        if prompt + wanted > self.info.max_model_len:
+            limit = self.info.max_model_len
+            raise PromptTooLong(f"{prompt} prompt tokens and {wanted} to come are more than the {limit} that fit")
+
+    async def _unload(self, name: str) -> None:
+        for server in self._servers:
+            held = name in server.confirmed
+            server.confirmed.discard(name)
+            try:
+                if held:
+                    await server.unload(name)
+            except EngineError as error:
+                server.leftover.add(name)
+                log.warning("a vLLM server kept an adapter", server=server.url, adapter=name, reason=str(error))
+
+    async def _first_answer(self) -> None:
+        while True:
+            await asyncio.gather(*(self._look_at(server) for server in self._servers))
+            if any(server.up for server in self._servers):
+                return
+            await asyncio.sleep(self._config.engine_poll_s)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.engine_poll_s)
+            await asyncio.gather(*(self._look_at(server) for server in self._servers))
+
+    async def _look_at(self, server: VllmServer) -> None:
+        """See whether a server is well; one that has come back (empty) gets the adapters that it lacks."""
+        was_up = server.up
+        try:
+            await server.check()
+            async with self._swap:
+                await self._reconcile(server)
+            server.up = True
+        except EngineError as error:
+            server.up = False
+            if was_up:
+                log.warning("a vLLM server is lost", server=server.url, reason=str(error))
+
+    async def _reconcile(self, server: VllmServer) -> None:
+        """Under the swap lock: what the server holds becomes what the registry says."""
+        held = await server.models()
+        server.confirmed &= held.keys()
+        for name in sorted(server.leftover & held.keys() - self._registry.names()):
+            await server.unload(name)
+        server.leftover.clear()
+        for name in sorted(self._registry.names() - server.confirmed):
+            adapter = self._registry.find(name)
+            try:
+                if adapter is not None:
+                    await server.load(name, str(adapter.path))
+            except AdapterLoadFailed as error:
+                log.error("a vLLM server refuses an adapter that others hold", server=server.url, reason=str(error))
+
+    async def _chunk(self, choice: dict[str, Any], sampling: Sampling, server: VllmServer) -> Chunk:
+        ids = tuple(choice.get("token_ids") or ())
+        reason = choice.get("finish_reason")
+        finish = None if reason is None else FINISH_REASONS.get(reason, "error")
+        told = choice.get("logprobs")
+        if sampling.logprobs is None or told is None:
+            return Chunk(choice["index"], choice["text"], ids, finish_reason=finish)
+        tops: list[tuple[tuple[int, float], ...]] = [
+            tuple(likeliest(step, sampling.logprobs)) for step in told["top_logprobs"]
+        ]
+        await self._learn_texts({*ids, *(token for step in tops for token, _ in step)}, server)
+        return Chunk(
+            index=choice["index"],
+            text=choice["text"],
+            token_ids=ids,
+            logprobs=tuple(float(value) for value in told["token_logprobs"]),
+            tokens=tuple(self._texts[token] for token in ids),
+            top_logprobs=tuple(
+                tuple(TopLogprob(token, self._texts[token], value) for token, value in step) for step in tops
+            ),
+            finish_reason=finish,
+        )
+
+    async def _learn_texts(self, token_ids: set[int], server: VllmServer) -> None:
+        unknown = sorted(token_ids - self._texts.keys())
+        texts = await asyncio.gather(*(server.token_text(token) for token in unknown))
+        self._texts.update(zip(unknown, texts, strict=True))
+
+
+class _Attempts:
+    """Servers to try for one request, least loaded first; the last failure ends it.
+
+    Attributes:
+        begun: something has been handed on, so that no other server may take over.
+    """
+
+    def __init__(self, servers: Sequence[VllmServer], adapter: str | None) -> None:
+        self._servers = servers
+        self._adapter = adapter
+        self._tried: set[VllmServer] = set()
+        self._last: EngineError | None = None
+        self.begun = False
+
+    def __iter__(self) -> Iterator[VllmServer]:
+        while True:
+            fit = [server for server in self._servers if server not in self._tried and self._can(server)]
+            if not fit:
+                what = f" with {self._adapter}" if self._adapter else ""
+                raise self._last or EngineUnavailable(f"no vLLM server can answer{what} now; try again shortly")
+            yield min(fit, key=lambda server: server.in_flight)
+
+    @contextmanager
+    def another_may_do(self, server: VllmServer) -> Iterator[None]:
+        """Pass over a server that is lost, full, or has forgotten the adapter, unless something has begun."""
+        try:
+            yield
+        except (ServerLost, EngineOverloaded, AdapterNotLoaded) as error:
+            if isinstance(error, AdapterNotLoaded) and self._adapter is not None:
+                server.confirmed.discard(self._adapter)
+                error = ServerLost(f"{server.url} has lost {self._adapter}; it is loaded again")
+            if self.begun:
+                raise error from None
+            self._tried.add(server)
+            self._last = error
+
+    def _can(self, server: VllmServer) -> bool:
+        return server.up and (self._adapter is None or self._adapter in server.confirmed)

@@ -1,0 +1,219 @@
+"""One vLLM OpenAI server: its HTTP, its errors, and what is known of it. `vllm_http` makes an engine of several."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx
+import orjson
+
+from feedback.contracts import Message
+from serve.engines.base import (
+    AdapterLoadFailed,
+    AdapterNotLoaded,
+    EngineError,
+    EngineOverloaded,
+    EngineUnavailable,
+    InvalidSampling,
+    PromptTooLong,
+)
+from serve.engines.vllm_translate import first_line
+
+HEALTH_S = 5.0
+"""Seconds for asking after a server's health."""
+ANSWER_S = 30.0
+"""Seconds for the other short calls; generations have the caller's deadline."""
+LOAD_S = 300.0
+"""Seconds that a server may take to load or free an adapter."""
+
+
+class ServerLost(EngineUnavailable):
+    """The server could not be reached, or went away in the middle; another may do."""
+
+
+class VllmServer:
+    """A client of one server.
+
+    Attributes:
+        url: its root, without /v1.
+        up: it answered when last asked.
+        in_flight: sequences that we have given it.
+        confirmed: adapters that it has told us it holds.
+        leftover: adapters that it should have freed but couldn't be told to.
+        base: the name under which it serves the base model.
+    """
+
+    def __init__(self, url: str, client: httpx.AsyncClient) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.up = False
+        self.in_flight = 0
+        self.confirmed: set[str] = set()
+        self.leftover: set[str] = set()
+        self.base = ""
+        self.max_model_len = 0
+        self._client = client
+
+    async def check(self) -> None:
+        """Ask whether it is well.
+
+        Raises:
+            ServerLost: it is not, or it can't be reached.
+        """
+        async with self._answer("GET", "/health", deadline_s=HEALTH_S) as response:
+            if response.status_code >= 400:
+                raise ServerLost(f"{self.url} is unwell: {response.status_code}")
+
+    async def models(self) -> dict[str, str]:
+        """Path of each adapter that it holds, by name; learns the base's name and context length on the way."""
+        adapters: dict[str, str] = {}
+        for card in (await self._json("GET", "/v1/models", deadline_s=HEALTH_S))["data"]:
+            if card.get("parent") is None:
+                self.base, self.max_model_len = card["id"], int(card["max_model_len"])
+            else:
+                adapters[card["id"]] = str(card.get("root"))
+        return adapters
+
+    async def version(self) -> str:
+        """The server's vLLM version."""
+        return str((await self._json("GET", "/version"))["version"])
+
+    async def tokenize(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids of the prompt with the chat template applied."""
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        body = {"model": self.base, "messages": turns, "add_generation_prompt": True}
+        return tuple((await self._json("POST", "/tokenize", body))["tokens"])
+
+    async def token_text(self, token_id: int) -> str:
+        """Text of one token."""
+        return str((await self._json("POST", "/detokenize", {"model": self.base, "tokens": [token_id]}))["prompt"])
+
+    async def load(self, name: str, path: str) -> None:
+        """Load an adapter; returns when the server holds just this one under the name.
+
+        Raises:
+            AdapterLoadFailed: it refused, or holds another one under the name.
+            ServerLost: it went away.
+        """
+        try:
+            async with self._answer(
+                "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, LOAD_S
+            ) as response:
+                if response.status_code >= 400:
+                    raise AdapterLoadFailed(f"{name}: {self.url} refused it: {told(await response.aread())}")
+        except AdapterLoadFailed:
+            if (await self.models()).get(name) != path:
+                raise
+        self.confirmed.add(name)
+
+    async def unload(self, name: str) -> None:
+        """Free an adapter; one that isn't there passes."""
+        self.confirmed.discard(name)
+        async with self._answer("POST", "/v1/unload_lora_adapter", {"lora_name": name}, LOAD_S) as response:
+            if response.status_code != 404:
+                await raise_for(response, self.url)
+
+    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A whole completion.
+
+        Raises:
+            EngineError: one of the tree.
+        """
+        return await self._json("POST", "/v1/completions", body, deadline_s=None)
+
+    async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of a streamed completion. Closing it makes the server abort.
+
+        Raises:
+            EngineError: one of the tree; `ServerLost` also where the stream ends before its time.
+        """
+        async with self._answer("POST", "/v1/completions", {**body, "stream": True}, None) as response:
+            await raise_for(response, self.url)
+            with self._reached():
+                async for line in response.aiter_lines():
+                    if not line.startswith("data:"):
+                        continue
+                    data = line[5:].strip()
+                    if data == "[DONE]":
+                        return
+                    event = orjson.loads(data)
+                    if "error" in event:
+                        raise refusal(int(event["error"].get("code") or 500), data.encode(), self.url)
+                    yield event
+        self.up = False
+        raise ServerLost(f"{self.url} ended a stream in the middle")
+
+    @contextmanager
+    def busy(self, sequences: int) -> Iterator[None]:
+        """Count a request's sequences while it runs."""
+        self.in_flight += sequences
+        try:
+            yield
+        finally:
+            self.in_flight -= sequences
+
+    async def _json(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, deadline_s: float | None = ANSWER_S
+    ) -> dict[str, Any]:
+        async with self._answer(method, path, body, deadline_s) as response:
+            await raise_for(response, self.url)
+            with self._reached():
+                found: dict[str, Any] = orjson.loads(await response.aread())
+                return found
+
+    @asynccontextmanager
+    async def _answer(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, deadline_s: float | None = ANSWER_S
+    ) -> AsyncIterator[httpx.Response]:
+        content = None if body is None else orjson.dumps(body)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        limits = httpx.Timeout(deadline_s, connect=5.0)
+        request = self._client.build_request(method, self.url + path, content=content, headers=headers, timeout=limits)
+        with self._reached():
+            response = await self._client.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            self.up = False
+            raise ServerLost(f"{self.url} can't be reached: {first_line(error)}") from error
+
+
+async def raise_for(response: httpx.Response, url: str) -> None:
+    """Raise what a refusing status means.
+
+    Raises:
+        EngineError: one of the tree.
+    """
+    if response.status_code >= 400:
+        raise refusal(response.status_code, await response.aread(), url)
+
+
+def refusal(status: int, content: bytes, url: str) -> EngineError:
+    """A status and its body as one of our errors."""
+    text = told(content)
+    if status == 404:
+        return AdapterNotLoaded(f"{url}: {text}")
+    if status in {429, 503}:
+        return EngineOverloaded(f"{url}: {text}")
+    if status >= 500:
+        return ServerLost(f"{url} failed: {text}")
+    too_long = "maximum context length" in text or "maximum model length" in text or "max_model_len" in text
+    return (PromptTooLong if too_long else InvalidSampling)(text)
+
+
+def told(content: bytes) -> str:
+    """The message in an error's body."""
+    try:
+        body = orjson.loads(content)
+        error = body.get("error", body)
+        return str(error.get("message", error))[:400]
+    except (orjson.JSONDecodeError, AttributeError):
+        return content.decode(errors="replace")[:400]
