@@ -1,4 +1,4 @@
-"""The loop, closed, on real parts: engine, broker, ledger, curator, trainer. The tests of this file build on each other."""
+"""The loop, closed, on real parts: engine, broker, ledger, curator, trainer. Each test builds on the one before."""
 
 from __future__ import annotations
 
