@@ -17,6 +17,7 @@ SETTINGS: dict[str, object] = {
     "train.ppo.iterations": 4,
     "train.ppo.episodes": 64,
     "train.rollout.max_tokens": 16,
+    "train.schedule.eval_prompts": 64,
     # A model of noise answers in noise: its perplexity and bigrams tell nothing of fluency.
     "train.governor.max_perplexity_ratio": 5.0,
     "train.governor.min_distinct_ratio": 0.5,

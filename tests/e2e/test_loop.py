@@ -102,7 +102,7 @@ def test_what_is_served_is_the_adapter_that_was_trained(stack: Stack, tiny_model
 
 def test_the_trained_policy_earns_more_reward_than_the_base(stack: Stack) -> None:
     manifest = json.loads((stack.data_dir / "adapters" / FIRST / "manifest.json").read_text())
-    assert manifest["metrics"]["reward_after"] > manifest["metrics"]["reward_before"]
+    assert manifest["metrics"]["policy_reward"] > manifest["metrics"]["base_reward"]
 
 
 def test_every_vote_is_in_the_snapshot_exactly_once(stack: Stack) -> None:
