@@ -248,3 +248,24 @@ def test_starting_scales_add_up_and_favour_the_hidden_states() -> None:
     assert start["meet"] == pytest.approx(0.4)
     assert sum(start.values()) == pytest.approx(4.0)
     assert starting_variance(["state:0"]) == {"state:0": 4.0}
+
+
+def test_the_temperature_calibrates_what_is_too_sure() -> None:
+    # 3 of 4 right at a certainty of 4 logits each: the best factor makes it ln 3 (odds of 3 to 1), so ln(3) / 4
+    difference = np.array([4.0, 4.0, 4.0, -4.0] * 25)
+    assert judge.temperature(difference, np.ones(100)) == pytest.approx(np.log(3) / 4, abs=1e-4)
+
+
+def test_the_temperature_never_makes_a_fit_surer() -> None:
+    assert judge.temperature(np.array([0.1] * 9 + [-0.1]), np.ones(10)) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("accuracy", "fit"), [(0.55, False), (0.57, True)])
+def test_a_coin_passes_for_a_reward_model_one_time_in_ten(accuracy: float, fit: bool) -> None:
+    # 128 votes: 0.5 + 1.2816 * 0.5 / sqrt(128) = 0.5566
+    judged = judge.Judgement(accuracy, 0.68, 0.0, 0.0, 0.5, 0.5, 128)
+    if fit:
+        judge.refuse_unless_fit(judged, 0.9, 100)
+    else:
+        with pytest.raises(RewardRefused, match="above 0.56 is needed"):
+            judge.refuse_unless_fit(judged, 0.9, 100)

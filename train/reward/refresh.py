@@ -60,6 +60,9 @@ def refresh(
     """
     _require_votes(votes, config)
     predicted = out_of_fold(pooled, votes, votes.conversation, config.folds, seed)
+    decisive = np.flatnonzero(~votes.tied)
+    calm = judge.temperature(predicted[decisive], votes.weight[decisive])
+    predicted = calm * predicted
     fitted = fit_weights(pooled, votes, np.arange(len(votes)))
     head = make_head(
         fitted, pooled, votes, layers=layers, vocabulary=vocabulary, base_fingerprint=base_fingerprint, metrics={}
@@ -67,13 +70,12 @@ def refresh(
     judged = judgement(predicted, head.scores(pooled), votes)
     judged = replace(judged, new_voters=_on_new_voters(pooled, votes, config.folds, seed))
     _refuse(judged, votes, config)
-    decisive = np.flatnonzero(~votes.tied)
     if predecessor is not None and predecessor.weights.keys() == dict(pooled).keys():
         rows = np.array([r for r in decisive if unseen_by_predecessor(int(r))], dtype=np.int64)
         old = predecessor.scores(pooled) * predecessor.scale
         judge.refuse_if_worse(predicted[rows], old[votes.first[rows]] - old[votes.second[rows]], votes.weight[rows])
     figures = judged.metrics() | {f"scale_{name}": value for name, value in fitted.variance.items()}
-    return Refreshed(replace(head, metrics=figures), judged)
+    return Refreshed(replace(head, metrics=figures, scale=calm * head.scale), judged)
 
 
 def refresh_last(base: Base, votes: Votes, config: RewardConfig, seed: int) -> tuple[LastHead, Judgement]:
