@@ -267,5 +267,5 @@ def test_a_coin_passes_for_a_reward_model_one_time_in_ten(accuracy: float, fit: 
     if fit:
         judge.refuse_unless_fit(judged, 0.9, 100)
     else:
-        with pytest.raises(RewardRefused, match="above 0.56 is needed"):
+        with pytest.raises(RewardRefused, match=r"above 0\.56 is needed"):
             judge.refuse_unless_fit(judged, 0.9, 100)
