@@ -118,7 +118,8 @@ def cast(bench: Bench, utility: Any, pairs: Sequence[tuple[int, ...]], decisive:
     rng = random.Random(seed)
     index: dict[Any, int] = {}
     rows: list[tuple[int, int, bool]] = []
-    for at, prompt in enumerate(bench.train):
+    for at in rng.sample(range(len(bench.train)), len(bench.train)):
+        prompt = bench.train[at]
         a, b = (Answer(bench.ids(prompt), pairs[2 * at + side]) for side in (0, 1))
         if a == b:
             continue
@@ -145,7 +146,7 @@ def cast(bench: Bench, utility: Any, pairs: Sequence[tuple[int, ...]], decisive:
     )
 
 
-def one(bench: Bench, name: str, decisive: int, settings: Mapping[str, Any], verbose: bool) -> Result:
+def one(bench: Bench, name: str, decisive: int, settings: Mapping[str, Any], seed: int) -> Result:
     """Votes, reward model, PPO and the true verdict."""
     from feedback.simulator.utilities import true_win_rate, utility
     from train.base import POLICY
@@ -159,8 +160,9 @@ def one(bench: Bench, name: str, decisive: int, settings: Mapping[str, Any], ver
     hidden = utility(name)
     pairs = bench.answers("train", bench.train, 2, seed=11)
     answered = bench.answers("held_out", bench.held_out, 1, seed=12)
-    votes = cast(bench, hidden, pairs, decisive, seed=5)
+    votes = cast(bench, hidden, pairs, decisive, seed)
 
+    print(f"  {len(votes)} votes, {votes.decisive} decisive", flush=True)
     began = time.perf_counter()
     layers = layers_of(bench.base.depth, config.reward.depths)
     prompt_ids = [bench.ids(prompt) for prompt in bench.train]
@@ -178,6 +180,7 @@ def one(bench: Bench, name: str, decisive: int, settings: Mapping[str, Any], ver
             base_fingerprint=bench.base.fingerprint,
         )
         fitted = time.perf_counter()
+        print(f"  reward model: {made.judgement.metrics()}", flush=True)
         bench.base.adapters.add(POLICY, config.seed)
         rollouts = LocalRollouts(bench.base, batch=config.rollout.batch, dtype=config.rollout.dtype)
         result = PpoTrainer(
@@ -187,7 +190,7 @@ def one(bench: Bench, name: str, decisive: int, settings: Mapping[str, Any], ver
             prompt_ids,
             config=config,
             folder=work / "ppo",
-            observe=_say if verbose else lambda _metrics, _judgement: None,
+            observe=_say,
         ).run()
         rollouts.close()
     ended = time.perf_counter()
@@ -273,6 +276,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--utility", action="append", default=[])
     parser.add_argument("--decisive", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=5, help="of the voters: whom they misjudge, which pairs they see")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, help="append one JSON line a utility")
     arguments = parser.parse_args()
@@ -287,7 +291,7 @@ def main() -> None:
         settings.setdefault(section, {})[name] = json.loads(value)
     for name in arguments.utility or ["warm_words", "plain_words", "short_first_sentence", "on_topic", "mix"]:
         print(f"{name}: {arguments.decisive} decisive votes, {settings or 'defaults'}", flush=True)
-        result = one(bench, name, arguments.decisive, settings, verbose=True)
+        result = one(bench, name, arguments.decisive, settings, arguments.seed)
         for question, old, new in result.samples:
             print(f"  Q: {question}\n    base:   {old[:150]!r}\n    policy: {new[:150]!r}")
         print(

@@ -17,7 +17,7 @@ class RewardConfig(Section):
     `last`: the textbook scalar head at the last token, trained with a LoRA (thousands of votes)."""
     credit: Literal["token", "end"] = "token"
     """Where PPO gets the score: split over the tokens that earned it (exact), or in one lump at the end."""
-    depths: tuple[float, ...] = (0.0, 0.27, 0.53)
+    depths: tuple[float, ...] = (0.0, 0.4, 0.73)
     """Layers that `mix` reads, as shares of the base's depth; 0 is the embedding layer."""
     folds: int = Field(default=5, ge=2)
     """Folds of the cross-validation (over conversations) that chooses strength and layer mix."""
