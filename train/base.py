@@ -34,12 +34,14 @@ class ReferenceChunk:
         rows: indices into the sequences that were asked for.
         packed: their layout; its masks say what is what below.
         logprobs: (B, T) of the answer's tokens under the base.
+        states: (B, T, H), the base's last hidden state in which each token is chosen; empty without log-probs.
         hidden: asked layer to (B, L, H), whole sequences, prompt first.
     """
 
     rows: list[int]
     packed: Packed
     logprobs: Tensor
+    states: Tensor
     hidden: dict[int, Tensor]
 
 
@@ -50,12 +52,14 @@ class PolicyPass:
     Attributes:
         logprobs: (B, T) of the answer's tokens.
         entropy: (B, T).
+        kl: (B, T), to the reference over the whole vocabulary; 0 where none was given.
         states: (B, T, H), the last hidden state in which each token was chosen (after the final norm).
         mask: (B, T).
     """
 
     logprobs: Tensor
     entropy: Tensor
+    kl: Tensor
     states: Tensor
     mask: Tensor
 
@@ -227,12 +231,13 @@ def reference_pass(
         mask = packed.response_mask
         with torch.no_grad(), base.adapters.using(None), base.watching(layers) as caught, _only(base, depth):
             states = base.forward(packed.ids, packed.positions, TreeLayout(packed))
-            scores = torch.zeros(mask.shape, device=base.device)
+            scores, last = torch.zeros(mask.shape, device=base.device), torch.zeros(0, device=base.device)
             if logprobs:
                 chosen = states[packed.predictors[mask]]
                 scores = _spread(score_tokens(chosen, base.head, packed.response_ids[mask], temperature).logprobs, mask)
+                last = _spread(chosen, mask)
             hidden = {layer: gather_rows(caught[layer], packed.full) for layer in layers}
-        yield ReferenceChunk(rows, packed, scores, hidden)
+        yield ReferenceChunk(rows, packed, scores, last, hidden)
 
 
 def policy_pass(
@@ -242,15 +247,33 @@ def policy_pass(
     adapter: str | None = POLICY,
     temperature: float = 1.0,
     entropy_grad: bool = False,
+    reference: Tensor | None = None,
 ) -> PolicyPass:
-    """Run sequences with an adapter in one forward pass; gradients flow unless the caller has switched them off."""
+    """Run sequences with an adapter in one forward pass; gradients flow unless the caller has switched them off.
+
+    Args:
+        base: with the adapter.
+        turns: prompts with answers.
+        adapter: which one.
+        temperature: of sampling.
+        entropy_grad: let gradients flow through the entropy.
+        reference: (B, >=T, H), the reference's states (`ReferenceChunk.states`), for the KL.
+    """
     packed = pack(turns, base.device, run_last=False)
     mask = packed.response_mask
     with base.adapters.using(adapter):
         states = base.forward(packed.ids, packed.positions, TreeLayout(packed))
     chosen = gather_rows(states, packed.predictors[mask])
-    scores = score_tokens(chosen, base.head, packed.response_ids[mask], temperature, entropy_grad=entropy_grad)
-    return PolicyPass(_spread(scores.logprobs, mask), _spread(scores.entropy, mask), _spread(chosen, mask), mask)
+    scores = score_tokens(
+        chosen,
+        base.head,
+        packed.response_ids[mask],
+        temperature,
+        entropy_grad=entropy_grad,
+        reference=None if reference is None else reference[:, : mask.shape[1]][mask],
+    )
+    logprobs, entropy, kl = (_spread(x, mask) for x in (scores.logprobs, scores.entropy, scores.kl))
+    return PolicyPass(logprobs, entropy, kl, _spread(chosen, mask), mask)
 
 
 def states_pass(base: Base, turns: Sequence[Turn], *, adapter: str | None) -> tuple[Tensor, Tensor]:

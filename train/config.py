@@ -58,8 +58,8 @@ class PpoConfig(Section):
     """Lambda of generalised advantage estimation."""
     kl_coefficient: float = Field(default=0.03, ge=0)
     """Price of a nat of KL to the base (beta)."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of the KL to the base."""
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
+    """Estimator of the KL to the base; `exact` sums over the whole vocabulary (in the loss only): no sampling noise."""
     kl_in: Literal["reward", "loss"] = "reward"
     """Whether the KL is paid for in the reward or as a term of the loss (there k2 or k3: k1 has no mean gradient)."""
     kl_target: float | None = Field(default=None, gt=0)
@@ -141,6 +141,13 @@ class TrainConfig(Section):
     governor: GovernorConfig = GovernorConfig()
     rollout: RolloutConfig = RolloutConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+
+    @field_validator("ppo")
+    @classmethod
+    def _exact_kl_in_loss(cls, ppo: PpoConfig) -> PpoConfig:
+        if ppo.kl_estimator == "exact" and ppo.kl_in != "loss":
+            raise ValueError('train.ppo.kl_estimator = "exact" wants train.ppo.kl_in = "loss"')
+        return ppo
 
     @field_validator("ppo")
     @classmethod

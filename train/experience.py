@@ -27,6 +27,7 @@ class Scored:
         mask: True at real tokens.
         sampled: log-probs that the sampler recorded.
         reference: log-probs under the base.
+        reference_states: (B, T, H), the base's last hidden states, for a KL over the whole vocabulary.
         rewards: of the reward model, token by token or in a lump at the end; before any penalty.
         scores: the reward model's score of each answer.
     """
@@ -35,6 +36,7 @@ class Scored:
     mask: Tensor
     sampled: Tensor
     reference: Tensor
+    reference_states: Tensor
     rewards: Tensor
     scores: Tensor
 
@@ -51,6 +53,7 @@ def score(base: Base, samples: Sequence[Sample], reward: TokenRewardModel, confi
     """One adapters-off pass gives the reference's log-probs and the states that the reward model reads."""
     mask = _mask(samples, base.device)
     reference, rewards = torch.zeros(mask.shape, device=base.device), torch.zeros(mask.shape, device=base.device)
+    states = torch.zeros((*mask.shape, base.width), device=base.device)
     chunks = reference_pass(
         base, samples, reward.layers, temperature=config.rollout.temperature, budget=config.ppo.pass_tokens
     )
@@ -64,12 +67,13 @@ def score(base: Base, samples: Sequence[Sample], reward: TokenRewardModel, confi
         answers = given.gather(1, columns.clamp(max=given.shape[1] - 1))
         rewards[rows, :width] = torch.where(packed.response_mask, answers, 0.0)
         reference[rows, :width] = chunk.logprobs
+        states[rows, :width] = chunk.states.float()
     scores = rewards.sum(1)
     if not bool(torch.isfinite(scores).all()):
         raise TrainingDiverged("the reward model gave a score that is not finite; refit it on a clean snapshot")
     if config.reward.credit == "end":
         rewards = maths.at_last_token(scores, mask)
-    return Scored(samples, mask, _recorded(samples, mask), reference, rewards, scores)
+    return Scored(samples, mask, _recorded(samples, mask), reference, states, rewards, scores)
 
 
 def old_policy(
@@ -121,9 +125,10 @@ def shaped(scored: Scored, old: Old, coefficient: float, config: TrainConfig) ->
     if ppo.missing_eos_penalty:
         cut = torch.tensor([s.finish_reason == "length" for s in scored.samples], device=rewards.device)
         rewards = rewards - maths.at_last_token(ppo.missing_eos_penalty * cut.float(), scored.mask)
-    price = coefficient if ppo.kl_in == "reward" else 0.0
+    if ppo.kl_in == "loss" or ppo.kl_estimator == "exact":
+        return rewards
     return maths.kl_shaped_rewards(
-        rewards, maths.kl(old.logprobs, scored.reference, ppo.kl_estimator), price, scored.mask
+        rewards, maths.kl(old.logprobs, scored.reference, ppo.kl_estimator), coefficient, scored.mask
     )
 
 

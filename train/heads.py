@@ -17,16 +17,24 @@ CHUNK_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Per row: `logprobs` (M,) of the given id and `entropy` (M,) of the distribution, float32."""
+    """Per row, float32: `logprobs` (M,) of the given id, `entropy` (M,) of the distribution and `kl` (M,) from it to the
+    reference's, over the whole vocabulary (0 where no reference is given)."""
 
     logprobs: Tensor
     entropy: Tensor
+    kl: Tensor
 
 
 def score_tokens(
-    hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, *, entropy_grad: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    temperature: float,
+    *,
+    entropy_grad: bool = False,
+    reference: Tensor | None = None,
 ) -> TokenScores:
-    """Log-probability of each id after its hidden state, and the entropy.
+    """Log-probability of each id after its hidden state, the entropy, and the KL to a reference.
 
     Args:
         hidden: (M, H), final hidden states (after the last norm).
@@ -34,22 +42,33 @@ def score_tokens(
         ids: (M,).
         temperature: of sampling.
         entropy_grad: let gradients flow through the entropy (costs one more product).
+        reference: (M, H), the reference's final hidden states under the same head; costs two more products.
     """
     assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} states for {ids.shape[0]} ids"
-    logprobs, entropy = _TokenScores.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, ids, temperature, entropy_grad
+    assert reference is None or reference.shape == hidden.shape, "one reference state a row"
+    return TokenScores(
+        *_TokenScores.apply(  # type: ignore[no-untyped-call]
+            hidden, weight, ids, temperature, entropy_grad, reference
+        )
     )
-    return TokenScores(logprobs, entropy)
 
 
 class _TokenScores(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917  # torch passes them by place
-        ctx, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, entropy_grad: bool
-    ) -> tuple[Tensor, Tensor]:
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        ids: Tensor,
+        temperature: float,
+        entropy_grad: bool,
+        reference: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = ctx.needs_input_grad[0]
-        logprobs, entropies, slopes, bends = [], [], [], []
-        for rows, chosen in zip(torch.split(hidden, CHUNK_ROWS), torch.split(ids, CHUNK_ROWS), strict=True):
+        logprobs, entropies, kls, slopes = [], [], [], []
+        bends: dict[str, list[Tensor]] = {"entropy": [], "kl": []}
+        for start in range(0, len(hidden), CHUNK_ROWS):
+            rows, chosen = hidden[start : start + CHUNK_ROWS], ids[start : start + CHUNK_ROWS]
             scaled = nn.functional.linear(rows, weight).float().div_(temperature)
             total = scaled.logsumexp(-1, keepdim=True)
             logprobs.append(scaled.gather(1, chosen[:, None])[:, 0] - total[:, 0])
@@ -60,19 +79,27 @@ class _TokenScores(torch.autograd.Function):
             if wanted:
                 slopes.append((weight[chosen] - p.to(weight.dtype) @ weight) / temperature)
             if wanted and entropy_grad:
-                bends.append(-((p * (scaled + entropy[:, None])).to(weight.dtype) @ weight) / temperature)
-        ctx.entropy_grad = entropy_grad
+                bends["entropy"].append(-((p * (scaled + entropy[:, None])).to(weight.dtype) @ weight) / temperature)
+            if reference is not None:
+                other = nn.functional.linear(reference[start : start + CHUNK_ROWS], weight).float().div_(temperature)
+                gap = scaled.sub_(other).add_(other.logsumexp(-1, keepdim=True))  # log p - log q
+                kls.append(torch.linalg.vecdot(p, gap))
+                if wanted:
+                    lean = p.mul_(gap.sub_(kls[-1][:, None]))  # d KL / d logits = p (log p - log q - KL)
+                    bends["kl"].append((lean.to(weight.dtype) @ weight) / temperature)
+        found = torch.cat(logprobs), torch.cat(entropies)
+        ctx.kinds = [name for name, parts in bends.items() if parts]
         if wanted:
-            ctx.save_for_backward(torch.cat(slopes), *([torch.cat(bends)] if entropy_grad else []))
-        return torch.cat(logprobs), torch.cat(entropies)
+            ctx.save_for_backward(torch.cat(slopes), *(torch.cat(bends[name]) for name in ctx.kinds))
+        return *found, torch.cat(kls) if kls else torch.zeros_like(found[0])
 
     @staticmethod
-    def backward(ctx, grad_logprobs: Tensor, grad_entropy: Tensor):  # type: ignore[no-untyped-def]
-        slope, *bend = ctx.saved_tensors
+    def backward(ctx, grad_logprobs: Tensor, grad_entropy: Tensor, grad_kl: Tensor):  # type: ignore[no-untyped-def]
+        slope, *bends = ctx.saved_tensors
         grad = grad_logprobs[:, None].to(slope.dtype) * slope
-        if bend:
-            grad = grad + grad_entropy[:, None].to(slope.dtype) * bend[0]
-        return grad, None, None, None, None
+        for name, bend in zip(ctx.kinds, bends, strict=True):
+            grad = grad + (grad_entropy if name == "entropy" else grad_kl)[:, None].to(slope.dtype) * bend
+        return grad, None, None, None, None, None
 
 
 class ValueHead(nn.Module):

@@ -218,12 +218,15 @@ class PpoTrainer:
         rewards = shaped(scored, old, self._controller.coefficient, config)  # 5
         values = self._values(iteration, mask, states, rewards)  # 6
         estimate = maths.gae(rewards, values, mask, ppo.gamma, ppo.lam)
-        advantages = maths.masked_whiten(estimate.advantages, mask) if ppo.whiten_advantages else estimate.advantages
+        advantages, unit = estimate.advantages, 1.0
+        if ppo.whiten_advantages:
+            unit = max(float(advantages[mask].std(unbiased=False)), 1e-8)
+            advantages = maths.masked_whiten(advantages, mask)
         weights = None
         if not from_sampler:
             weights = maths.truncated_importance_weights(old.logprobs, scored.sampled, mask, ppo.tis_cap)
         with self._phase("update"):  # 7
-            targets = Targets(scored, old, states, values, estimate.returns, advantages, weights)
+            targets = Targets(scored, old, states, values, estimate.returns, advantages, weights, unit)
             figures = self._updater.run(
                 plan,
                 targets,

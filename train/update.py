@@ -22,7 +22,7 @@ sampler, by the local sampler with half-precision weights."""
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the losses aim at. Tensors (B, T), `states` (B, T, H)."""
+    """What the losses aim at. Tensors (B, T), `states` (B, T, H); `unit` is the reward that one unit of advantage is."""
 
     scored: Scored
     old: Old
@@ -31,6 +31,7 @@ class Targets:
     returns: Tensor
     advantages: Tensor
     weights: Tensor | None
+    unit: float = 1.0
 
 
 @dataclass(slots=True)
@@ -132,6 +133,7 @@ class Updater:
             turns,
             temperature=self._config.rollout.temperature,
             entropy_grad=ppo.entropy_coefficient > 0,
+            reference=targets.scored.reference_states[rows] if ppo.kl_estimator == "exact" else None,
         )
         mask, width = found.mask, found.mask.shape[1]
         old = targets.old.logprobs[rows, :width]
@@ -146,8 +148,11 @@ class Updater:
         entropy = maths.masked_mean(found.entropy, mask)
         loss = policy.loss - ppo.entropy_coefficient * entropy
         if ppo.kl_in == "loss":
-            reference = targets.scored.reference[rows, :width]
-            loss = loss + coefficient * maths.masked_mean(maths.kl(found.logprobs, reference, ppo.kl_estimator), mask)
+            price = found.kl
+            if ppo.kl_estimator != "exact":
+                price = maths.kl(found.logprobs, targets.scored.reference[rows, :width], ppo.kl_estimator)
+            # in units of whitened advantages, as every other reward is
+            loss = loss + coefficient / targets.unit * maths.masked_mean(price, mask)
         self._backward(loss * share)
         value = maths.value_loss(
             self._values(turns, targets.states[rows, :width], mask),

@@ -107,20 +107,26 @@ def test_with_a_fresh_adapter_the_policy_is_the_reference_to_the_bit(base: Base,
 
 
 @pytest.mark.parametrize("entropy_grad", [False, True])
-def test_token_scores_and_their_gradient_equal_the_full_softmax(entropy_grad: bool) -> None:
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_token_scores_and_their_gradient_equal_the_full_softmax(entropy_grad: bool, with_reference: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(300, 8, generator=generator, dtype=torch.float64)
+    other = torch.randn(300, 8, generator=generator, dtype=torch.float64)
     weight = torch.randn(50, 8, generator=generator, dtype=torch.float64)
     ids = torch.randint(50, (300,), generator=generator)
-    up = torch.randn(2, 300, generator=generator)
+    up = torch.randn(3, 300, generator=generator)
     ours, full = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    got = score_tokens(ours, weight, ids, 0.7, entropy_grad=entropy_grad)
+    reference = other if with_reference else None
+    got = score_tokens(ours, weight, ids, 0.7, entropy_grad=entropy_grad, reference=reference)
     logits = (full @ weight.T)[None]
     expected, entropy = maths.token_logprobs(logits, ids[None], 0.7)[0], maths.entropy(logits, 0.7)[0]
+    log_p, log_q = (logits[0] / 0.7).log_softmax(-1), (other @ weight.T / 0.7).log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1) if with_reference else torch.zeros(300, dtype=torch.float64)
     assert torch.allclose(got.logprobs, expected, atol=1e-5)
     assert torch.allclose(got.entropy, entropy, atol=1e-5)
-    (got.logprobs @ up[0] + (got.entropy @ up[1] if entropy_grad else 0)).backward()
-    (expected @ up[0] + (entropy @ up[1] if entropy_grad else 0)).backward()
+    assert torch.allclose(got.kl.double(), kl.double(), atol=1e-4)
+    (got.logprobs @ up[0] + (got.entropy @ up[1] if entropy_grad else 0) + (got.kl @ up[2])).backward()
+    (expected @ up[0] + (entropy @ up[1] if entropy_grad else 0) + (kl.float() @ up[2])).backward()
     assert torch.allclose(ours.grad, full.grad, atol=1e-4)  # type: ignore[arg-type]
 
 
