@@ -5,8 +5,8 @@
 
 `sample` draws the base's own answers once: two to each training prompt, one to each held-out prompt (48 tokens,
 temperature 1). `run` lets simulated voters with a hidden utility vote on those pairs (15% of decisive votes flipped),
-fits the reward model, runs PPO and publishes nothing, with the very functions of `train.cycle`; then it asks the utility,
-noise-free, whether the policy's answers beat the base's on topics that neither votes nor PPO ever saw. The clock of a
+fits the reward model, runs PPO and publishes nothing, with the very functions of `train.cycle`; then it asks the
+utility, noise-free, whether the policy's answers beat the base's on topics that neither votes nor PPO ever saw. The clock of a
 cycle starts at the last vote and ends with the chosen policy.
 """
 
@@ -296,7 +296,7 @@ def main() -> None:
             print(f"  Q: {question}\n    base:   {old[:150]!r}\n    policy: {new[:150]!r}")
         print(
             f"{name}: win {result.win_rate:.3f} [{result.interval[0]:.2f}, {result.interval[1]:.2f}] "
-            f"utility {result.utility[0]:.2f} to {result.utility[1]:.2f}, reward accuracy {result.reward_accuracy:.2f}, "
+            f"utility {result.utility[0]:.2f} to {result.utility[1]:.2f}, reward model {result.reward_accuracy:.2f}, "
             f"KL {result.kl:.1f}, distinct {result.distinct_within:.2f}/{result.distinct_across:.2f}, "
             f"perplexity x{result.perplexity:.2f}, topic {result.topic[0]:.2f} to {result.topic[1]:.2f}, "
             f"length {result.length[0]:.0f} to {result.length[1]:.0f}, chosen {result.chosen}, {result.seconds}, "

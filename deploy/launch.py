@@ -51,7 +51,7 @@ def specs(
         ChildSpec(
             "curate",
             # One thread: its work is small and must not take a core from the engine.
-            _niced(5, _verb("curate", config_file)),
+            _verb("curate", config_file),
             {**common, "OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"},
             essential=False,
             after_ready=first,
@@ -129,10 +129,6 @@ def find_iomp() -> Path | None:
 
 def _verb(verb: str, config_file: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "deploy", verb, "--config", str(config_file), *arguments]
-
-
-def _niced(niceness: int, command: list[str]) -> list[str]:
-    return ["nice", "-n", str(niceness), *command]
 
 
 def _broker_command(port: int) -> list[str]:

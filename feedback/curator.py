@@ -46,10 +46,15 @@ from feedback.event_log import (
     StoredRecord,
 )
 from feedback.paths import DataPaths
+from feedback.priority import step_back
 
+NICENESS = 5
+"""How far the curator steps back behind serving."""
 logger = structlog.get_logger(__name__)
 
 GROUP = "hustings-curator"
+NICENESS = 5
+"""How far the curator steps back behind serving."""
 READ_TOPICS = (PAIR_TOPIC, VOTE_TOPIC)
 NEEDED_TOPICS = (*READ_TOPICS, DEAD_LETTER_TOPIC, RECEIPT_TOPIC)
 POLL_S = 0.5
@@ -314,6 +319,7 @@ def main(config: FeedbackConfig, paths: DataPaths, bootstrap: str, stop: threadi
     """
     from feedback.kafka_log import KafkaEventLog
 
+    step_back(NICENESS)
     log = KafkaEventLog(bootstrap, config.partitions, config.replication)
     dataset = Dataset(paths.dataset)
     with _metrics_server(config.curator_metrics_port, config.curator_metrics_host):

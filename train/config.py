@@ -59,7 +59,7 @@ class PpoConfig(Section):
     kl_coefficient: float = Field(default=0.03, ge=0)
     """Price of a nat of KL to the base (beta)."""
     kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
-    """Estimator of the KL to the base; `exact` sums over the whole vocabulary (in the loss only): no sampling noise."""
+    """Estimator of the KL to the base; `exact` sums over the vocabulary (in the loss only): no sampling noise."""
     kl_in: Literal["reward", "loss"] = "reward"
     """Whether the KL is paid for in the reward or as a term of the loss (there k2 or k3: k1 has no mean gradient)."""
     kl_target: float | None = Field(default=None, gt=0)

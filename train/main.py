@@ -21,6 +21,7 @@ import structlog
 from feedback.config import FeedbackConfig
 from feedback.event_log import EventLog, EventLogError
 from feedback.paths import DataPaths
+from feedback.priority import step_back
 from train.config import TrainConfig
 from train.cycle_state import CycleState, all_cycles, cycles_folder, open_cycle, save_state
 from train.errors import CycleInterrupted, RolloutsUnavailable, TrainError
@@ -335,9 +336,7 @@ def _step_back(niceness: int) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    now = os.nice(0)
-    if now < niceness:
-        os.nice(niceness - now)
+    step_back(niceness)
 
 
 @contextmanager

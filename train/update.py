@@ -22,7 +22,7 @@ sampler, by the local sampler with half-precision weights."""
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the losses aim at. Tensors (B, T), `states` (B, T, H); `unit` is the reward that one unit of advantage is."""
+    """What the losses aim at. Tensors (B, T), `states` (B, T, H); `unit`: reward of one unit of advantage."""
 
     scored: Scored
     old: Old

@@ -1,0 +1,41 @@
+"""Stepping back: niceness always, the scheduling group only where it is the process's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from feedback.priority import step_back
+step_back(int(sys.argv[1]), Path(sys.argv[2]))
+print(os.nice(0))
+"""
+
+
+def run(niceness: int, autogroup: Path, *, leads: bool) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(niceness), str(autogroup)],
+        capture_output=True,
+        text=True,
+        check=True,
+        start_new_session=leads,
+        cwd=Path(__file__).parents[2],
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize(("leads", "written"), [(True, "19\n"), (False, "0\n")])
+def test_only_the_leader_of_a_session_lowers_its_scheduling_group(tmp_path: Path, leads: bool, written: str) -> None:
+    group = tmp_path / "autogroup"
+    group.write_text("0\n")
+    assert run(19, group, leads=leads) == 19
+    assert group.read_text() == written
+
+
+def test_a_kernel_without_scheduling_groups_is_no_obstacle(tmp_path: Path) -> None:
+    assert run(19, tmp_path / "absent", leads=True) == 19
