@@ -6,8 +6,8 @@
 `sample` draws the base's own answers once: two to each training prompt, one to each held-out prompt (48 tokens,
 temperature 1). `run` lets simulated voters with a hidden utility vote on those pairs (15% of decisive votes flipped),
 fits the reward model, runs PPO and publishes nothing, with the very functions of `train.cycle`; then it asks the
-utility, noise-free, whether the policy's answers beat the base's on topics that neither votes nor PPO ever saw. The clock of a
-cycle starts at the last vote and ends with the chosen policy.
+utility, noise-free, whether the policy's answers beat the base's on topics that neither votes nor PPO ever saw. The
+clock of a cycle starts at the last vote and ends with the chosen policy.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ CHUNK_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Per row, float32: `logprobs` (M,) of the given id, `entropy` (M,) of the distribution and `kl` (M,) from it to the
+    """Per row, float32: `logprobs` (M,) of the given id, `entropy` (M,) of the distribution, `kl` (M,) from it to the
     reference's, over the whole vocabulary (0 where no reference is given)."""
 
     logprobs: Tensor
