@@ -30,7 +30,7 @@ class PpoConfig(Section):
     """Rounds of sample, score, update; the governor may end them sooner."""
     episodes: int = Field(default=64, ge=1)
     """Answers sampled in an iteration."""
-    answers_per_prompt: int = Field(default=1, ge=1)
+    answers_per_prompt: int = Field(default=2, ge=1)
     """Answers to one prompt; they share its prefill, in the sampler and in every pass of the trainer."""
     minibatch: int = Field(default=8, ge=1)
     """Episodes an optimiser step is made from."""
@@ -54,13 +54,14 @@ class PpoConfig(Section):
     """Furthest that a value may profitably move in an update; None for no clipping."""
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount."""
-    lam: float = Field(default=0.95, ge=0, le=1)
-    """Lambda of generalised advantage estimation."""
-    kl_coefficient: float = Field(default=0.03, ge=0)
+    lam: float = Field(default=0.8, ge=0, le=1)
+    """Lambda of generalised advantage estimation. Published runs take 0.95 with one reward at the end; with a reward a
+    token credit is near, and a shorter look ahead has less noise (docs/log.md)."""
+    kl_coefficient: float = Field(default=0.1, ge=0)
     """Price of a nat of KL to the base (beta)."""
-    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "exact"
     """Estimator of the KL to the base; `exact` sums over the vocabulary (in the loss only): no sampling noise."""
-    kl_in: Literal["reward", "loss"] = "reward"
+    kl_in: Literal["reward", "loss"] = "loss"
     """Whether the KL is paid for in the reward or as a term of the loss (there k2 or k3: k1 has no mean gradient)."""
     kl_target: float | None = Field(default=None, gt=0)
     """Nats an answer that an adaptive coefficient steers for; None keeps it fixed."""
