@@ -88,6 +88,8 @@ class PpoConfig(Section):
     """Weight of the value loss (a trunk critic shares no weight with the policy: a mere scale there)."""
     critic_warmup: int = Field(default=1, ge=0)
     """Extra passes over the first iteration's episodes for the value head before the policy moves."""
+    critic_refit: bool = True
+    """Fit the value head on the trunk anew on each iteration's answers, in closed form and cross-fitted."""
     max_approx_kl: float | None = Field(default=0.2, gt=0)
     """An iteration's updates stop when a minibatch's approximate KL to the sampling policy (nats a token) tops this."""
 

@@ -17,6 +17,9 @@ from train.packing import groups
 from train.reward.protocol import TokenRewardModel
 from train.rollout import Sample
 
+RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
+"""Strengths that the critic's fit chooses from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -133,10 +136,11 @@ def shaped(scored: Scored, old: Old, coefficient: float, config: TrainConfig) ->
 
 
 def cross_fitted_values(head: ValueHead, states: Tensor, returns: Tensor, mask: Tensor, folds: int = 4) -> Tensor:
-    """Warm up the critic in closed form; every answer's values come from a fit that has not seen it.
+    """Fit the critic in closed form; every answer's values come from a fit that has not seen it.
 
-    The head itself ends fitted on all. Values that had seen their own returns would explain the noise away, and the
-    advantage with it.
+    The ridge's strength is the one that predicts answers held out of that fit best, the strongest being near to a
+    constant: a critic that knows nothing must not add noise. The head itself ends fitted on all. Values that had seen
+    their own returns would explain the noise away, and the advantage with it.
 
     Args:
         head: a calibrated head.
@@ -148,15 +152,26 @@ def cross_fitted_values(head: ValueHead, states: Tensor, returns: Tensor, mask: 
     Returns:
         Values (B, T).
     """
-    values = torch.zeros_like(returns)
     fold = torch.arange(len(states), device=states.device) % folds
+    values = torch.zeros_like(returns)
     for part in range(folds):
-        inside, outside = fold == part, fold != part
+        inside, outside = mask & (fold == part)[:, None], mask & (fold != part)[:, None]
         if bool(inside.any()) and bool(outside.any()):
-            head.fit(states[outside][mask[outside]], returns[outside][mask[outside]])
-            values[inside] = torch.where(mask[inside], head(states[inside]), 0.0).detach()
-    head.fit(states[mask], returns[mask])
+            inner = outside & (fold == (part + 1) % folds)[:, None]
+            ridge = _best_ridge(head, states, returns, outside & ~inner, inner)
+            found = head.regress(states[outside], returns[outside], (ridge,))
+            values[inside] = head.predict(states[inside], found)[0].to(values.dtype)
+    held = mask & (fold == 0)[:, None]
+    head.fit(states[mask], returns[mask], _best_ridge(head, states, returns, mask & ~held, held))
     return values
+
+
+def _best_ridge(head: ValueHead, states: Tensor, returns: Tensor, seen: Tensor, unseen: Tensor) -> float:
+    """The strength whose fit on `seen` tokens (B, T) predicts the `unseen` ones best."""
+    if not bool(seen.any()) or not bool(unseen.any()):
+        return RIDGES[-1]
+    guesses = head.predict(states[unseen], head.regress(states[seen], returns[seen], RIDGES))
+    return RIDGES[int((guesses - returns[unseen]).square().mean(1).argmin())]
 
 
 def _mask(samples: Sequence[Sample], device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ out chunk by chunk on the way forward, so that no logits outlive their chunk and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +103,14 @@ class _TokenScores(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """Ridge regressions: `weights` (R, H) and `biases` (R,), float64."""
+
+    weights: Tensor
+    biases: Tensor
+
+
 class ValueHead(nn.Module):
     """V = w . h / sqrt(H) + b, read in the state in which a token is chosen. Starts at zero: no opinion.
 
@@ -133,15 +142,31 @@ class ValueHead(nn.Module):
         values: Tensor = (normal @ self.weight) / states.shape[-1] ** 0.5 + self.bias
         return values
 
-    def fit(self, states: Tensor, returns: Tensor, ridge: float = 1.0) -> None:
-        """Ridge regression on (M, H) states and (M,) returns: the critic's warm-up in closed form."""
+    def fit(self, states: Tensor, returns: Tensor, ridge: float) -> None:
+        """Ridge regression on (M, H) states and (M,) returns: a critic in closed form."""
+        self.take(self.regress(states, returns, (ridge,)), 0)
+
+    def regress(self, states: Tensor, returns: Tensor, ridges: Sequence[float]) -> Regression:
+        """Ridge regressions on (M, H) states and (M,) returns, one a strength, for one decomposition."""
         with torch.no_grad():
-            width = states.shape[-1]
-            x = ((states.float() - self.mean) / self.scale.clamp(min=1e-6)).double() / width**0.5
-            y = returns.double()
+            x, y = self._normal(states), returns.double()
             centre, level = x.mean(0), y.mean()
             x = x - centre
-            gram = x.T @ x + ridge * torch.eye(width, dtype=torch.float64, device=x.device)
-            solution = torch.linalg.solve(gram, x.T @ (y - level))
-            self.weight.copy_(solution)
-            self.bias.copy_(level - centre @ solution)
+            spread, axes = torch.linalg.eigh(x.T @ x)
+            along = axes.T @ (x.T @ (y - level))
+            weights = torch.stack([axes @ (along / (spread.clamp(min=0) + ridge)) for ridge in ridges])
+            return Regression(weights, level - weights @ centre)
+
+    def predict(self, states: Tensor, regression: Regression) -> Tensor:
+        """Values (R, M) float64 of states (M, H) under each strength."""
+        return regression.weights @ self._normal(states).T + regression.biases[:, None]
+
+    def take(self, regression: Regression, which: int) -> None:
+        """Make one of the regressions this head's own."""
+        with torch.no_grad():
+            self.weight.copy_(regression.weights[which])
+            self.bias.copy_(regression.biases[which])
+
+    def _normal(self, states: Tensor) -> Tensor:
+        normal: Tensor = ((states.float() - self.mean) / self.scale.clamp(min=1e-6)).double() / states.shape[-1] ** 0.5
+        return normal

@@ -293,10 +293,11 @@ class PpoTrainer:
         return conduct([s.response_ids for s in samples], [s.logprobs for s in samples], kl=0.0)
 
     def _values(self, iteration: int, mask: Tensor, states: Tensor, rewards: Tensor) -> Tensor:
-        """The critic's values (B, T); before the policy's first step the critic is warmed up on what was sampled."""
+        """The critic's values (B, T), refitted on what was sampled (always, or before the first step)."""
         ppo = self._config.ppo
         self._head.calibrate(states[mask])
-        if iteration == 0 and ppo.critic_warmup:
+        refit = ppo.critic_refit and ppo.critic == "trunk"
+        if refit or (iteration == 0 and ppo.critic_warmup):
             returns = maths.gae(rewards, torch.zeros_like(rewards), mask, ppo.gamma, 1.0).returns
             return cross_fitted_values(self._head, states, returns, mask)
         with torch.no_grad():

@@ -49,3 +49,13 @@ def test_cross_fitted_values_have_not_seen_their_own_returns() -> None:
     after = cross_fitted_values(head, states, changed, mask)
     assert torch.equal(before[3], after[3])
     assert not torch.equal(before[4], after[4])
+
+
+def test_a_critic_that_can_know_nothing_predicts_a_constant() -> None:
+    generator = torch.Generator().manual_seed(4)
+    states, mask = torch.randn(24, 20, 40, generator=generator), torch.ones(24, 20, dtype=torch.bool)
+    returns = torch.randn(24, 20, generator=generator)  # nothing to do with the states
+    head = ValueHead(40)
+    head.calibrate(states[mask])
+    values = cross_fitted_values(head, states, returns, mask)
+    assert float(values.var()) < 0.02  # a fixed ridge of 1 gives 0.10 of the returns' own 1.0
