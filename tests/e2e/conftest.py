@@ -13,9 +13,13 @@ from tests.e2e.stack import Stack, running
 SETTINGS: dict[str, object] = {
     "train.schedule.new_comparisons": 24,
     "train.schedule.poll_s": 0.5,
+    "train.schedule.niceness": 0,
+    "train.threads": 1,
+    "serve.threads": 1,
     "train.schedule.metrics_port": 0,
-    "train.ppo.iterations": 4,
+    "train.ppo.iterations": 6,
     "train.ppo.episodes": 64,
+    "train.ppo.learning_rate": 3e-3,
     "train.rollout.max_tokens": 16,
     "train.schedule.eval_prompts": 64,
     # A model of noise answers in noise: its perplexity and bigrams tell nothing of fluency.

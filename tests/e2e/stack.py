@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -49,6 +50,11 @@ class Stack:
 
     def office(self) -> str | None:
         return self.get("/v1/loop")["office"]["adapter"]
+
+    def phase(self) -> str:
+        """What the trainer does now, from its own status: that can be read while serving is away."""
+        status = self.data_dir / "train" / "status.json"
+        return str(json.loads(status.read_text())["phase"]) if status.is_file() else "starting"
 
     def until(self, what: str, condition: Callable[[], bool], timeout_s: float) -> float:
         """Wait for a condition of the running stack; returns the seconds that it took."""

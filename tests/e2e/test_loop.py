@@ -12,6 +12,7 @@ import pytest
 from feedback.contracts import PairShown
 from feedback.dataset import Dataset
 from feedback.ledger import Ledger
+from tests.e2e.crowd import Crowd
 from tests.e2e.oracle import furthest, logprobs
 from tests.e2e.stack import Stack, command, environment
 from tests.e2e.traffic import Traffic
@@ -20,14 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FIRST, SECOND = "policy-000001", "policy-000002"
 ENGINE_TOLERANCE = 2e-3
 """Nats between vLLM and Hugging Face on the same float32 weights; adapters here differ by a hundred times that."""
-
-
-def simulate(stack: Stack, votes: int, seed: int) -> subprocess.CompletedProcess[str]:
-    """`hustings simulate` as a user runs it."""
-    arguments = ["--url", stack.url, "--votes", str(votes), "--decisive", "--utility", "digits", "--seed", str(seed)]
-    return subprocess.run(
-        command("simulate", *arguments), env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
 
 
 def ledger_votes(stack: Stack) -> set[str]:
@@ -56,6 +49,14 @@ def snapshot_votes(stack: Stack) -> list[str]:
     return [*snapshot.preferences["vote_id"].to_pylist(), *snapshot.ties["vote_id"].to_pylist()]
 
 
+def settled(stack: Stack) -> bool:
+    """Whether nothing will change who is in office: no cycle runs or is due, and the last adapter has taken it."""
+    loop = stack.get("/v1/loop")
+    votes = loop["dataset"]
+    idle = stack.phase() in {"idle", "failed"} and votes["new"] < votes["needed"]
+    return idle and loop["office"]["adapter"] == max(release["name"] for release in loop["releases"])
+
+
 def adapter_folder(stack: Stack, name: str | None) -> Path | None:
     return stack.data_dir / "adapters" / name if name else None
 
@@ -63,8 +64,8 @@ def adapter_folder(stack: Stack, name: str | None) -> Path | None:
 def test_votes_train_an_adapter_that_goes_into_office_under_live_streams(stack: Stack, tiny_model: Path) -> None:
     assert stack.office() is None, "the base is in office at first"
     with Traffic(stack.url) as traffic:
-        report = simulate(stack, votes=40, seed=1)
-        assert report.returncode == 0, report.stdout + report.stderr
+        with Crowd(stack, batch=30, seed=1):
+            stack.until("a cycle in PPO", lambda: stack.phase() == "ppo", timeout_s=300)
         stack.until(f"{FIRST} in office", lambda: stack.office() == FIRST, timeout_s=240)
         before = traffic.finished
         stack.until("streams after the swap", lambda: traffic.finished >= before + 6, timeout_s=60)
@@ -113,22 +114,14 @@ def test_every_vote_is_in_the_snapshot_exactly_once(stack: Stack) -> None:
 
 
 def test_killing_any_part_loses_no_vote_and_the_cycle_ends(stack: Stack) -> None:
-    done = subprocess.Popen(
-        command("simulate", "--url", stack.url, "--votes", "60", "--decisive", "--utility", "digits", "--seed", "2"),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
     voted = len(ledger_votes(stack))
-    for verb, more in (("broker", 8), ("curate", 16), ("serve", 24)):
-        stack.until(f"{more} more votes", lambda more=more: len(ledger_votes(stack)) >= voted + more, timeout_s=180)
-        stack.kill(verb)
-    stack.until("a cycle in PPO", lambda: (stack.get("/v1/loop")["training"] or {}).get("phase") == "ppo", 300)
-    stack.kill("train")
-    said, _ = done.communicate(timeout=400)
-    assert done.returncode == 0, said
-    stack.until(f"{SECOND} in office", lambda: stack.office() == SECOND, timeout_s=300)
+    with Crowd(stack, batch=40, seed=1_000):
+        for verb, more in (("broker", 8), ("curate", 16), ("serve", 24)):
+            stack.until(f"{more} more votes", lambda more=more: len(ledger_votes(stack)) >= voted + more, timeout_s=180)
+            stack.kill(verb)
+        stack.until("the second cycle in PPO", lambda: stack.phase() == "ppo", timeout_s=400)
+        stack.kill("train")
+    stack.until(f"{SECOND} in office", lambda: (stack.office() or "") >= SECOND, timeout_s=300)
 
     acknowledged = ledger_votes(stack)
     stack.until("all receipts", lambda: stack.get("/v1/loop")["outbox"]["unconfirmed"] == 0, timeout_s=150)
@@ -138,6 +131,7 @@ def test_killing_any_part_loses_no_vote_and_the_cycle_ends(stack: Stack) -> None
 
 
 def test_rollback_puts_the_previous_adapter_back(stack: Stack) -> None:
+    stack.until("no cycle under way or due", lambda: settled(stack), timeout_s=300)
     office = stack.office()
     assert office is not None
     refused = stack.post("/v1/releases/rollback", {})

@@ -11,11 +11,13 @@ from typing import Self
 import httpx
 
 PEOPLE = 3
+PAUSE_S = 0.2
+"""Between a person's turns: the trainer needs the processor too, and every pair is a prompt that it will read."""
 
 
 @dataclass
 class Traffic:
-    """Streams pairs without a break, one thread a person; counts what ended well and notes what didn't."""
+    """Streams pair after pair, one thread a person; counts what ended well and notes what didn't."""
 
     url: str
     finished: int = 0
@@ -40,7 +42,7 @@ class Traffic:
     def _chat(self, person: int) -> None:
         with httpx.Client(base_url=self.url, headers={"X-Hustings-Voter": f"watcher-{person}-of-the-swap"}) as http:
             turn = 0
-            while not self._stop.is_set():
+            while not self._stop.wait(PAUSE_S):
                 turn += 1
                 try:
                     pair_id = self._pair(http, f"question {turn} of {person}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from train.base import Base
 from train.errors import NotEnoughVotes
@@ -21,6 +22,8 @@ from train.reward.votes import Votes, folds
 
 MIN_VOTERS = 4
 """Fewest voters for a figure on voters never seen."""
+MANY_VOTES = 4_000
+"""So many make matrices that are worth several threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,24 @@ def refresh(
         RewardRefused: no better than a coin, a length meter, or worse than the predecessor.
     """
     _require_votes(votes, config)
+    # Hundreds of votes make small matrices: beside serving, BLAS threads that wait for each other cost a factor of 16.
+    with threadpool_limits(1 if len(votes) < MANY_VOTES else None, user_api="blas"):
+        return _refresh(
+            pooled, votes, config, layers, vocabulary, base_fingerprint, predecessor, unseen_by_predecessor, seed
+        )
+
+
+def _refresh(  # noqa: PLR0917 - `refresh`, within its limit of threads
+    pooled: Mapping[str, Array],
+    votes: Votes,
+    config: RewardConfig,
+    layers: tuple[int, ...],
+    vocabulary: Vocabulary,
+    base_fingerprint: str,
+    predecessor: MixHead | None,
+    unseen_by_predecessor: Callable[[int], bool],
+    seed: int,
+) -> Refreshed:
     predicted = out_of_fold(pooled, votes, votes.conversation, config.folds, seed)
     decisive = np.flatnonzero(~votes.tied)
     calm = judge.temperature(predicted[decisive], votes.weight[decisive])
