@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -62,7 +63,7 @@ class Traffic:
             if answer.status_code != 200:
                 raise AssertionError(f"{answer.status_code}: {answer.read().decode()[:300]}")
             event = ""
-            for line in answer.iter_lines():
+            for line in _lines(answer):
                 if line.startswith("event:"):
                     event = line.removeprefix("event:").strip()
                 elif line.startswith("data:"):
@@ -74,3 +75,11 @@ class Traffic:
                     ended = ended or event == "done"
         assert ended, "the stream broke off before its done event"
         return pair_id
+
+
+def _lines(answer: httpx.Response) -> Iterator[str]:
+    """Lines of an event stream: only line feeds end them. (httpx's own also break at U+0085, which a model may say.)"""
+    rest = b""
+    for chunk in answer.iter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode() for line in lines)
