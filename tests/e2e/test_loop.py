@@ -52,8 +52,8 @@ def snapshot_votes(stack: Stack) -> list[str]:
 def settled(stack: Stack) -> bool:
     """Whether nothing will change who is in office: no cycle runs or is due, and the last adapter has taken it."""
     loop = stack.get("/v1/loop")
-    votes = loop["dataset"]
-    idle = stack.phase() in {"idle", "failed"} and votes["new"] < votes["needed"]
+    votes = loop["dataset"]  # during a cycle it tells of the snapshot instead
+    idle = stack.phase() in {"idle", "failed"} and "new" in votes and votes["new"] < votes["needed"]
     return idle and loop["office"]["adapter"] == max(release["name"] for release in loop["releases"])
 
 
