@@ -16,6 +16,7 @@ from starlette.responses import Response
 from feedback.ledger.errors import (
     LedgerError,
     LedgerUnavailable,
+    NotYourConversation,
     NotYourPair,
     PairConflict,
     UnknownPair,
@@ -89,6 +90,7 @@ _LEDGER: dict[type[LedgerError], tuple[int, str, str]] = {
     UnknownPair: (404, "Unknown pair", "unknown-pair"),
     NotYourPair: (403, "Somebody else's pair", "not-your-pair"),
     VoteConflict: (409, "Already voted", "already-voted"),
+    NotYourConversation: (403, "Somebody else's conversation", "not-your-conversation"),
     PairConflict: (409, "Pair exists", "pair-exists"),
 }
 

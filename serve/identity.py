@@ -5,10 +5,9 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from http.cookies import SimpleCookie
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.types import Scope
 
 from feedback.identity import pseudonym
@@ -31,15 +30,9 @@ def token_from(headers: Headers) -> str | None:
         if _TOKEN.fullmatch(header) is None:
             raise BadRequest("X-Hustings-Voter must be 1 to 128 letters, digits or _.:@+/=- characters.")
         return header
-    cookie = SimpleCookie()
-    try:
-        cookie.load(headers.get("cookie", ""))
-    except Exception:  # noqa: BLE001 - a cookie jar that can't be read is no identity
-        return None
-    found = cookie.get(COOKIE)
-    if found is None or _TOKEN.fullmatch(found.value) is None:
-        return None
-    return found.value
+    # Not http.cookies: it drops all cookies for one that it dislikes, and ports of one host share a browser's cookies.
+    found = cookie_parser(headers.get("cookie", "")).get(COOKIE)
+    return found if found is not None and _TOKEN.fullmatch(found) else None
 
 
 def new_cookie(scope: Scope) -> tuple[str, str]:

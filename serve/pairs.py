@@ -128,6 +128,8 @@ async def run_pair(deps: ServeDeps, ask: PairAsk, voter: str) -> AsyncGenerator[
 async def _speak(deps: ServeDeps, ask: PairAsk, voter: str, matchup: Matchup) -> AsyncGenerator[PairEvent, None]:
     began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + deps.config.request_timeout_s
+    if ask.conversation_id is not None:  # here, before the engine works; the pair's transaction decides a race
+        await on_thread(deps.ledger.require_conversation, ask.conversation_id, voter)
     prompt = await deps.engine.tokenize(ask.messages)
     pair_id = f"pair_{uuid4().hex}"
     conversation_id = ask.conversation_id or f"conv_{uuid4().hex}"

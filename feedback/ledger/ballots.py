@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback.contracts import PAIR_TOPIC, VOTE_TOPIC, Choice, PairShown, VoteCast
 from feedback.ledger import outbox
-from feedback.ledger.errors import NotYourPair, PairConflict, UnknownPair, VoteConflict
+from feedback.ledger.errors import NotYourConversation, NotYourPair, PairConflict, UnknownPair, VoteConflict
 from feedback.ledger.tables import conversations, pairs, to_us, votes
 
 
@@ -45,7 +45,11 @@ class Tally:
 
 
 def record_pair(connection: Connection, pair: PairShown) -> None:
-    """Add a pair and its outbox row; the same pair again changes nothing."""
+    """Add a pair and its outbox row; the same pair again changes nothing.
+
+    Raises:
+        NotYourConversation, PairConflict: see feedback.ledger.errors.
+    """
     value = pair.to_bytes()
     adapters = {completion.position: completion.adapter for completion in pair.completions}
     _insert_new(
@@ -53,6 +57,7 @@ def record_pair(connection: Connection, pair: PairShown) -> None:
         conversations,
         {"conversation_id": pair.conversation_id, "voter": pair.voter, "began_us": to_us(pair.shown_at)},
     )
+    require_conversation(connection, pair.conversation_id, pair.voter)
     new = _insert_new(
         connection,
         pairs,
@@ -71,6 +76,19 @@ def record_pair(connection: Connection, pair: PairShown) -> None:
         outbox.enqueue(connection, event_id=pair.pair_id, topic=PAIR_TOPIC, key=pair.conversation_id, value=value)
     elif _pair_bytes(connection, pair.pair_id) != value:
         raise PairConflict(pair.pair_id)
+
+
+def require_conversation(connection: Connection, conversation_id: str, voter: str) -> None:
+    """Pass where the conversation is this voter's, or nobody's yet.
+
+    Raises:
+        NotYourConversation: another voter began it.
+    """
+    owner = connection.execute(
+        select(conversations.c.voter).where(conversations.c.conversation_id == conversation_id)
+    ).scalar_one_or_none()
+    if owner is not None and owner != voter:
+        raise NotYourConversation(conversation_id)
 
 
 def pair(connection: Connection, pair_id: str) -> PairShown | None:

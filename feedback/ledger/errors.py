@@ -5,6 +5,7 @@ LedgerError
 ├── LedgerTooNew        the database was migrated by a newer Hustings
 ├── UnknownPair         no such pair
 ├── NotYourPair         the pair was shown to somebody else
+├── NotYourConversation the conversation is somebody else's
 ├── PairConflict        another pair has this id
 └── VoteConflict        this voter has already voted otherwise on this pair
 """
@@ -40,6 +41,14 @@ class NotYourPair(LedgerError):
     def __init__(self, pair_id: str) -> None:
         super().__init__(f"pair {pair_id!r} was shown to another voter")
         self.pair_id = pair_id
+
+
+class NotYourConversation(LedgerError):
+    """The conversation was begun by another voter."""
+
+    def __init__(self, conversation_id: str) -> None:
+        super().__init__(f"conversation {conversation_id!r} is another voter's; leave conversation_id out to begin one")
+        self.conversation_id = conversation_id
 
 
 class PairConflict(LedgerError):

@@ -63,10 +63,19 @@ class Ledger:
         """Add a pair and its outbox row; the same pair again changes nothing.
 
         Raises:
+            NotYourConversation: another voter began its conversation.
             PairConflict: another pair has this id.
         """
         self._database.write(lambda connection: ballots.record_pair(connection, pair))
         self._tell()
+
+    def require_conversation(self, conversation_id: str, voter: str) -> None:
+        """Pass where the conversation is this voter's, or nobody's yet.
+
+        Raises:
+            NotYourConversation: another voter began it.
+        """
+        self._database.read(lambda connection: ballots.require_conversation(connection, conversation_id, voter))
 
     def pair(self, pair_id: str) -> PairShown | None:
         """The pair, or None."""

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from feedback.contracts import PAIR_TOPIC, VOTE_TOPIC, PairShown, VoteCast
-from feedback.ledger import LedgerCounts, NotYourPair, PairConflict, Tally, UnknownPair, VoteConflict
+from feedback.ledger import LedgerCounts, NotYourConversation, NotYourPair, PairConflict, Tally, UnknownPair, VoteConflict
 from tests.ledger.builders import shown
 
 
@@ -143,3 +143,14 @@ def test_listeners_hear_of_every_commit_that_left_something_to_send(ledger):
     vote(ledger)
     vote(ledger)
     assert heard == [1, 2]
+
+
+def test_a_conversation_belongs_to_who_began_it(ledger):
+    ledger.record_pair(shown())
+    with pytest.raises(NotYourConversation, match="talk_1"):
+        ledger.record_pair(shown("pair_2", voter="v_bob"))
+    with pytest.raises(NotYourConversation, match="talk_1"):
+        ledger.require_conversation("talk_1", "v_bob")
+    ledger.require_conversation("talk_1", "v_ann")
+    ledger.require_conversation("talk_2", "v_bob")
+    assert (ledger.counts().pairs, len(ledger.pending(10))) == (1, 1)

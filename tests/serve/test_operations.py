@@ -144,3 +144,12 @@ async def test_a_malformed_cookie_is_replaced(client: httpx.AsyncClient) -> None
     answer = await client.post("/v1/pairs", json=ASK, headers={"Cookie": 'hustings_voter="\\"; x'})
     assert answer.status_code == 200
     assert "hustings_voter=" in answer.headers["set-cookie"]
+
+
+@pytest.mark.parametrize("neighbour", ['prefs={"dark":true}', "no value", "a[1]=x", 'quoted="a b"'])
+async def test_another_programs_odd_cookie_on_the_same_host_takes_nobodys_identity(
+    client: httpx.AsyncClient, neighbour: str
+) -> None:
+    answer = await client.post("/v1/pairs", json=ASK, headers={"Cookie": f"{neighbour}; hustings_voter=token-of-mine"})
+    assert answer.status_code == 200
+    assert "set-cookie" not in answer.headers

@@ -220,3 +220,19 @@ async def test_an_answer_that_takes_too_long_is_stopped(make_deps: MakeDeps, eng
         answer = await client.post("/v1/pairs", json=ASK)
     assert answer.status_code == 504
     assert len(engine.aborted) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_somebody_elses_conversation_is_forbidden_before_the_engine_works(
+    client: httpx.AsyncClient, app: FastAPI, ledger: Ledger, engine: FakeEngine, stream: bool
+) -> None:
+    conversation = (await client.post("/v1/pairs", json=ASK)).json()["conversation_id"]
+    asked = len(engine.requests)
+    follow_up = ASK | {"conversation_id": conversation, "stream": stream}
+    async with client_of(app) as other:
+        answer = await other.post("/v1/pairs", json=follow_up)
+    assert answer.status_code == 403
+    assert answer.json()["title"] == "Somebody else's conversation"
+    assert len(engine.requests) == asked
+    assert (await client.post("/v1/pairs", json=follow_up)).status_code == 200
+    assert ledger.counts().pairs == 2
