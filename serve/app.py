@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
-from starlette.staticfiles import StaticFiles
 
 from serve import faults
 from serve.deps import ServeDeps
-from serve.loop_status import Pace
 from serve.middleware import RequestContext
 from serve.openai import chat, models
 from serve.releases.manager import ReleaseManager
-from serve.routes import health, pairs, releases, rollouts, votes
+from serve.routes import health, pages, pairs, releases, rollouts, votes
 from serve.routes.problems import Problem
 
 __all__ = ["ServeDeps", "create_app"]
@@ -23,6 +21,7 @@ ROUTERS = (
     releases.router,
     rollouts.router,
     health.router,
+    pages.router,
 )
 
 
@@ -37,11 +36,9 @@ def create_app(deps: ServeDeps) -> FastAPI:
     )
     app.state.deps = deps
     app.state.releases = ReleaseManager(deps)
-    app.state.pace = Pace()
     for router in ROUTERS:
         app.include_router(router)
-    if health.WEB.is_dir():
-        app.mount("/web", StaticFiles(directory=health.WEB), name="web")
+    app.mount("/web", pages.FILES, name="web")
     faults.install(app)
     app.add_middleware(RequestContext, config=deps.config, metrics=deps.metrics)
     deps.metrics.watch_engine(deps.engine.load, deps.engine.adapters)

@@ -29,6 +29,7 @@ from serve.engines.base import (
     EngineOverloaded,
     EngineUnavailable,
     InvalidSampling,
+    NoRoomForAdapter,
     PromptTooLong,
 )
 from serve.errors import ServeError
@@ -85,6 +86,7 @@ _ENGINE: dict[type[EngineError], tuple[int, str, str, str | None]] = {
     InvalidSampling: (400, "Invalid sampling parameter", "invalid-sampling", "invalid_value"),
     AdapterNotLoaded: (404, "Adapter not loaded", "adapter-not-loaded", "model_not_found"),
     AdapterLoadFailed: (409, "Adapter refused by the engine", "adapter-refused", None),
+    NoRoomForAdapter: (409, "No room for the adapter", "no-room-for-adapter", None),
 }
 _LEDGER: dict[type[LedgerError], tuple[int, str, str]] = {
     UnknownPair: (404, "Unknown pair", "unknown-pair"),

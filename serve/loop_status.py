@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from feedback.contracts import ReleaseState
-from feedback.ledger import Release
+from feedback.ledger import Ledger, Release
 from serve.deps import ServeDeps
 from serve.leaderboard import choices, left_share
 
 STATUS_FILE = "status.json"
 LAST_CYCLES = 20
-PACE_WINDOW_S = 300.0
+PACE_WINDOW = timedelta(minutes=5)
+SHORTEST_PACE = timedelta(minutes=1)
 _APART = frozenset({"cycles", "dataset"})
 """Keys of the trainer's status that have a place of their own on the page."""
 
 
-class Pace:
-    """Votes a minute over the last five minutes, of this process."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._times: deque[float] = deque()
-
-    def note(self) -> None:
-        """A vote came."""
-        self._times.append(time.monotonic())
-
-    def per_minute(self) -> float:
-        """The rate; over the time since the start where that is shorter, but a minute at least."""
-        now = time.monotonic()
-        while self._times and self._times[0] < now - PACE_WINDOW_S:
-            self._times.popleft()
-        window = min(PACE_WINDOW_S, max(60.0, now - self._began))
-        return round(len(self._times) * 60.0 / window, 2)
-
-
-def loop_status(deps: ServeDeps, pace: Pace) -> dict[str, Any]:
+def loop_status(deps: ServeDeps) -> dict[str, Any]:
     """Read the ledger and the trainer's status file; blocks."""
+    now = datetime.now(UTC)
     counts = deps.ledger.counts()
     tallies = deps.ledger.tallies()
     outbox = deps.ledger.outbox_stats()
@@ -51,7 +31,7 @@ def loop_status(deps: ServeDeps, pace: Pace) -> dict[str, Any]:
     load = deps.engine.load()
     trainer = read_status(deps.paths.train / STATUS_FILE)
     return {
-        "now": datetime.now(UTC).isoformat(),
+        "now": now.isoformat(),
         "ready": deps.readiness.reason is None,
         "not_ready_reason": deps.readiness.reason,
         "base_model": deps.base_model,
@@ -66,7 +46,7 @@ def loop_status(deps: ServeDeps, pace: Pace) -> dict[str, Any]:
             "total": counts.votes,
             **choices(tallies),
             "left_share": left_share(tallies),
-            "per_minute": pace.per_minute(),
+            "per_minute": votes_per_minute(deps.ledger, now),
         },
         "outbox": {
             "pending": outbox.pending,
@@ -79,6 +59,14 @@ def loop_status(deps: ServeDeps, pace: Pace) -> dict[str, Any]:
         "releases": [release_row(release) for release in reversed(releases)],
         "cycles": (trainer.get("cycles") or [])[-LAST_CYCLES:],
     }
+
+
+def votes_per_minute(ledger: Ledger, now: datetime) -> float:
+    """Votes a minute over the last five minutes; since the first of these where it is less long ago, but a minute."""
+    votes, first = ledger.votes_since(now - PACE_WINDOW)
+    if first is None:
+        return 0.0
+    return round(votes / (max(now - first, SHORTEST_PACE) / timedelta(minutes=1)), 2)
 
 
 def read_status(path: Path) -> dict[str, Any]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 from uuid import uuid4
 
-from sqlalchemy import Connection, Table, func, select
+from sqlalchemy import Connection, Table, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback.contracts import PAIR_TOPIC, VOTE_TOPIC, Choice, PairShown, VoteCast
 from feedback.ledger import outbox
 from feedback.ledger.errors import NotYourConversation, NotYourPair, PairConflict, UnknownPair, VoteConflict
-from feedback.ledger.tables import conversations, pairs, to_us, votes
+from feedback.ledger.tables import conversations, from_us, pairs, to_us, votes
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +157,31 @@ def vote(connection: Connection, pair_id: str, voter: str) -> VoteCast | None:
     return None if found is None else outbox.vote_event(*found)
 
 
-def votes_between(connection: Connection, since: datetime | None, until: datetime | None) -> Iterator[VoteCast]:
-    """Votes cast in [since, until), the first first; None leaves an end open."""
-    query = select(pairs.c.event, votes.c.event).join_from(votes, pairs).order_by(votes.c.cast_us, votes.c.vote_id)
-    if since is not None:
-        query = query.where(votes.c.cast_us >= to_us(since))
+def votes_after(
+    connection: Connection, after: tuple[int, str], until: datetime | None, limit: int
+) -> list[tuple[tuple[int, str], VoteCast]]:
+    """The next votes after a place (time in microseconds, id) and before `until`, each with its own place."""
+    cast_us, vote_id = after
+    query = (
+        select(votes.c.cast_us, votes.c.vote_id, pairs.c.event, votes.c.event)
+        .join_from(votes, pairs)
+        # The first term alone can use the index.
+        .where(votes.c.cast_us >= cast_us, or_(votes.c.cast_us > cast_us, votes.c.vote_id > vote_id))
+        .order_by(votes.c.cast_us, votes.c.vote_id)
+        .limit(limit)
+    )
     if until is not None:
         query = query.where(votes.c.cast_us < to_us(until))
-    for row in connection.execute(query):
-        yield outbox.vote_event(*row)
+    found = connection.execute(query)
+    return [((at, found_id), outbox.vote_event(pair_half, vote_half)) for at, found_id, pair_half, vote_half in found]
+
+
+def votes_since(connection: Connection, moment: datetime) -> tuple[int, datetime | None]:
+    """How many votes were cast since then, and when the first of them was."""
+    count, first = connection.execute(
+        select(func.count(), func.min(votes.c.cast_us)).where(votes.c.cast_us >= to_us(moment))
+    ).one()
+    return count, None if first is None else from_us(first)
 
 
 def tallies(connection: Connection) -> list[Tally]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Self
@@ -16,6 +16,10 @@ from feedback.ledger.database import Database
 from feedback.ledger.migrate import migrate
 from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
+from feedback.ledger.tables import to_us
+
+BATCH = 500
+"""Events that are read, or made pending again, in one transaction."""
 
 
 class Ledger:
@@ -122,9 +126,23 @@ class Ledger:
         """What this voter said of the pair, or None."""
         return self._database.read(lambda connection: ballots.vote(connection, pair_id, voter))
 
-    def votes_between(self, since: datetime | None = None, until: datetime | None = None) -> list[VoteCast]:
-        """Votes cast in [since, until), the first first; None leaves an end open."""
-        return self._database.read(lambda connection: list(ballots.votes_between(connection, since, until)))
+    def votes_between(self, since: datetime | None = None, until: datetime | None = None) -> Iterator[VoteCast]:
+        """Votes cast in [since, until), the first first; None leaves an end open.
+
+        They are read in batches, each in a transaction of its own: any number fits the memory, and no writer waits.
+        """
+        after = (-1 if since is None else to_us(since), "")
+        while True:
+            read = partial(ballots.votes_after, after=after, until=until, limit=BATCH)
+            batch = self._database.read(read)
+            yield from (vote for _, vote in batch)
+            if len(batch) < BATCH:
+                return
+            after = batch[-1][0]
+
+    def votes_since(self, moment: datetime) -> tuple[int, datetime | None]:
+        """How many votes were cast since then, and when the first of them was."""
+        return self._database.read(lambda connection: ballots.votes_since(connection, moment))
 
     def tallies(self) -> list[Tally]:
         """Votes counted by adapters, positions and choice: all that win rates and position bias need."""
@@ -170,8 +188,19 @@ class Ledger:
         return self._queued(lambda connection: outbox.requeue(connection, topics, overdue_s))
 
     def replay(self, topics: Collection[str]) -> int:
-        """Send everything of these topics again, confirmed or not, in the same bytes; returns how many rows."""
-        return self._queued(lambda connection: outbox.replay(connection, topics))
+        """Send everything of these topics again, confirmed or not, in the same bytes; returns how many rows.
+
+        In batches, each a transaction, so that votes can be cast meanwhile. What is cast after the start is not among
+        them: it is pending by itself.
+        """
+        rows, after, last = 0, 0, self._database.read(outbox.last_seq)
+        while after < last:
+            work = partial(outbox.replay, topics=topics, after=after, last=last, limit=BATCH)
+            made, after = self._database.write(work)
+            rows += made
+        if rows:
+            self._tell()
+        return rows
 
     def outbox_stats(self) -> OutboxStats:
         """How far the event log lags behind."""

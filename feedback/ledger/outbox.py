@@ -94,21 +94,25 @@ def pending(connection: Connection, limit: int) -> list[OutboxRow]:
 def mark_sent(connection: Connection, seqs: Iterable[int]) -> None:
     """The broker has these. A row whose receipt came first stays confirmed."""
     now = to_us(utc_now())
-    for chunk in _chunks(seqs):
+    for chunk in _chunks(sorted(seqs)):
         connection.execute(
             update(outbox)
-            .where(outbox.c.seq.in_(chunk), outbox.c.state == "pending")
+            .where(_locked(outbox.c.seq.in_(chunk), outbox.c.state == "pending"))
             .values(state="sent", sent_us=now, sends=outbox.c.sends + 1)
         )
 
 
 def mark_confirmed(connection: Connection, event_ids: Iterable[str]) -> int:
     """The curator has these; returns how many were news. Unknown ids are another ledger's and are passed over."""
+    open_rows = (outbox.c.state != "confirmed", outbox.c.topic.in_(RECEIPTED_TOPICS))
+    seqs: list[int] = []
+    for ids in _chunks(event_ids):
+        seqs += connection.execute(select(outbox.c.seq).where(outbox.c.event_id.in_(ids), *open_rows)).scalars()
     news = 0
-    for chunk in _chunks(event_ids):
+    for chunk in _chunks(sorted(seqs)):
         news += connection.execute(
             update(outbox)
-            .where(outbox.c.event_id.in_(chunk), outbox.c.state != "confirmed", outbox.c.topic.in_(RECEIPTED_TOPICS))
+            .where(_locked(outbox.c.seq.in_(chunk), *open_rows))
             .values(state="confirmed", value=None, error=None)
         ).rowcount
     return news
@@ -147,30 +151,49 @@ def requeue(connection: Connection, topics: Collection[str] | None, overdue_s: f
     again = 0
     if topics:
         again += connection.execute(
-            update(outbox).where(outbox.c.state == "sent", outbox.c.topic.in_(topics)).values(state="pending", sends=0)
+            update(outbox)
+            .where(_locked(outbox.c.state == "sent", outbox.c.topic.in_(topics)))
+            .values(state="pending", sends=0)
         ).rowcount
     if overdue_s is not None:
         again += connection.execute(
             update(outbox)
-            .where(outbox.c.state == "sent", outbox.c.topic.in_(RECEIPTED_TOPICS), _overdue(overdue_s))
+            .where(_locked(outbox.c.state == "sent", outbox.c.topic.in_(RECEIPTED_TOPICS), _overdue(overdue_s)))
             .values(state="pending")
         ).rowcount
     return again
 
 
-def replay(connection: Connection, topics: Collection[str]) -> int:
-    """Make every row of these topics pending again, confirmed ones too, with the bytes they first had."""
-    emptied = select(outbox.c.seq, outbox.c.event_id, outbox.c.topic).where(
-        outbox.c.topic.in_(topics), outbox.c.value.is_(None)
-    )
-    for seq, event_id, topic in connection.execute(emptied).all():
-        value = _REBUILD[topic](connection, event_id)
-        connection.execute(update(outbox).where(outbox.c.seq == seq).values(value=value))
-    return connection.execute(
-        update(outbox)
-        .where(outbox.c.topic.in_(topics), outbox.c.state.in_(("sent", "confirmed")))
-        .values(state="pending", sends=0)
-    ).rowcount
+def replay(connection: Connection, topics: Collection[str], after: int, last: int, limit: int) -> tuple[int, int]:
+    """Make the next rows of these topics pending again, confirmed ones too, with the bytes they first had.
+
+    Returns:
+        How many rows, and the `after` of the next call; `last` when there are no more.
+    """
+    found = connection.execute(
+        select(outbox.c.seq, outbox.c.event_id, outbox.c.topic, outbox.c.value.is_(None))
+        .where(
+            outbox.c.seq > after,
+            outbox.c.seq <= last,
+            outbox.c.topic.in_(topics),
+            outbox.c.state.in_(("sent", "confirmed")),
+        )
+        .order_by(outbox.c.seq)
+        .limit(limit)
+        .with_for_update()
+    ).all()
+    for seq, event_id, topic, emptied in found:
+        again: dict[str, Any] = {"state": "pending", "sends": 0}
+        if emptied:
+            again["value"] = _REBUILD[topic](connection, event_id)
+        connection.execute(update(outbox).where(outbox.c.seq == seq).values(again))
+    return len(found), found[-1].seq if len(found) == limit else last
+
+
+def last_seq(connection: Connection) -> int:
+    """The newest row's number; 0 where there is none."""
+    newest: int = connection.execute(select(func.coalesce(func.max(outbox.c.seq), 0))).scalar_one()
+    return newest
 
 
 def stats(connection: Connection) -> OutboxStats:
@@ -189,6 +212,14 @@ def stats(connection: Connection) -> OutboxStats:
 def vote_event(pair: bytes, vote: bytes) -> VoteCast:
     """The whole event out of the two halves that the ledger keeps."""
     return VoteCast.model_validate_json(vote[:-1] + b',"pair":' + pair + b"}")
+
+
+def _locked(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """These rows, locked in the order of `seq`: the relays of two servings change the same rows and never deadlock.
+
+    SQLite has one writer and locks no rows.
+    """
+    return outbox.c.seq.in_(select(outbox.c.seq).where(*conditions).order_by(outbox.c.seq).with_for_update())
 
 
 def _overdue(first_wait_s: float) -> ColumnElement[bool]:

@@ -16,7 +16,8 @@ from feedback.contracts import FinishReason, Message
 # ├── PromptTooLong         prompt and max_tokens exceed the model's context   -> 400
 # ├── InvalidSampling       a parameter that the engine refuses                -> 400
 # ├── AdapterNotLoaded      a request named an adapter that is not there       -> 404
-# └── AdapterLoadFailed     the engine refused the adapter's weights           (the release is rejected)
+# ├── AdapterLoadFailed     the engine refused the adapter's weights           (the release is rejected)
+# └── NoRoomForAdapter      all places are taken just now                      (the release is put off)
 
 
 class EngineError(Exception):
@@ -49,6 +50,10 @@ class AdapterNotLoaded(EngineError):
 
 class AdapterLoadFailed(EngineError):
     """The engine refused the adapter's weights."""
+
+
+class NoRoomForAdapter(EngineError):
+    """All places are taken, or the name is being unloaded: the same load may succeed later."""
 
 
 class Priority(IntEnum):
@@ -193,6 +198,7 @@ class Engine(Protocol):
 
         Raises:
             AdapterLoadFailed: the engine refused it; nothing changed.
+            NoRoomForAdapter: not just now; nothing changed.
         """
 
     async def unload_adapter(self, name: str) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve.engines.base import AdapterLoadFailed, AdapterNotLoaded
+from serve.engines.base import AdapterLoadFailed, AdapterNotLoaded, NoRoomForAdapter
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -98,7 +98,8 @@ class AdapterRegistry:
         """A new entry to load and then `admit`; None where just these weights are there already.
 
         Raises:
-            AdapterLoadFailed: the name stood for other weights, is being unloaded, or there is no room.
+            AdapterLoadFailed: the name stood for other weights.
+            NoRoomForAdapter: it is being unloaded, or all places are taken.
         """
         if self._digests.get(name, digest) != digest:
             raise AdapterLoadFailed(f"{name} was loaded with other weights before; publish them under a new name")
@@ -106,10 +107,10 @@ class AdapterRegistry:
         if held is not None and held.usable:
             return None
         if held is not None:
-            raise AdapterLoadFailed(f"{name} is being unloaded; try again when its last stream has ended")
+            raise NoRoomForAdapter(f"{name} is being unloaded; try again when its last stream has ended")
         if len(self._held) >= self._capacity:
             loaded = ", ".join(sorted(self._held))
-            raise AdapterLoadFailed(
+            raise NoRoomForAdapter(
                 f"no room for {name}: {self._capacity} adapters are loaded ({loaded}); "
                 "unload one or raise serve.max_loras"
             )

@@ -13,7 +13,7 @@ import structlog
 from feedback.contracts import AdapterPublished, ReleaseChanged, ReleaseState
 from feedback.ledger import LedgerUnavailable, Release
 from serve.deps import ServeDeps, on_thread
-from serve.engines.base import AdapterLoadFailed, EngineUnavailable
+from serve.engines.base import AdapterLoadFailed, EngineError
 from serve.errors import Conflict, NotFound
 from serve.releases.errors import ReleaseRefused
 from serve.releases.probe import ProbeReport, judge, probe
@@ -111,9 +111,13 @@ class ReleaseManager:
                     item, posted = await self._inbox.get(), True
             try:
                 await self._take(item)
-            except (EngineUnavailable, LedgerUnavailable) as error:
+            except (EngineError, LedgerUnavailable) as error:
                 # Nothing is lost: the adapter stays a candidate, and the next look finds it again.
                 log.warning("release put off", adapter=item and item.name, reason=str(error))
+                await asyncio.sleep(self._deps.config.releases.retry_s)
+            except Exception:
+                # A defect that one adapter brings to light must not keep all later ones out, nor stop the chat.
+                log.exception("release put off by a defect", adapter=item and item.name)
                 await asyncio.sleep(self._deps.config.releases.retry_s)
             finally:
                 if posted:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from feedback.contracts import ProbeRecord
 from serve.config import ReleasesConfig
-from serve.engines.base import Engine
+from serve.engines.base import Engine, InvalidSampling, PromptTooLong
 from serve.releases.errors import ProbeFailed
 
 NUMERIC_FLOOR = 1e-5
@@ -43,14 +43,22 @@ class ProbeReport:
 
 
 async def probe(engine: Engine, adapter: str, probes: Sequence[ProbeRecord]) -> ProbeReport:
-    """Score every probe with the adapter and without."""
+    """Score every probe with the adapter and without.
+
+    Raises:
+        ProbeFailed: the probes can't be scored here: too long, no ids of this model's, or not as many as log-probs.
+        EngineError: the engine can't answer now.
+    """
     served_policy: list[float] = []
     served_base: list[float] = []
     for record in probes:
         ids = record.prompt_token_ids + record.response_token_ids
         answer = len(record.response_token_ids)
-        served_policy += (await engine.score(ids, adapter))[-answer:]
-        served_base += (await engine.score(ids, None))[-answer:]
+        try:
+            served_policy += (await engine.score(ids, adapter))[-answer:]
+            served_base += (await engine.score(ids, None))[-answer:]
+        except (PromptTooLong, InvalidSampling) as error:
+            raise ProbeFailed(f"the manifest's probes can't be scored here: {error}") from error
     policy = [value for record in probes for value in record.policy_logprobs]
     base = [value for record in probes for value in record.base_logprobs]
     if not len(policy) == len(base) == len(served_policy):

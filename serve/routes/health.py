@@ -1,18 +1,19 @@
-"""`/healthz`, `/readyz`, `/metrics` and the pages."""
+"""`/healthz`, `/readyz` and `/metrics`."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+import math
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
+from feedback.ledger import LedgerUnavailable
 from serve.deps import Deps, ServeDeps, on_thread
 from serve.http import FastJSON
 from serve.routes.problems import PROBLEMS
 
-WEB = Path(__file__).resolve().parent.parent / "web"
 router = APIRouter(tags=["operations"])
 
 
@@ -39,31 +40,12 @@ async def metrics(deps: Deps) -> Response:
 
 
 def _scrape(deps: ServeDeps) -> bytes:
-    stats = deps.ledger.outbox_stats()
-    deps.metrics.outbox_pending.set(stats.pending)
-    deps.metrics.outbox_unconfirmed.set(stats.unconfirmed)
-    deps.metrics.outbox_age.set(stats.oldest_pending_age_s)
-    deps.metrics.outbox_parked.set(stats.parked)
-    return generate_latest(deps.metrics.registry)
-
-
-@router.get("/", include_in_schema=False)
-async def index() -> Response:
-    """The chat page."""
-    return _page("index.html")
-
-
-@router.get("/loop", include_in_schema=False)
-async def loop() -> Response:
-    """The Loop page."""
-    return _page("loop.html")
-
-
-@router.get("/favicon.ico", include_in_schema=False)
-async def favicon() -> Response:
-    """The pages' icon."""
-    return FileResponse(WEB / "favicon.svg", media_type="image/svg+xml")
-
-
-def _page(name: str) -> Response:
-    return FileResponse(WEB / name, media_type="text/html", headers={"Cache-Control": "no-cache"})
+    metrics = deps.metrics
+    figures: tuple[float, ...] = (math.nan,) * 4
+    with contextlib.suppress(LedgerUnavailable):  # then above all the other metrics are wanted
+        stats = deps.ledger.outbox_stats()
+        figures = (stats.pending, stats.unconfirmed, stats.oldest_pending_age_s, stats.parked)
+    gauges = (metrics.outbox_pending, metrics.outbox_unconfirmed, metrics.outbox_age, metrics.outbox_parked)
+    for gauge, figure in zip(gauges, figures, strict=True):
+        gauge.set(figure)
+    return generate_latest(metrics.registry)

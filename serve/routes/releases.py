@@ -16,7 +16,7 @@ from serve.deps import Deps, deps_of, on_thread
 from serve.http import FastJSON
 from serve.identity import require_operator
 from serve.leaderboard import left_share, standings
-from serve.loop_status import Pace, loop_status, release_row
+from serve.loop_status import loop_status, release_row
 from serve.releases.manager import ReleaseManager
 from serve.routes.problems import PROBLEMS
 from serve.text import Text
@@ -86,12 +86,12 @@ async def reject(name: ReleaseName, deps: Deps, manager: Manager, why: Reason = 
 async def leaderboard(deps: Deps) -> Response:
     """Contenders by Bradley-Terry strength, and the share of votes for the left answer."""
     tallies = await on_thread(deps.ledger.tallies)
-    rows = [asdict(standing) | {"votes": standing.votes} for standing in standings(tallies)]
+    ranked = await on_thread(standings, tallies)
+    rows = [asdict(standing) | {"votes": standing.votes} for standing in ranked]
     return FastJSON({"contenders": rows, "left_share": left_share(tallies), "votes": sum(t.votes for t in tallies)})
 
 
 @router.get("/v1/loop", response_model=None, responses=PROBLEMS)
-async def loop(request: Request, deps: Deps) -> Response:
+async def loop(deps: Deps) -> Response:
     """Everything that the Loop page shows."""
-    pace: Pace = request.app.state.pace
-    return FastJSON(await on_thread(loop_status, deps, pace))
+    return FastJSON(await on_thread(loop_status, deps))

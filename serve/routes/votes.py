@@ -72,8 +72,6 @@ async def cast_vote(body: VoteRequest, request: Request, deps: Deps) -> Response
     except LedgerError as error:
         deps.metrics.votes_refused.labels(_REFUSALS.get(type(error), "ledger")).inc()
         raise
-    if outcome.created:
-        request.app.state.pace.note()
     deps.metrics.votes.labels(outcome.vote.choice, "created" if outcome.created else "repeated").inc()
     request.scope["state"]["log"] |= {"pair_id": body.pair_id, "vote_id": outcome.vote.vote_id}
     answer = {

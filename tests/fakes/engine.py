@@ -27,6 +27,7 @@ from serve.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     InvalidSampling,
+    NoRoomForAdapter,
     PromptTooLong,
     TopLogprob,
 )
@@ -186,7 +187,7 @@ class FakeEngine:
         if self._ever.get(name, digest) != digest:
             raise AdapterLoadFailed(f"{name} was loaded with other weights before; publish under a new name")
         if name not in self._weights and len(self._weights) >= self._max_adapters:
-            raise AdapterLoadFailed(f"no room for {name}: {self._max_adapters} adapters are loaded")
+            raise NoRoomForAdapter(f"no room for {name}: {self._max_adapters} adapters are loaded")
         self._ever[name] = self._weights[name] = digest
         self._usable.add(name)
 

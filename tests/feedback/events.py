@@ -14,7 +14,7 @@ CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
 def pair(number: int) -> PairShown:
     return PairShown(
         pair_id=f"p{number}",
-        conversation_id=f"c{number % 5}",
+        conversation_id=f"c{number % 6}",
         voter=f"v_{number % 3}",
         messages=(Message(role="user", content=f"Question {number}?"),),
         completions=(

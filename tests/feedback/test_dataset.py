@@ -51,7 +51,7 @@ def test_winners_and_ties_go_to_their_tables(tmp_path: Path) -> None:
     assert snapshot.ties["chosen_position"].to_pylist() == ["a"] * 4
     assert snapshot.prompts["pair_id"].to_pylist() == [f"p{n}" for n in range(9)]
     assert (manifest.votes, manifest.decisive, manifest.ties, manifest.both_bad, manifest.prompts) == (8, 4, 2, 2, 9)
-    assert (manifest.voters, manifest.conversations) == (3, 5)
+    assert (manifest.voters, manifest.conversations) == (3, 6)
     assert manifest.adapters == {"base": 8, "policy-000001": 8}
     assert (manifest.from_time, manifest.to_time) == (vote(0).cast_at, vote(7).cast_at)
     assert len(snapshot.parts) == 2

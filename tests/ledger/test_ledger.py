@@ -2,11 +2,22 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
 
 import pytest
 
 from feedback.contracts import PAIR_TOPIC, VOTE_TOPIC, PairShown, VoteCast
-from feedback.ledger import LedgerCounts, NotYourConversation, NotYourPair, PairConflict, Tally, UnknownPair, VoteConflict
+from feedback.ledger import (
+    Ledger,
+    LedgerCounts,
+    NotYourConversation,
+    NotYourPair,
+    PairConflict,
+    Tally,
+    UnknownPair,
+    VoteConflict,
+)
 from tests.ledger.builders import shown
 
 
@@ -120,9 +131,29 @@ def test_votes_between_is_half_open_and_in_order(ledger):
     for number in range(3):
         ledger.record_pair(shown(f"pair_{number}"))
         cast.append(vote(ledger, f"pair_{number}").vote)
-    assert ledger.votes_between() == cast
-    assert ledger.votes_between(cast[1].cast_at) == cast[1:]
-    assert ledger.votes_between(None, cast[1].cast_at) == cast[:1]
+    assert list(ledger.votes_between()) == cast
+    assert list(ledger.votes_between(cast[1].cast_at)) == cast[1:]
+    assert list(ledger.votes_between(None, cast[1].cast_at)) == cast[:1]
+
+
+@pytest.mark.parametrize("votes", [0, 1, 2, 3, 4, 5])
+def test_votes_are_read_in_batches_each_once(ledger, monkeypatch, votes):
+    monkeypatch.setattr("feedback.ledger.ledger.BATCH", 2)
+    for number in range(votes):
+        ledger.record_pair(shown(f"pair_{number}"))
+        vote(ledger, f"pair_{number}")
+    assert [each.pair.pair_id for each in ledger.votes_between()] == [f"pair_{number}" for number in range(votes)]
+
+
+def test_recent_votes_are_counted_whoever_recorded_them(ledger, url):
+    ledger.record_pair(shown("pair_1"))
+    ledger.record_pair(shown("pair_2"))
+    first = vote(ledger, "pair_1").vote
+    with closing(Ledger.open(url)) as other:
+        second = vote(other, "pair_2").vote
+    assert ledger.votes_since(first.cast_at) == (2, first.cast_at)
+    assert ledger.votes_since(second.cast_at) == (1, second.cast_at)
+    assert ledger.votes_since(second.cast_at + timedelta(seconds=1)) == (0, None)
 
 
 def test_tallies_count_by_adapters_positions_and_choice(ledger):

@@ -101,7 +101,9 @@ def test_topics_without_a_curator_wait_for_no_receipt(ledger, clock):
     assert ledger.mark_confirmed([row.event_id for row in ledger.pending(1)]) == 0
 
 
-def test_a_replay_sends_everything_again_in_the_same_bytes(ledger):
+@pytest.mark.parametrize("batch", [1, 2, 100])
+def test_a_replay_sends_everything_again_in_the_same_bytes(ledger, monkeypatch, batch):
+    monkeypatch.setattr("feedback.ledger.ledger.BATCH", batch)
     filled(ledger, 2)
     ledger.record_vote(pair_id="pair_1", voter="v_ann", choice="both_bad", reasons=("wrong",), comment="ö")
     release(ledger)

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -19,7 +21,7 @@ from feedback.contracts import (
     ReleaseState,
 )
 from feedback.event_log import EventLogError, OutgoingRecord
-from feedback.ledger import LedgerUnavailable
+from feedback.ledger import Ledger, LedgerUnavailable
 from feedback.relay import Relay, RelayMetrics
 from tests.fakes.event_log import FakeEventLog
 from tests.ledger.builders import shown
@@ -288,3 +290,44 @@ def test_what_was_sent_confirmed_and_sent_again_is_counted(ledger, log, start):
     assert (value("sent_total"), value("confirmed_total"), value("failures_total")) == (3, 1, 0)
     assert value("requeued_total", cause="topic") == 1
     assert value("connected") == 0
+
+
+def test_two_relays_on_one_ledger_settle_everything_and_never_trip_over_each_other(ledger, url, log):
+    registries = [CollectorRegistry(), CollectorRegistry()]
+    with closing(Ledger.open(url)) as other:
+        relays = [
+            Relay(each, log, QUICK, metrics=RelayMetrics(registry))
+            for each, registry in zip((ledger, other), registries, strict=True)
+        ]
+        for relay in relays:
+            relay.start()
+        # Confirmed in an order of its own, while both still mark rows as sent.
+        for number in range(60):
+            ledger.record_pair(shown(f"pair_{number}"))
+            if number % 20 == 19:
+                sent = [f"pair_{each}" for each in reversed(range(number + 1))]
+                eventually(lambda sent=sent: set(ids(log)) >= set(sent))
+                confirm(log, *sent)
+        eventually(settled(ledger))
+        for relay in relays:
+            relay.stop()
+    assert set(ids(log)) == {f"pair_{number}" for number in range(60)}
+    assert len(ids(log)) <= 2 * 60 * 2  # by either, and once more after the topics were made
+    assert [registry.get_sample_value("hustings_outbox_failures_total") for registry in registries] == [0, 0]
+
+
+def test_relays_that_mark_the_same_rows_at_once_do_not_deadlock(ledger):
+    for number in range(200):
+        ledger.record_pair(shown(f"pair_{number}"))
+    rows = ledger.pending(200)
+    backwards = [row.event_id for row in reversed(rows)]
+    for _ in range(10):
+        jobs = (
+            lambda: ledger.mark_sent([row.seq for row in rows]),
+            lambda: ledger.requeue({PAIR_TOPIC}, None),
+            lambda: ledger.mark_confirmed(backwards),
+            lambda: ledger.replay({PAIR_TOPIC}),
+        )
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            for done in [pool.submit(job) for job in jobs]:
+                done.result(timeout=30)

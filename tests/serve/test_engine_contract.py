@@ -21,6 +21,7 @@ from serve.engines.base import (
     EngineError,
     GenerationRequest,
     InvalidSampling,
+    NoRoomForAdapter,
     Priority,
     PromptTooLong,
     Sampling,
@@ -245,7 +246,7 @@ async def test_more_adapters_than_fit_are_refused(engine: Engine, folders: tuple
     loaded = [next(names) for _ in range(4 - len(engine.adapters()))]
     for name in loaded:
         await engine.load_adapter(name, folders[0])
-    with pytest.raises(AdapterLoadFailed, match="no room"):
+    with pytest.raises(NoRoomForAdapter, match="no room"):
         await engine.load_adapter(next(names), folders[0])
     for name in loaded:
         await engine.unload_adapter(name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from feedback.ledger import Ledger
+from feedback.ledger import Ledger, LedgerUnavailable
 from feedback.paths import DataPaths
 from serve.app import ServeDeps
 from tests.fakes.engine import FakeEngine
@@ -153,3 +154,52 @@ async def test_another_programs_odd_cookie_on_the_same_host_takes_nobodys_identi
     answer = await client.post("/v1/pairs", json=ASK, headers={"Cookie": f"{neighbour}; hustings_voter=token-of-mine"})
     assert answer.status_code == 200
     assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/", "/loop", "/favicon.ico", "/web/css/base.css", "/web/js/api.js"])
+async def test_pages_and_their_parts_are_kept_by_browsers_and_asked_about_each_time(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    first = await client.get(path)
+    assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
+    again = await client.get(path, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.headers["cache-control"], again.content) == (304, "no-cache", b"")
+
+
+async def test_metrics_are_there_while_the_ledger_is_not(
+    client: httpx.AsyncClient, deps: ServeDeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: Ledger) -> None:
+        raise LedgerUnavailable("the ledger is away")
+
+    monkeypatch.setattr(Ledger, "outbox_stats", gone)
+    answer = await client.get("/metrics")
+    assert answer.status_code == 200
+    assert "hustings_outbox_pending NaN" in answer.text
+    assert "hustings_engine_running" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"), [("application/json", 404), ("text/plain", 422), ("", 422), (None, 422)]
+)
+async def test_another_sites_form_cannot_vote(client: httpx.AsyncClient, content_type: str | None, status: int) -> None:
+    """A page elsewhere may post only what a form can, which JSON is not; and SameSite keeps the cookie from it."""
+    headers = {} if content_type is None else {"Content-Type": content_type}
+    body = b'{"pair_id": "pair_no", "choice": "a"}'
+    assert (await client.post("/v1/votes", content=body, headers=headers)).status_code == status
+
+
+async def test_the_voters_cookie_is_kept_from_scripts_and_other_sites(client: httpx.AsyncClient) -> None:
+    flags = (await client.post("/v1/pairs", json=ASK)).headers["set-cookie"].split("; ")
+    assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(flags)
+    assert "Secure" not in flags  # over http, on this machine
+
+
+async def test_a_body_without_a_length_is_cut_at_the_limit(client: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 65536
+
+    answer = await client.post("/v1/votes", content=endless(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert answer.headers["content-type"] == "application/problem+json"

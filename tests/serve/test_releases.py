@@ -20,7 +20,7 @@ from feedback.ledger import Ledger
 from feedback.paths import DataPaths
 from serve.app import ServeDeps, create_app
 from serve.config import ReleasesConfig
-from serve.engines.base import AdapterLoadFailed
+from serve.engines.base import AdapterLoadFailed, EngineOverloaded, NoRoomForAdapter
 from serve.releases.errors import ProbeFailed, VerificationFailed
 from serve.releases.follower import AdapterFollower
 from serve.releases.manager import ReleaseManager, office_stack
@@ -178,6 +178,40 @@ async def test_weights_that_the_engine_refuses_are_rejected_and_the_incumbent_st
     await eventually(lambda: states(ledger).get(TWO) == "rejected")
     assert reason(ledger, TWO) == "shapes don't fit"
     assert deps.office.holder == ONE
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        NoRoomForAdapter("no room: 4 adapters are loaded"),
+        EngineOverloaded("the engine is full"),
+        RuntimeError("a defect"),
+    ],
+)
+async def test_an_adapter_that_meets_passing_trouble_is_put_off_and_not_rejected(
+    make_deps: MakeDeps, ledger: Ledger, paths: DataPaths, engine: FakeEngine, trouble: Exception
+) -> None:
+    deps = make_deps(releases={"retry_s": 0.01})
+    manager = ReleaseManager(deps)
+    await manager.start()
+    engine.load_failure = trouble
+    manager.hear(publish(paths.adapters, 1))
+    await eventually(lambda: states(ledger).get(ONE) == "candidate" and engine.load_failure is None)
+    manager.look()
+    await eventually(lambda: deps.office.holder == ONE)
+    await manager.close()
+
+
+async def test_probes_that_do_not_fit_the_context_reject_the_adapter_and_the_next_one_is_taken(
+    manager: ReleaseManager, deps: ServeDeps, ledger: Ledger, paths: DataPaths, engine: FakeEngine
+) -> None:
+    long = tuple(range(1, engine.info.max_model_len + 1))
+    probe = ProbeRecord(prompt_token_ids=long, response_token_ids=(1,), policy_logprobs=(-1.0,), base_logprobs=(-2.0,))
+    manager.hear(publish(paths.adapters, 1, probes=(probe,)))
+    await eventually(lambda: states(ledger).get(ONE) == "rejected")
+    assert "can't be scored here" in reason(ledger, ONE)
+    manager.hear(publish(paths.adapters, 2))
+    await eventually(lambda: deps.office.holder == TWO)
 
 
 @pytest.mark.parametrize(
