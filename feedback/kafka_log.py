@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
@@ -56,6 +57,8 @@ SESSION_TIMEOUT_MS = 6_000
 JOIN_TIMEOUT_MS = 20_000
 HEARTBEAT_MS = 2_000
 UNREACHABLE_AFTER_S = 3.0
+STUCK_JOIN_S = 30.0
+"""On the embedded broker, a member without partitions for so long (12 s are usual after a kill) takes another group."""
 
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 _REBALANCED = (
@@ -66,6 +69,7 @@ _REBALANCED = (
     kafka_errors.FencedInstanceIdError,
 )
 _DENIED = (kafka_errors.AuthorizationError, kafka_errors.SaslAuthenticationFailedError)
+logger = structlog.get_logger(__name__)
 _ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[^\s:,/]+):[0-9]{1,5}$")
 
 
@@ -242,6 +246,9 @@ class _Consumer:
         self._ids: dict[str, str] = {}
         self._connections: frozenset[Any] = frozenset()
         self._unreachable_since: float | None = None
+        self._volatile = False
+        self._unassigned_since: float | None = None
+        self._detours = 0
 
     def poll(self, timeout_s: float, max_records: int = 500) -> list[StoredRecord]:
         """The next records; see `EventConsumer.poll`."""
@@ -254,6 +261,7 @@ class _Consumer:
                 return []
         if not fetched:
             self._complain()
+            self._leave_a_stuck_group()
         records = [_stored(record) for part in fetched.values() for record in part]
         for record in records:
             self._next[(record.topic, record.partition)] = record.offset + 1
@@ -297,12 +305,14 @@ class _Consumer:
             if missing:
                 raise TopicsMissing(f"{self._bootstrap} has no topic {', '.join(missing)}; make it with ensure_topics")
             incarnation = _incarnation(admin, ids)
+        self._volatile = bool(incarnation)
+        detour = f".{self._detours}" if self._detours else ""
         self._client = KafkaConsumer(
             *self._topics,
             bootstrap_servers=self._servers,
             kafka_client=_client,
             bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
-            group_id=self._group and self._group + incarnation,
+            group_id=self._group and self._group + incarnation + detour,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=FETCH_WAIT_MS,
@@ -315,6 +325,7 @@ class _Consumer:
             metrics_enabled=False,
         )
         self._ids, self._next, self._connections, self._unreachable_since = ids, {}, frozenset(), None
+        self._unassigned_since = None
 
     def _drop(self) -> None:
         client, self._client = self._client, None
@@ -348,6 +359,22 @@ class _Consumer:
         self._unreachable_since = None if _connections(self._client._client) else self._unreachable_since or now
         if self._unreachable_since is not None and now - self._unreachable_since >= UNREACHABLE_AFTER_S:
             raise EventLogUnavailable(_unreachable(self._bootstrap, "no connection"))
+
+    def _leave_a_stuck_group(self) -> None:
+        """The embedded broker can wait for ever for a member that was killed as it joined: then read in another group.
+
+        That one begins at the beginning, and readers drop by id what they have. A Kafka counts such a member out.
+        """
+        if self._group is None or not self._volatile or self._client.assignment():
+            self._unassigned_since = None
+            return
+        now = time.monotonic()
+        self._unassigned_since = self._unassigned_since or now
+        if now - self._unassigned_since < STUCK_JOIN_S:
+            return
+        self._detours += 1
+        logger.warning("the broker gives this group no partitions; reading in another", group=self._group)
+        self._drop()
 
 
 def _client(**configs: Any) -> Any:

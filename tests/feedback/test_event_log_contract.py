@@ -307,3 +307,25 @@ def _read_values(consumer: EventConsumer, wanted: set[bytes], timeout_s: float =
                 found.setdefault(record.value, record)
     assert set(found) == wanted
     return list(found.values())
+
+
+@pytest.mark.slow
+def test_a_group_that_waits_for_a_member_gone_in_its_join_is_left_for_another(
+    embedded_broker: Embedded, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feedback.kafka_log.STUCK_JOIN_S", 6.0)  # a join takes 3 to 5 s, a gone member's time-out 11
+    log = embedded_broker.log()
+    log.ensure_topics([unique])
+    with closing(log.producer()) as producer:
+        assert producer.send([OutgoingRecord(unique, "k", b"1")]) == [None]
+    with closing(log.consumer([unique], unique)) as gone:
+        gone.poll(0.1)
+    deadline = time.monotonic() + 60
+    with closing(log.consumer([unique], unique)) as reader:
+        seen: list[StoredRecord] = []
+        while not seen:
+            assert time.monotonic() < deadline, "the group stayed stuck"
+            seen = reader.poll(0.5)
+        reader.commit()
+        assert [record.value for record in seen] == [b"1"]
+        assert reader._detours >= 1  # type: ignore[attr-defined]

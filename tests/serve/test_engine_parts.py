@@ -11,7 +11,7 @@ import pytest
 from serve.config import ServeConfig
 from serve.engines import vllm_settings
 from serve.engines.admission import Admission
-from serve.engines.base import AdapterLoadFailed, AdapterNotLoaded, EngineOverloaded, Priority
+from serve.engines.base import AdapterLoadFailed, AdapterNotLoaded, EngineOverloaded, NoRoomForAdapter, Priority
 from serve.engines.registry import AdapterRegistry, folder_digest
 
 
@@ -62,7 +62,7 @@ def test_a_second_load_of_the_same_name_gets_a_fresh_number() -> None:
 
 
 def test_a_full_registry_names_what_is_loaded() -> None:
-    with pytest.raises(AdapterLoadFailed, match="policy-000001"):
+    with pytest.raises(NoRoomForAdapter, match="policy-000001"):
         registry_with("policy-000001").plan("policy-000002", Path("y"), "other")
 
 
