@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from typing import IO
 from deploy.console import Console, LogFile, lines_of, plain
 
 TAIL_LINES = 30
+_ERROR = re.compile(r"\[(error|critical)\s*\]|\"level\": ?\"(error|critical)\"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Child:
         self.started_at = 0.0
         self._console = console
         self._log = log
+        self._log_works = True
         self._process: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
 
@@ -144,13 +147,26 @@ class Child:
     def _take(self, line: str) -> None:
         if plain(line).strip():
             self.tail.append(plain(line))
-        self._log.write(line)
+        try:
+            self._log.write(line)
+        except OSError as error:  # a full disk must not cut off the process's output, which would block it
+            if self._log_works:
+                self._console.say(f"the log of {self.spec.name} can't be written ({error.strerror}); going on without")
+            self._log_works = False
+        else:
+            self._log_works = True
         self._console.line(self.spec.name, line)
 
 
 def _set_oom_score(pid: int, score: int) -> None:
     with contextlib.suppress(OSError):  # no Linux, or not allowed: the kernel decides alone, as without us
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(score), encoding="ascii")
+
+
+def telling_line(tail: Sequence[str]) -> str:
+    """The line that says best why a process ended: its last one of level error, else its last one; "" for none."""
+    errors = [line for line in tail if _ERROR.search(line)]
+    return (errors or [*tail] or [""])[-1].strip()
 
 
 def describe_status(status: int) -> str:

@@ -25,7 +25,7 @@ app = typer.Typer(
     Start with `hustings up`, open the page that it names, chat and vote. Every 64 votes that name a winner, a training
     cycle runs and its adapter goes into service while the old one still answers.
 
-    Every verb takes `--config FILE` and `--set key=value`; `hustings config --explain` lists all keys.
+    Every verb takes `--config FILE`, and most `--set key=value`; `hustings config --explain` lists all keys.
     """,
     no_args_is_help=True,
     add_completion=False,

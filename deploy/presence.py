@@ -50,8 +50,10 @@ def hold(paths: DataPaths) -> Iterator[None]:
             ) from error
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
-        yield
-        _file(paths).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            _file(paths).unlink(missing_ok=True)
     finally:
         os.close(handle)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deploy import reaper
-from deploy.child import Child, ChildSpec, describe_status
+from deploy.child import Child, ChildSpec, describe_status, telling_line
 from deploy.console import Console, LogFile
 from deploy.errors import ChildFailed
 
@@ -138,7 +138,8 @@ class Supervisor:
         name = child.spec.name
         pause = backoff.after(child.uptime_s)
         how = describe_status(status)
-        last = f"; its last line: {child.tail[-1].strip()}" if child.tail and status != 0 else ""
+        said = telling_line(child.tail)
+        last = f"; it said: {said}" if said and status != 0 else ""
         if child.spec.essential and (status == USAGE_STATUS or backoff.failures >= self._give_up_after):
             again = "" if status == USAGE_STATUS else f", {backoff.failures} times in a row"
             self._fail(f"{name} {how}{again}{last} (all of it: {self._log_folder / f'{name}.log'})")

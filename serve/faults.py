@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -43,6 +44,8 @@ from serve.http import (
     wants_openai_errors,
 )
 from serve.text import printable
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,9 @@ def _engine_fault(error: EngineError) -> Fault:
 
 def _ledger_fault(error: LedgerError) -> Fault | None:
     if isinstance(error, LedgerUnavailable):
-        return Fault(503, "Ledger unavailable", "ledger-unavailable", _sentence(str(error)), 5.0)
+        log.warning("ledger unavailable", reason=str(error))  # with its address, which is not for everybody
+        detail = "The votes' record is out of reach, so nothing was recorded. Try again in a few seconds."
+        return Fault(503, "Ledger unavailable", "ledger-unavailable", detail, 5.0)
     for kind, (status, title, slug) in _LEDGER.items():
         if isinstance(error, kind):
             return Fault(status, title, slug, _sentence(str(error)))

@@ -16,6 +16,7 @@ from serve.routes.problems import OPENAI_ERRORS
 router = APIRouter(tags=["openai"])
 OFFICE = "hustings"
 BASE = "base"
+ROLLOUT_PREFIX = "rollout-"
 _STARTED = int(time.time())
 
 
@@ -52,15 +53,20 @@ def resolve(deps: ServeDeps, model: str) -> str | None:
         return deps.office.holder
     if model == BASE:
         return None
-    if model not in deps.engine.adapters():
+    if model not in _public(deps):
         raise ModelNotFound(
             f"The model '{model}' does not exist. Use `hustings`, `base` or an adapter that GET /v1/models lists."
         )
     return model
 
 
+def _public(deps: ServeDeps) -> frozenset[str]:
+    """Adapters that people may ask for: the trainer's own, which it must be able to unload, are not among them."""
+    return frozenset(name for name in deps.engine.adapters() if not name.startswith(ROLLOUT_PREFIX))
+
+
 def _models(deps: ServeDeps) -> list[Model]:
-    return [Model(id=name, root=deps.base_model) for name in (OFFICE, BASE, *sorted(deps.engine.adapters()))]
+    return [Model(id=name, root=deps.base_model) for name in (OFFICE, BASE, *sorted(_public(deps)))]
 
 
 @router.get("/v1/models", response_model=ModelList, responses=OPENAI_ERRORS)

@@ -38,6 +38,7 @@ class AdapterFollower:
         self._look = look
         self._metrics = metrics
         self._retry_s = retry_s
+        self._pause = retry_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="adapter-follower", daemon=True)
 
@@ -52,22 +53,20 @@ class AdapterFollower:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        pause = self._retry_s
         while not self._stopping.is_set():
             try:
                 self._follow()
             except EventLogError as error:
-                log.warning("adapters topic out of reach", reason=str(error), next_try_s=pause)
-                self._stopping.wait(pause)
-                pause = min(pause * 2, LONGEST_PAUSE_S)
-            else:
-                pause = self._retry_s
+                log.warning("adapters topic out of reach", reason=str(error), next_try_s=self._pause)
+                self._stopping.wait(self._pause)
+                self._pause = min(self._pause * 2, LONGEST_PAUSE_S)
 
     def _follow(self) -> None:
         self._log.ensure_topics([ADAPTER_TOPIC])
         consumer = self._log.consumer([ADAPTER_TOPIC], None)
         try:
             self._look()
+            self._pause = self._retry_s
             while not self._stopping.is_set():
                 for record in consumer.poll(POLL_S):
                     self._read(record)

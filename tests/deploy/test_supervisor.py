@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.child import ChildSpec, describe_status
+from deploy.child import ChildSpec, describe_status, telling_line
 from deploy.console import Console, LogFile, lines_of, plain
 from deploy.errors import ChildFailed
 from deploy.supervisor import Backoff, Supervisor
@@ -102,8 +102,7 @@ async def test_a_child_that_ends_is_started_again_and_the_reason_said(tmp_path: 
     stage.supervisor.request_stop()
     await running
     assert (
-        "hustings: one ended with status 3 after 0 s; starting it again in 0.01 s; its last line: lost my way"
-        in stage.said()
+        "hustings: one ended with status 3 after 0 s; starting it again in 0.01 s; it said: lost my way" in stage.said()
     )
 
 
@@ -129,7 +128,7 @@ async def test_an_essential_child_that_will_not_stay_up_ends_everything(tmp_path
     specs = [ChildSpec("good", python(POLITE)), ChildSpec("bad", python("print('no such model'); raise SystemExit(1)"))]
     stage = Stage(tmp_path, specs, give_up_after=3)
     with pytest.raises(
-        ChildFailed, match=r"bad ended with status 1, 3 times in a row; its last line: no such model .*bad\.log"
+        ChildFailed, match=r"bad ended with status 1, 3 times in a row; it said: no such model .*bad\.log"
     ):
         await asyncio.wait_for(stage.supervisor.run(), 20)
     assert "good: bye" in stage.said() or "good: up" not in stage.said()
@@ -201,7 +200,7 @@ async def test_stopping_while_a_child_still_waits_leaves_it_unstarted(tmp_path: 
 SUPERVISED = """
 import asyncio, sys
 from pathlib import Path
-from deploy.child import ChildSpec
+from deploy.child import ChildSpec, telling_line
 from deploy.console import Console
 from deploy.supervisor import Supervisor
 specs = [ChildSpec(name, [sys.executable, "-S", "-E", "-c", code], stop_grace_s=0.2)
@@ -286,3 +285,22 @@ def test_a_terminal_that_went_away_stops_nothing() -> None:
     console = Console(gone)
     gone.close()
     console.say("nobody reads this")
+
+
+@pytest.mark.parametrize(
+    ("tail", "telling"),
+    [
+        ([], ""),
+        (["one", "two"], "two"),
+        (
+            ["12:00:00 [error    ] can't start  reason=port", "12:00:01 [info     ] stopped", "bye"],
+            "12:00:00 [error    ] can't start  reason=port",
+        ),
+        (
+            ['{"level": "error", "event": "gone"}', '{"level": "info", "event": "stopped"}'],
+            '{"level": "error", "event": "gone"}',
+        ),
+    ],
+)
+def test_the_last_error_tells_why_a_process_ended(tail: list[str], telling: str) -> None:
+    assert telling_line(tail) == telling

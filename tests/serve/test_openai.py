@@ -208,3 +208,13 @@ async def test_an_engine_that_is_gone_is_unavailable(ai: openai.AsyncOpenAI, eng
     with pytest.raises(openai.InternalServerError) as caught:
         await ai.chat.completions.create(model="hustings", messages=ASK)
     assert caught.value.status_code == 503
+
+
+async def test_the_trainers_rollout_adapters_are_not_for_people(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine._weights["rollout-1"] = "x"
+    engine._usable.add("rollout-1")
+    assert "rollout-1" in engine.adapters()
+    listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+    body = {"model": "rollout-1", "messages": [{"role": "user", "content": "Hello?"}]}
+    assert "rollout-1" not in listed
+    assert (await client.post("/v1/chat/completions", json=body)).status_code == 404
