@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class VllmEngine:
         os.environ.update(vllm_settings.environment(self._config, self._model, given, cpu=cpu))
         try:
             async with asyncio.timeout(self._config.engine_start_timeout_s):
-                self._llm = await asyncio.to_thread(self._build)
+                self._llm = await _in_daemon_thread(self._build)
                 await self._llm.get_supported_tasks()
         except TimeoutError as error:
             raise EngineUnavailable(
@@ -243,6 +244,27 @@ class VllmEngine:
 
     def _is_dead(self) -> bool:
         return self._llm is None or bool(self._llm.errored)
+
+
+async def _in_daemon_thread(work: Callable[[], Any]) -> Any:
+    """Like `asyncio.to_thread`, but whoever stops meanwhile doesn't wait: a start of vLLM can't be broken off."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(set_it: Callable[[Any], None], value: Any) -> None:
+        if not done.done():
+            set_it(value)
+
+    def run() -> None:
+        try:
+            report = (done.set_result, work())
+        except BaseException as error:  # noqa: BLE001 - it goes to whoever waits
+            report = (done.set_exception, error)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(settle, *report)
+
+    threading.Thread(target=run, name="engine-start", daemon=True).start()
+    return await done
 
 
 @contextmanager
