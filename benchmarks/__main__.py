@@ -21,6 +21,9 @@ def commands(model: str) -> dict[str, list[list[str]]]:
     return {
         "engine": [["benchmarks.engine", model, "--swap"]],
         "reward_head": [[*head, "sample", *arguments], [*head, "fit", *arguments]],
+        "learning": [
+            ["benchmarks.learning", "run", "--model", model, "--cache", str(cache_dir() / "bench" / "learning")]
+        ],
     }
 
 
