@@ -103,7 +103,7 @@ class GovernorConfig(Section):
     """Least share of distinct bigrams, as a fraction of the base's own answers'."""
     max_perplexity_ratio: float = Field(default=1.5, gt=0)
     """Highest perplexity of the answers under the base, as a multiple of that of the base's own answers."""
-    max_kl: float = Field(default=15.0, gt=0)
+    max_kl: float = Field(default=9.0, gt=0)
     """Most nats an answer between policy and base."""
 
 

@@ -24,6 +24,7 @@ SETTINGS: dict[str, object] = {
     "train.schedule.eval_prompts": 64,
     # A model of noise answers in noise: its perplexity and bigrams tell nothing of fluency.
     "train.governor.max_perplexity_ratio": 5.0,
+    "train.governor.max_kl": 100,
     "train.governor.min_distinct_ratio": 0.5,
     "serve.default_max_tokens": 16,
     "serve.kv_cache_gib": 0.25,

@@ -31,7 +31,7 @@ def test_answers_of_one_token_repeat_nothing() -> None:
         (Conduct(0.79, 0.9, 8.0, 0.0), "within"),
         (Conduct(1.0, 0.71, 8.0, 0.0), "across"),
         (Conduct(1.0, 0.9, 12.1, 0.0), "perplexity"),
-        (Conduct(1.0, 0.9, 8.0, 15.1), "KL"),
+        (Conduct(1.0, 0.9, 8.0, 9.1), "KL"),
     ],
 )
 def test_each_bound_is_named_when_it_breaks(seen: Conduct, word: str) -> None:
@@ -43,7 +43,7 @@ def test_each_bound_is_named_when_it_breaks(seen: Conduct, word: str) -> None:
 
 
 def test_on_the_bounds_is_within() -> None:
-    assert judge(Conduct(0.8, 0.72 + 1e-9, 12.0, 15.0), BASE, GovernorConfig()).within
+    assert judge(Conduct(0.8, 0.72 + 1e-9, 12.0, 9.0), BASE, GovernorConfig()).within
 
 
 def test_the_best_before_the_first_breach_is_chosen() -> None:
