@@ -67,6 +67,11 @@ def slim(root: Path, iteration: int, keep: str) -> None:
     (folder / ".slim").replace(folder / TENSORS_FILE)
 
 
+def below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors called `name/...`, without that beginning."""
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+
+
 def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """An AdamW's moments and steps, by the parameter's place."""
     return {

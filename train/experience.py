@@ -9,16 +9,11 @@ import torch
 from torch import Tensor
 
 from train import maths
-from train.base import CRITIC, POLICY, Base, policy_pass, reference_pass, states_pass
+from train.base import POLICY, Base, policy_pass, reference_pass
 from train.config import TrainConfig
 from train.errors import TrainingDiverged
-from train.heads import ValueHead
-from train.packing import groups
 from train.reward.protocol import TokenRewardModel
 from train.rollout import Sample
-
-RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
-"""Strengths that the critic's fit chooses from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +102,6 @@ def old_policy(
     return Old(logprobs, states)
 
 
-def critic_states(base: Base, scored: Scored, old: Old, config: TrainConfig) -> Tensor:
-    """What the value head reads, (B, T, H): the policy's own states, or those of the critic's adapter."""
-    if config.ppo.critic == "trunk":
-        return old.states
-    states = torch.zeros_like(old.states)
-    for batch in groups(scored.samples, config.ppo.pass_tokens):
-        with torch.no_grad():
-            found, mask = states_pass(base, [scored.samples[row] for row in batch], adapter=CRITIC)
-        states[torch.tensor(batch, device=base.device), : mask.shape[1]] = found.float()
-    return states
-
-
 def shaped(scored: Scored, old: Old, coefficient: float, config: TrainConfig) -> Tensor:
     """The rewards that PPO maximises, (B, T): clipped, with the penalty for a missing end, less the KL's price."""
     ppo = config.ppo
@@ -133,45 +116,6 @@ def shaped(scored: Scored, old: Old, coefficient: float, config: TrainConfig) ->
     return maths.kl_shaped_rewards(
         rewards, maths.kl(old.logprobs, scored.reference, ppo.kl_estimator), coefficient, scored.mask
     )
-
-
-def cross_fitted_values(head: ValueHead, states: Tensor, returns: Tensor, mask: Tensor, folds: int = 4) -> Tensor:
-    """Fit the critic in closed form; every answer's values come from a fit that has not seen it.
-
-    The ridge's strength is the one that predicts answers held out of that fit best, the strongest being near to a
-    constant: a critic that knows nothing must not add noise. The head itself ends fitted on all. Values that had seen
-    their own returns would explain the noise away, and the advantage with it.
-
-    Args:
-        head: a calibrated head.
-        states: (B, T, H).
-        returns: (B, T), Monte Carlo.
-        mask: (B, T).
-        folds: into which the answers are split.
-
-    Returns:
-        Values (B, T).
-    """
-    fold = torch.arange(len(states), device=states.device) % folds
-    values = torch.zeros_like(returns)
-    for part in range(folds):
-        inside, outside = mask & (fold == part)[:, None], mask & (fold != part)[:, None]
-        if bool(inside.any()) and bool(outside.any()):
-            inner = outside & (fold == (part + 1) % folds)[:, None]
-            ridge = _best_ridge(head, states, returns, outside & ~inner, inner)
-            found = head.regress(states[outside], returns[outside], (ridge,))
-            values[inside] = head.predict(states[inside], found)[0].to(values.dtype)
-    held = mask & (fold == 0)[:, None]
-    head.fit(states[mask], returns[mask], _best_ridge(head, states, returns, mask & ~held, held))
-    return values
-
-
-def _best_ridge(head: ValueHead, states: Tensor, returns: Tensor, seen: Tensor, unseen: Tensor) -> float:
-    """The strength whose fit on `seen` tokens (B, T) predicts the `unseen` ones best."""
-    if not bool(seen.any()) or not bool(unseen.any()):
-        return RIDGES[-1]
-    guesses = head.predict(states[unseen], head.regress(states[seen], returns[seen], RIDGES))
-    return RIDGES[int((guesses - returns[unseen]).square().mean(1).argmin())]
 
 
 def _mask(samples: Sequence[Sample], device: torch.device) -> Tensor:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from train import maths
-from train.base import CRITIC, Base, policy_pass, states_pass
+from train.base import Base, policy_pass
 from train.config import TrainConfig
+from train.critic import Critic
 from train.errors import TrainingDiverged
 from train.experience import Old, Scored
-from train.heads import ValueHead
 
 RATIO_TOLERANCE = {"exact": 0.0, "float32": 1e-3, "bfloat16": 1.0}
 """How far a ratio of the first minibatch may be from 1: old log-probs by a pass of the trainer itself, by the local
@@ -53,6 +54,15 @@ class UpdateFigures:
         """Mean over minibatches."""
         return self.sums.get(name, 0.0) / max(self.updates, 1)
 
+    def means(self) -> dict[str, Any]:
+        """All that `IterationMetrics` takes from an update."""
+        means = ("entropy", "policy_loss", "value_loss", "approx_kl", "clip_fraction", "grad_norm")
+        return {name: self.mean(name) for name in means} | {
+            "updates": self.updates,
+            "stopped_early": self.stopped_early,
+            "first_ratio_error": self.first_ratio_error,
+        }
+
 
 class Updater:
     """The policy's and the critic's optimisation."""
@@ -60,14 +70,12 @@ class Updater:
     def __init__(
         self,
         base: Base,
-        head: ValueHead,
         policy: tuple[list[nn.Parameter], torch.optim.Optimizer],
-        critic: tuple[list[nn.Parameter], torch.optim.Optimizer],
+        critic: Critic,
         config: TrainConfig,
     ) -> None:
-        self._base, self._head, self._config = base, head, config
-        self._policy_weights, self._policy_optimiser = policy
-        self._critic_weights, self._critic_optimiser = critic
+        self._base, self._critic, self._config = base, critic, config
+        self._weights, self._optimiser = policy
 
     def run(
         self,
@@ -100,8 +108,8 @@ class Updater:
             found.pop("ratio_error", None)
             limit = self._config.ppo.max_approx_kl
             if limit is not None and found["approx_kl"] > limit:
-                self._policy_optimiser.zero_grad(set_to_none=True)
-                self._critic_optimiser.zero_grad(set_to_none=True)
+                self._optimiser.zero_grad(set_to_none=True)
+                self._critic.optimiser.zero_grad(set_to_none=True)
                 figures.stopped_early = True
                 break
             found["grad_norm"] = self._step()
@@ -155,7 +163,7 @@ class Updater:
             loss = loss + coefficient / targets.unit * maths.masked_mean(price, mask)
         self._backward(loss * share)
         value = maths.value_loss(
-            self._values(turns, targets.states[rows, :width], mask),
+            self._critic.predict(turns, targets.states[rows, :width], mask),
             targets.values[rows, :width],
             targets.returns[rows, :width],
             mask,
@@ -173,11 +181,6 @@ class Updater:
             "ratio_error": float(torch.expm1(drift)),
         }
 
-    def _values(self, turns: Sequence[object], states: Tensor, mask: Tensor) -> Tensor:
-        if self._config.ppo.critic == "lora":
-            states, _ = states_pass(self._base, turns, adapter=CRITIC)  # type: ignore[arg-type]
-        return torch.where(mask, self._head(states), 0.0)
-
     def _backward(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss.detach())):
             raise TrainingDiverged("a loss is not finite; lower train.ppo.learning_rate (the incumbent is untouched)")
@@ -185,13 +188,13 @@ class Updater:
 
     def _step(self) -> float:
         limit = self._config.ppo.max_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(self._policy_weights, limit))
-        critic_norm = float(nn.utils.clip_grad_norm_(self._critic_weights, limit))
+        norm = float(nn.utils.clip_grad_norm_(self._weights, limit))
+        critic_norm = float(nn.utils.clip_grad_norm_(self._critic.weights, limit))
         if not (torch.isfinite(torch.tensor([norm, critic_norm])).all()):
             raise TrainingDiverged(
                 "a gradient is not finite; lower train.ppo.learning_rate (the incumbent is untouched)"
             )
-        for optimiser in (self._policy_optimiser, self._critic_optimiser):
+        for optimiser in (self._optimiser, self._critic.optimiser):
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         return norm

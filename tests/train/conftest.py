@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from train.base import POLICY, Base
 from train.config import LoraSettings
+
+# A wall clock tells nothing of a property on a shared machine; pytest's own timeout still holds.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @dataclass(frozen=True)

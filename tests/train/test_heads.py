@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from train.experience import cross_fitted_values
+from train.critic import cross_fitted_values
 from train.heads import ValueHead
 
 

@@ -1,0 +1,127 @@
+"""The critic: a value head on the policy's own detached states, or on a LoRA adapter of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from train import checkpoint, maths
+from train.base import CRITIC, Base, states_pass
+from train.config import TrainConfig
+from train.heads import ValueHead
+from train.packing import Turn, groups
+
+RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
+"""Strengths that the critic's fit chooses from."""
+
+
+class Critic:
+    """Value head, its adapter if it has one, and their optimiser.
+
+    Attributes:
+        head: reads the states.
+        weights: all that is trained.
+        optimiser: of them.
+        adapter: whether the critic has a LoRA adapter of its own.
+    """
+
+    def __init__(self, base: Base, config: TrainConfig) -> None:
+        ppo = config.ppo
+        self._base, self._ppo, self._budget = base, ppo, ppo.pass_tokens
+        self.adapter = ppo.critic == "lora"
+        self.head = ValueHead(base.width).to(base.device)
+        self.weights: list[nn.Parameter] = list(self.head.parameters())
+        if self.adapter:
+            base.adapters.add(CRITIC, config.seed + 1)
+            self.weights += base.adapters.parameters(CRITIC)
+        self.optimiser = checkpoint.adamw(self.weights, ppo.value_learning_rate, ppo.betas, 0.0)
+
+    def states(self, turns: Sequence[Turn], policy_states: Tensor) -> Tensor:
+        """What the value head reads, (B, T, H): the policy's own states, or those of the critic's adapter."""
+        if not self.adapter:
+            return policy_states
+        states = torch.zeros_like(policy_states)
+        for batch in groups(turns, self._budget):
+            with torch.no_grad():
+                found, mask = states_pass(self._base, [turns[row] for row in batch], adapter=CRITIC)
+            states[torch.tensor(batch, device=policy_states.device), : mask.shape[1]] = found.float()
+        return states
+
+    def values(self, states: Tensor, rewards: Tensor, mask: Tensor, *, first: bool) -> Tensor:
+        """Values (B, T), from a head that is refitted on what was sampled (always, or before the first step).
+
+        Args:
+            states: (B, T, H) from `states`.
+            rewards: (B, T), shaped.
+            mask: (B, T).
+            first: whether the policy has not moved yet.
+        """
+        ppo = self._ppo
+        self.head.calibrate(states[mask])
+        refit = ppo.critic_refit and not self.adapter
+        if refit or (first and ppo.critic_warmup):
+            returns = maths.gae(rewards, torch.zeros_like(rewards), mask, ppo.gamma, 1.0).returns
+            return cross_fitted_values(self.head, states, returns, mask)
+        with torch.no_grad():
+            return torch.where(mask, self.head(states), 0.0)
+
+    def predict(self, turns: Sequence[Turn], states: Tensor, mask: Tensor) -> Tensor:
+        """Values (B, T) that carry the gradient; `states` (B, T, H) are read unless the critic has an adapter."""
+        if self.adapter:
+            states, _ = states_pass(self._base, turns, adapter=CRITIC)
+        return torch.where(mask, self.head(states), 0.0)
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors, for a checkpoint."""
+        tensors = {f"head/{key}": value for key, value in self.head.state_dict().items()}
+        if self.adapter:
+            tensors |= {f"{CRITIC}/{key}": value for key, value in self._base.adapters.state(CRITIC).items()}
+        return tensors | checkpoint.optimiser_tensors(self.optimiser, "critic_optimiser")
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        self.head.load_state_dict(checkpoint.below(tensors, "head"))
+        if self.adapter:
+            self._base.adapters.load_state(CRITIC, checkpoint.below(tensors, CRITIC))
+        checkpoint.restore_optimiser(self.optimiser, tensors, "critic_optimiser")
+
+
+def cross_fitted_values(head: ValueHead, states: Tensor, returns: Tensor, mask: Tensor, folds: int = 4) -> Tensor:
+    """Fit the critic in closed form; every answer's values come from a fit that has not seen it.
+
+    The ridge's strength is the one that predicts answers held out of that fit best, the strongest being near to a
+    constant: a critic that knows nothing must not add noise. The head itself ends fitted on all. Values that had seen
+    their own returns would explain the noise away, and the advantage with it.
+
+    Args:
+        head: a calibrated head.
+        states: (B, T, H).
+        returns: (B, T), Monte Carlo.
+        mask: (B, T).
+        folds: into which the answers are split.
+
+    Returns:
+        Values (B, T).
+    """
+    fold = torch.arange(len(states), device=states.device) % folds
+    values = torch.zeros_like(returns)
+    for part in range(folds):
+        inside, outside = mask & (fold == part)[:, None], mask & (fold != part)[:, None]
+        if bool(inside.any()) and bool(outside.any()):
+            inner = outside & (fold == (part + 1) % folds)[:, None]
+            ridge = _best_ridge(head, states, returns, outside & ~inner, inner)
+            found = head.regress(states[outside], returns[outside], (ridge,))
+            values[inside] = head.predict(states[inside], found)[0].to(values.dtype)
+    held = mask & (fold == 0)[:, None]
+    head.fit(states[mask], returns[mask], _best_ridge(head, states, returns, mask & ~held, held))
+    return values
+
+
+def _best_ridge(head: ValueHead, states: Tensor, returns: Tensor, seen: Tensor, unseen: Tensor) -> float:
+    """The strength whose fit on `seen` tokens (B, T) predicts the `unseen` ones best."""
+    if not bool(seen.any()) or not bool(unseen.any()):
+        return RIDGES[-1]
+    guesses = head.predict(states[unseen], head.regress(states[seen], returns[seen], RIDGES))
+    return RIDGES[int((guesses - returns[unseen]).square().mean(1).argmin())]
