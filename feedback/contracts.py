@@ -22,6 +22,8 @@ DEAD_LETTER_TOPIC = "hustings.votes.dlq"
 RECEIPT_TOPIC = "hustings.receipts"
 ADAPTER_TOPIC = "hustings.adapters"
 RELEASE_TOPIC = "hustings.releases"
+GATE_KEY = "gate"
+"""Key of `GateChanged` among the releases, whose keys are adapters' names."""
 TOPICS = (PAIR_TOPIC, VOTE_TOPIC, DEAD_LETTER_TOPIC, RECEIPT_TOPIC, ADAPTER_TOPIC, RELEASE_TOPIC)
 
 Position = Literal["a", "b", "c", "d"]
@@ -189,11 +191,26 @@ class ReleaseState(StrEnum):
 
 
 class ReleaseChanged(Event):
-    """An adapter went from one state to another. `actor` is "auto" or the operator; key of the record: the name."""
+    """An adapter went from one state to another. Key of the record: the name.
+
+    Attributes:
+        actor: "auto", or the operator who did it.
+        figures: what the decision rests on (votes, win rate and its bounds, guards), where it rests on figures.
+    """
 
     name: str
     before: ReleaseState | None
     after: ReleaseState
+    reason: str
+    actor: str
+    figures: dict[str, float] = {}
+    changed_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class GateChanged(Event):
+    """An operator has paused releases, or lets them go on. Key of the record: `GATE_KEY`, in the releases' topic."""
+
+    paused: bool
     reason: str
     actor: str
     changed_at: AwareDatetime = Field(default_factory=utc_now)

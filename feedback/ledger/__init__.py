@@ -1,6 +1,7 @@
 """The ledger: what the system knows for sure. SQLite in WAL mode, or PostgreSQL."""
 
 from feedback.ledger.ballots import LedgerCounts, Tally, VoteOutcome
+from feedback.ledger.duels import Duel
 from feedback.ledger.errors import (
     LedgerError,
     LedgerTooNew,
@@ -8,6 +9,7 @@ from feedback.ledger.errors import (
     NotYourConversation,
     NotYourPair,
     PairConflict,
+    ReleaseConflict,
     UnknownPair,
     VoteConflict,
 )
@@ -16,6 +18,7 @@ from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
 
 __all__ = [
+    "Duel",
     "Ledger",
     "LedgerCounts",
     "LedgerError",
@@ -28,6 +31,7 @@ __all__ = [
     "PairConflict",
     "ParkedRow",
     "Release",
+    "ReleaseConflict",
     "Tally",
     "UnknownPair",
     "VoteConflict",

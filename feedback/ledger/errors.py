@@ -7,7 +7,8 @@ LedgerError
 ├── NotYourPair         the pair was shown to somebody else
 ├── NotYourConversation the conversation is somebody else's
 ├── PairConflict        another pair has this id
-└── VoteConflict        this voter has already voted otherwise on this pair
+├── VoteConflict        this voter has already voted otherwise on this pair
+└── ReleaseConflict     another serving has moved the release meanwhile
 """
 
 from __future__ import annotations
@@ -67,3 +68,11 @@ class VoteConflict(LedgerError):
         self.pair_id = pair_id
         self.vote_id = vote_id
         self.choice = choice
+
+
+class ReleaseConflict(LedgerError):
+    """A release isn't in the state that it was to be moved from: somebody else has moved it."""
+
+    def __init__(self, name: str, expected: str | None) -> None:
+        super().__init__(f"{name} is no longer {expected or 'unknown'}: it was moved meanwhile; look again and repeat")
+        self.name = name

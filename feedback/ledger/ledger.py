@@ -9,10 +9,12 @@ from typing import Self
 
 from sqlalchemy import Connection
 
-from feedback.contracts import AdapterManifest, Choice, PairShown, ReleaseChanged, VoteCast
+from feedback.contracts import AdapterManifest, Choice, GateChanged, PairShown, ReleaseChanged, VoteCast
 from feedback.ledger import ballots, offices, outbox
+from feedback.ledger import duels as duelling
 from feedback.ledger.ballots import LedgerCounts, Tally, VoteOutcome
 from feedback.ledger.database import Database
+from feedback.ledger.duels import Duel
 from feedback.ledger.migrate import migrate
 from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
@@ -212,14 +214,23 @@ class Ledger:
         """Add a change to the history, make it the adapter's state, and tell the event log, in one transaction."""
         self.record_releases([change], manifest)
 
-    def record_releases(self, changes: Sequence[ReleaseChanged], manifest: AdapterManifest | None = None) -> None:
+    def record_releases(
+        self, changes: Sequence[ReleaseChanged], manifest: AdapterManifest | None = None, *, compare: bool = False
+    ) -> None:
         """Several changes that belong together (one retires, another takes office) in one transaction.
 
         Args:
             manifest: belongs to the change that has its name.
+            compare: only if each release is in the state that its change begins at; of several servings that move one
+                at the same time, one does.
+
+        Raises:
+            ReleaseConflict: with `compare`, another process has moved one of them.
         """
 
         def work(connection: Connection) -> None:
+            if compare:
+                offices.require_states(connection, changes)
             for change in changes:
                 mine = manifest is not None and manifest.name == change.name
                 offices.record(connection, change, manifest if mine else None)
@@ -242,6 +253,23 @@ class Ledger:
     def release_history(self, name: str | None = None) -> list[ReleaseChanged]:
         """Changes of one adapter, or of all, the oldest first."""
         return self._database.read(lambda connection: offices.history(connection, name))
+
+    def record_gate(self, change: GateChanged) -> None:
+        """Pause the releases, or let them go on, and tell the event log."""
+        self._database.write(lambda connection: offices.record_gate(connection, change))
+        self._tell()
+
+    def gate_history(self) -> list[GateChanged]:
+        """Pauses of the releases and their ends, the oldest first."""
+        return self._database.read(offices.gate)
+
+    def duels(self, one: str | None, other: str | None, since: datetime) -> list[Duel]:
+        """Votes on pairs of these two (None is the base) shown since then, as `one` sees them, the earliest first."""
+        return self._database.read(lambda connection: duelling.duels(connection, one, other, since))
+
+    def pairs_of(self, one: str | None, other: str | None, since: datetime, limit: int = BATCH) -> list[PairShown]:
+        """The first pairs of these two adapters (None is the base) that were shown since then."""
+        return self._database.read(lambda connection: duelling.pairs_of(connection, one, other, since, limit))
 
     def _queued(self, work: Callable[[Connection], int]) -> int:
         rows = self._database.write(work)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, text, update
 
-from feedback.contracts import RELEASE_TOPIC, AdapterManifest, ReleaseChanged, ReleaseState
+from feedback.contracts import GATE_KEY, RELEASE_TOPIC, AdapterManifest, GateChanged, ReleaseChanged, ReleaseState
 from feedback.ledger import outbox
-from feedback.ledger.tables import from_us, release_history, releases, to_us
+from feedback.ledger.errors import ReleaseConflict
+from feedback.ledger.tables import from_us, gate_history, release_history, releases, to_us
+
+_ADVISORY_LOCK = 0x48555355
+"""Key under which processes on one PostgreSQL take turns to move releases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,35 @@ def record(connection: Connection, change: ReleaseChanged, manifest: AdapterMani
     if known.rowcount == 0:
         connection.execute(insert(releases).values(name=change.name, **state))
     outbox.enqueue(connection, event_id=event_id, topic=RELEASE_TOPIC, key=change.name, value=value)
+
+
+def require_states(connection: Connection, changes: Sequence[ReleaseChanged]) -> None:
+    """Pass where every release that changes is in the state that its first change begins at; others wait until the end.
+
+    Raises:
+        ReleaseConflict: one isn't: another process has moved it.
+    """
+    if connection.dialect.name == "postgresql":  # SQLite's transactions that write come one after another anyway
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+    expected = {change.name: change.before for change in reversed(changes)}
+    for name, before in expected.items():
+        state = connection.execute(select(releases.c.state).where(releases.c.name == name)).scalar_one_or_none()
+        if state != before:
+            raise ReleaseConflict(name, before)
+
+
+def record_gate(connection: Connection, change: GateChanged) -> None:
+    """Add a pause, or its end, to the history and tell the event log."""
+    value = change.to_bytes()
+    event_id = f"gate_{uuid4().hex}"
+    connection.execute(insert(gate_history).values(event_id=event_id, event=value))
+    outbox.enqueue(connection, event_id=event_id, topic=RELEASE_TOPIC, key=GATE_KEY, value=value)
+
+
+def gate(connection: Connection) -> list[GateChanged]:
+    """Pauses and their ends, the oldest first."""
+    query = select(gate_history.c.event).order_by(gate_history.c.change)
+    return [GateChanged.from_bytes(event) for event in connection.execute(query).scalars()]
 
 
 def every(connection: Connection) -> list[Release]:

@@ -56,6 +56,7 @@ pairs = Table(
     Column("contenders", String, nullable=False),
     Column("shown_us", BigInteger, nullable=False),
     Column("event", LargeBinary, nullable=False),
+    Index(None, "adapter_a", "adapter_b", "shown_us"),
 )
 """`event` is the PairShown as it goes on the wire; the other columns are there to be searched."""
 
@@ -113,6 +114,16 @@ release_history = Table(
     Column("event", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
 )
+
+gate_history = Table(
+    "gate_history",
+    metadata,
+    Column("change", SEQUENCE, primary_key=True, autoincrement=True),
+    Column("event_id", String, nullable=False, unique=True),
+    Column("event", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Pauses of the releases and their ends; the last one tells how it stands."""
 
 
 def to_us(moment: datetime) -> int:

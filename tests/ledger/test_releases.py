@@ -1,11 +1,13 @@
 """Releases: states, history, office."""
 
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from feedback.contracts import RELEASE_TOPIC, AdapterManifest, ProbeRecord, ReleaseChanged, ReleaseState
-from feedback.ledger import Release
+from feedback.contracts import RELEASE_TOPIC, AdapterManifest, GateChanged, ProbeRecord, ReleaseChanged, ReleaseState
+from feedback.ledger import Ledger, Release, ReleaseConflict
+from tests.ledger.builders import shown
 
 WHEN = datetime(2026, 11, 21, 10, 30, 0, 123456, tzinfo=UTC)
 
@@ -96,3 +98,91 @@ def test_of_two_in_office_the_later_change_counts(ledger):
     ledger.record_release(change("policy-000002", ReleaseState.IN_OFFICE))
     ledger.record_release(change("policy-000001", ReleaseState.IN_OFFICE))
     assert ledger.office() == "policy-000001"
+
+
+def test_a_change_from_a_state_that_is_past_is_refused_whole(ledger):
+    candidate, verified = ReleaseState.CANDIDATE, ReleaseState.VERIFIED
+    ledger.record_releases([change("policy-000001", candidate)], compare=True)
+    ledger.record_releases([change("policy-000001", verified, candidate)], compare=True)
+    late = [change("policy-000002", candidate), change("policy-000001", ReleaseState.REJECTED, candidate)]
+    with pytest.raises(ReleaseConflict, match="policy-000001 is no longer candidate"):
+        ledger.record_releases(late, compare=True)
+    with pytest.raises(ReleaseConflict, match="policy-000001 is no longer unknown"):
+        ledger.record_releases([change("policy-000001", candidate)], compare=True)
+    assert [release.state for release in ledger.releases()] == [verified]
+
+
+def test_of_servings_that_move_one_release_at_once_one_does(ledger, url):
+    candidate = ReleaseState.CANDIDATE
+    ledger.record_release(change("policy-000001", candidate))
+    others = [Ledger.open(url) for _ in range(4)]
+
+    def move(other):
+        try:
+            other.record_releases([change("policy-000001", ReleaseState.VERIFIED, candidate)], compare=True)
+        except ReleaseConflict:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(len(others)) as pool:
+        assert sum(pool.map(move, others)) == 1
+    for other in others:
+        other.close()
+    assert len(ledger.release_history()) == 2
+
+
+def test_several_changes_of_one_release_begin_where_the_first_begins(ledger):
+    candidate, verified = ReleaseState.CANDIDATE, ReleaseState.VERIFIED
+    steps = [change("policy-000001", candidate), change("policy-000001", verified, candidate)]
+    ledger.record_releases(steps, compare=True)
+    assert ledger.release("policy-000001").state is verified
+
+
+def test_figures_of_a_decision_are_kept_and_told(ledger):
+    made = change("policy-000001", ReleaseState.IN_OFFICE, figures={"votes": 118.0, "lower": 0.51})
+    ledger.record_release(made)
+    assert ledger.release_history() == [made]
+
+
+def test_a_change_without_figures_was_written_before_there_were_any():
+    old = b'{"schema_version":1,"name":"p","before":null,"after":"candidate","reason":"r","actor":"auto"}'
+    assert ReleaseChanged.from_bytes(old).figures == {}
+
+
+def test_pauses_are_kept_and_told(ledger):
+    assert ledger.gate_history() == []
+    changes = [
+        GateChanged(paused=paused, reason="odd votes", actor="ann", changed_at=WHEN) for paused in (True, False, True)
+    ]
+    for each in changes:
+        ledger.record_gate(each)
+    assert ledger.gate_history() == changes
+    rows = ledger.pending(10)
+    assert [(row.topic, row.key) for row in rows] == [(RELEASE_TOPIC, "gate")] * 3
+    assert GateChanged.from_bytes(rows[0].value) == changes[0]
+
+
+def test_duels_are_seen_by_the_first_of_the_two_whichever_side_it_was_on(ledger):
+    new, old = "policy-000002", "policy-000001"
+    sides = {"l": (new, old), "r": (old, new), "self": (old, old), "base": (new, None)}
+    cases = [("l", "a"), ("l", "b"), ("r", "a"), ("r", "b"), ("r", "tie"), ("l", "both_bad"), ("self", "a")]
+    cases.append(("base", "a"))
+    for number, (kind, choice) in enumerate(cases):
+        when = WHEN + timedelta(minutes=number)
+        pair = shown(f"pair_{number}", conversation_id=f"talk_{number}", adapters=sides[kind], shown_at=when)
+        ledger.record_pair(pair)
+        ledger.record_vote(pair_id=pair.pair_id, voter="v_ann", choice=choice)
+    found = ledger.duels(new, old, WHEN)
+    assert [(duel.outcome, duel.left) for duel in found] == [
+        ("win", True),
+        ("loss", False),
+        ("loss", True),
+        ("win", False),
+        ("tie", False),
+        ("both_bad", False),
+    ]
+    assert [duel.outcome for duel in ledger.duels(old, new, WHEN)][:2] == ["loss", "win"]
+    assert [duel.outcome for duel in ledger.duels(new, None, WHEN)] == ["win"]
+    assert [duel.outcome for duel in ledger.duels(None, new, WHEN)] == ["loss"]
+    assert len(ledger.duels(new, old, WHEN + timedelta(minutes=3))) == 3
+    assert [pair.pair_id for pair in ledger.pairs_of(new, old, WHEN + timedelta(minutes=1), 2)] == ["pair_1", "pair_2"]
