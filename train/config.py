@@ -23,6 +23,27 @@ class LoraSettings(Section):
     """Names of the linear layers that get an adapter."""
 
 
+class SftConfig(Section):
+    """`[train.sft]`: the warm start on people's own answers (votes with an edited answer), before PPO."""
+
+    min_demonstrations: int | None = Field(default=32, ge=1)
+    """Fewest edited answers in the snapshot that a warm start is made of; none for never. Fewer say too little about a
+    policy that PPO is about to move anyway."""
+    epochs: int = Field(default=3, ge=1)
+    """Most passes over them; it ends sooner when held-out answers grow less likely."""
+    minibatch: int = Field(default=8, ge=1)
+    """Answers an optimiser step is made from; `train.ppo.micro_tokens` of them go through the model at once."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """AdamW's, of the policy's adapter."""
+    max_answer_tokens: int = Field(default=512, ge=2)
+    """Longer answers are left out: cut off, they would teach not to end."""
+    heldout: float = Field(default=0.15, ge=0.0, lt=0.9)
+    """Share of the conversations with an edited answer that is held out to judge the warm start by."""
+    max_kl: float = Field(default=4.0, gt=0)
+    """Most nats an answer between policy and base that the warm start may spend; what the governor allows beyond is
+    PPO's."""
+
+
 class PpoConfig(Section):
     """`[train.ppo]`: the policy's optimisation."""
 
@@ -140,10 +161,16 @@ class TrainConfig(Section):
     """Where to train."""
     reward: RewardConfig = RewardConfig()
     lora: LoraSettings = LoraSettings()
+    sft: SftConfig = SftConfig()
     ppo: PpoConfig = PpoConfig()
     governor: GovernorConfig = GovernorConfig()
     rollout: RolloutConfig = RolloutConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+
+    @property
+    def sft_rate(self) -> float:
+        """The warm start's learning rate."""
+        return self.sft.learning_rate
 
     @field_validator("ppo")
     @classmethod

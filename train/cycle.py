@@ -3,7 +3,8 @@
  1. snapshot: freeze the votes and prompts that there are
  2. features of the voted answers, from the bare base (cached: once ever)
  3. reward model: judged by cross-validation, refused unless it is fit, refitted on all votes
- 4. PPO on the snapshot's prompts, within the governor's bounds
+ 4. a warm start on people's edited answers where there are enough, then PPO on the snapshot's prompts, within the
+    governor's bounds
  5. evaluate: fresh answers of base and policy to the same prompts
  6. publish the adapter with its manifest, atomically
  7. report
@@ -28,6 +29,7 @@ from train.checkpoint import latest
 from train.config import TrainConfig
 from train.cycle_state import CycleState, all_cycles, cycles_folder, save_state
 from train.data import Prompts, TrainingData, VotesSource
+from train.demonstrations import Demonstration, encode
 from train.errors import BaseMismatch, NotEnoughVotes, PolicyRefused
 from train.evaluate import Evaluation, evaluate, make_probes
 from train.files import write_json, write_text
@@ -42,6 +44,7 @@ from train.reward.mix import MixHead
 from train.reward.refresh import refresh, refresh_last
 from train.rollout import Rollouts
 from train.sampler import LocalRollouts
+from train.sft import Epoch, WarmStarter
 from train.status import StatusBoard
 
 log = structlog.get_logger()
@@ -95,7 +98,7 @@ class Cycle:
         self._tools.status.begin(self._state.number)
         data = self._snapshot()  # 1
         head = self._reward_model(data)  # 2, 3
-        result = self._ppo(head, data.prompts)  # 4
+        result = self._ppo(head, data)  # 4
         if result.chosen == 0:
             raise PolicyRefused(
                 "PPO found no policy within the governor's bounds that scores above its start: the incumbent stays; "
@@ -181,23 +184,20 @@ class Cycle:
         earlier = [s for s in all_cycles(self._tools.paths) if s.outcome == "published"]
         return earlier[-1] if earlier else None
 
-    def _ppo(self, head: RewardHead, prompts: Prompts) -> PpoResult:
+    def _ppo(self, head: RewardHead, data: TrainingData) -> PpoResult:
         tools, config = self._tools, self._config
-        tools.status.phase("ppo", step=0, steps=config.ppo.iterations, message="first answers")
         tools.base.adapters.add(POLICY, config.seed)
         folder = self._folder / "ppo"
-        if config.schedule.start_from == "incumbent" and latest(folder) is None:
-            incumbent = tools.incumbent()
-            if incumbent is not None:
-                tools.base.adapters.load(POLICY, incumbent)
-                self._advance(parent=incumbent.name)
+        if latest(folder) is None:
+            self._begin(data)
+        tools.status.phase("ppo", step=0, steps=config.ppo.iterations, message="first answers")
         rollouts = self._rollouts()
         try:
             return PpoTrainer(
                 tools.base,
                 rollouts,
                 head,
-                prompts.distinct,
+                data.prompts.distinct,
                 config=config,
                 folder=folder,
                 observe=self._observed,
@@ -206,6 +206,51 @@ class Cycle:
             ).run()
         finally:
             rollouts.close()
+
+    def _begin(self, data: TrainingData) -> None:
+        """The policy that PPO begins with: fresh or the incumbent's, warmed up on people's answers."""
+        tools, config = self._tools, self._config
+        if config.schedule.start_from == "incumbent":
+            incumbent = tools.incumbent()
+            if incumbent is not None:
+                tools.base.adapters.load(POLICY, incumbent)
+                self._advance(parent=incumbent.name)
+        demonstrations = self._demonstrations(data)
+        least = config.sft.min_demonstrations
+        if least is None or len(demonstrations) < least:
+            self._log.info("no_warm_start", demonstrations=len(demonstrations), needed=least)
+            return
+        tools.status.phase("sft", message=f"learning from {len(demonstrations)} edited answers")
+        warm = WarmStarter(
+            tools.base,
+            demonstrations,
+            config=config,
+            folder=self._folder / "sft",
+            progress=self._warmed,
+            should_stop=tools.should_stop,
+        ).run()
+        write_json(self._folder / "sft.json", asdict(warm))
+        self._advance(warm_start=warm.metrics())
+        self._log.info("warm_start", **_rounded(warm.metrics()))
+
+    def _demonstrations(self, data: TrainingData) -> tuple[Demonstration, ...]:
+        tools, tokenizer = self._tools, self._tools.tokenizer
+        ends = tools.base.eos_ids
+        own = tokenizer.eos_token_id
+        return encode(
+            data.edits,
+            lambda text: tokenizer.encode(text, add_special_tokens=False),
+            end=own if own in ends else min(ends, default=None),
+            special=frozenset(tokenizer.all_special_ids),
+            longest=self._config.sft.max_answer_tokens,
+            longest_prompt=self._config.rollout.max_prompt_tokens,
+        )
+
+    def _warmed(self, share: float, last: Epoch | None) -> None:
+        loss = None if last is None else last.held_out if last.held_out is not None else last.loss
+        known = "" if loss is None else f"edited answers: loss {loss:.2f} nats a token, KL {last.kl if last else 0:.1f}"
+        figures = {} if loss is None else {"sft_loss": loss}
+        self._tools.status.phase("sft", share, message=known, **figures)
 
     def _rollouts(self) -> Rollouts:
         rollout = self._config.rollout
@@ -290,7 +335,8 @@ class Cycle:
     def _figures(self, head: RewardHead, result: PpoResult, evaluation: Evaluation) -> dict[str, float]:
         held_out = {name: value for name, value in head.metrics.items() if not name.startswith("scale_")}
         ppo = {"iterations": float(result.chosen), "ppo_kl": result.metrics[result.chosen].kl}
-        return {**held_out, **evaluation.metrics(), **ppo, "reward": evaluation.after.reward}
+        warm = self._state.warm_start or {}
+        return {**held_out, **warm, **evaluation.metrics(), **ppo, "reward": evaluation.after.reward}
 
     def _report(self, head: RewardHead, metrics: Sequence[IterationMetrics], evaluation: Evaluation) -> None:
         judgement = json.loads((self._folder / "reward" / "judgement.json").read_text())

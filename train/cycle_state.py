@@ -26,6 +26,7 @@ class CycleState(BaseModel):
         snapshot: the dataset's, once frozen.
         reward_model: id, once judged fit.
         parent: adapter that PPO went on from.
+        warm_start: figures of the phase on people's edited answers; None where there was none.
         adapter: name reserved for the result.
         outcome: None while it runs.
         reason: why it was refused or failed.
@@ -39,6 +40,7 @@ class CycleState(BaseModel):
     snapshot: str | None = None
     reward_model: str | None = None
     parent: str | None = None
+    warm_start: dict[str, float] | None = None
     adapter: str | None = None
     outcome: Outcome | None = None
     reason: str | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from feedback.dataset import Dataset
+from train.demonstrations import Edit, read_edits
 from train.reward.votes import Votes, read_votes
 
 
@@ -30,10 +31,11 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """A loaded snapshot."""
+    """A loaded snapshot; `edits` are the voters' own better answers."""
 
     votes: Votes
     prompts: Prompts
+    edits: tuple[Edit, ...] = ()
 
 
 class VotesSource(Protocol):
@@ -69,7 +71,8 @@ class DatasetVotes:
         preferences, ties = loaded.preferences.to_pylist(), loaded.ties.to_pylist()
         votes = read_votes(preferences, ties)
         shown = _prompts(row["prompt_token_ids"] for row in loaded.prompts.to_pylist())
-        return TrainingData(votes, Prompts(shown or tuple(a.prompt_ids for a in votes.answers)))
+        prompts = Prompts(shown or tuple(a.prompt_ids for a in votes.answers))
+        return TrainingData(votes, prompts, read_edits((*preferences, *ties)))
 
     def vote_ids(self, snapshot: str) -> frozenset[str]:
         """See `VotesSource`."""

@@ -14,6 +14,7 @@ _GAUGES = {
     "reward": "Mean reward of the last iteration's answers, in standard deviations of the voted answers.",
     "kl": "KL of the policy to the base, nats an answer.",
     "length": "Tokens an answer.",
+    "sft_loss": "Loss of the warm start on held-out edited answers, nats a token.",
     "clip_fraction": "Share of tokens whose ratio was clipped.",
     "entropy": "Mean entropy of the policy, nats a token.",
     "win_rate": "Share of evaluation prompts where the reward model prefers the new policy's answer to the base's.",

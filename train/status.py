@@ -14,7 +14,7 @@ from typing import Any
 
 from train.files import write_json
 
-PHASES = {"snapshot": 0.0, "features": 0.02, "reward": 0.1, "ppo": 0.15, "evaluate": 0.9, "publish": 0.98}
+PHASES = {"snapshot": 0.0, "features": 0.02, "reward": 0.1, "sft": 0.14, "ppo": 0.15, "evaluate": 0.9, "publish": 0.98}
 """Share of a cycle's time that lies before each phase, as measured on two cores."""
 _MIN_INTERVAL_S = 0.5
 

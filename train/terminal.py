@@ -8,7 +8,7 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-_RUNNING = ("snapshot", "features", "reward", "ppo", "evaluate", "publish")
+_RUNNING = ("snapshot", "features", "reward", "sft", "ppo", "evaluate", "publish")
 
 
 class TerminalProgress:

@@ -41,8 +41,10 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def fill(paths: DataPaths, model: Path, votes: int = 96, *, seed: int = 0, sense: bool = True) -> None:
-    """Random answers; voters prefer the one with more tokens below id 20 (or vote at random)."""
+def fill(
+    paths: DataPaths, model: Path, votes: int = 96, *, seed: int = 0, sense: bool = True, edits: bool = False
+) -> None:
+    """Random answers; voters prefer the one with more tokens below id 20 (or vote at random); some edit an answer."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -79,7 +81,15 @@ def fill(paths: DataPaths, model: Path, votes: int = 96, *, seed: int = 0, sense
             prompt_token_ids=tuple(prompt["input_ids"]),
         )
         voted = choice if sense else rng.choice(["a", "b"])
-        events.append(VoteCast(vote_id=f"v{seed}-{i}", pair=pair, voter=pair.voter, choice=voted))
+        events.append(
+            VoteCast(
+                vote_id=f"v{seed}-{i}",
+                pair=pair,
+                voter=pair.voter,
+                choice=voted,
+                edited="yes, that is kind" if edits and i % 3 == 0 else None,
+            )
+        )
     dataset.append_pairs([event.pair for event in events])
     dataset.append_votes(events)
 
@@ -174,6 +184,34 @@ def test_a_cycle_killed_anywhere_goes_on_and_ends_in_the_same_bits(
     assert [p.name for p in paths.adapters.iterdir()] == ["policy-000001"]
     assert digest(paths.adapters / "policy-000001") == digest(whole.adapters / "policy-000001")
     assert len(all_cycles(paths)) == 1
+
+
+def test_enough_edited_answers_make_a_warm_start_which_a_kill_does_not_change(
+    paths: DataPaths, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.sft import WarmStarter
+
+    warm = {**CONFIG, "sft": {"min_demonstrations": 20, "learning_rate": 3e-3}}
+    whole = DataPaths(tmp_path / "whole")
+    whole.create()
+    for folder in (whole, paths):
+        fill(folder, tiny_model, edits=True)
+    assert train_once(whole, tiny_model, warm) == 0
+
+    def dies(*_args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WarmStarter, "_goes_on", dies)
+        with pytest.raises(Killed):
+            train_once(paths, tiny_model, warm)
+    assert train_once(paths, tiny_model, warm) == 0
+    assert digest(paths.adapters / "policy-000001") == digest(whole.adapters / "policy-000001")
+    metrics = json.loads((whole.adapters / "policy-000001" / "manifest.json").read_text())["metrics"]
+    assert metrics["sft_demonstrations"] == 32
+    assert metrics["sft_loss_after"] < metrics["sft_loss_before"]
+    assert all_cycles(whole)[0].warm_start == {k: v for k, v in metrics.items() if k.startswith("sft_")}
+    assert "sft_loss_after" in (whole.train / "cycles" / "000001" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ const PHASES = {
   snapshot: "Taking a snapshot",
   features: "Reading the votes",
   reward: "Reward model",
+  sft: "Learning from edited answers",
   ppo: "PPO",
   evaluate: "Evaluating",
   publish: "Publishing",
