@@ -48,8 +48,6 @@ from feedback.event_log import (
 from feedback.paths import DataPaths
 from feedback.priority import step_back
 
-NICENESS = 5
-"""How far the curator steps back behind serving."""
 logger = structlog.get_logger(__name__)
 
 GROUP = "hustings-curator"
@@ -165,10 +163,11 @@ class Curator:
             logger.info("partitions moved to another curator before the commit", error=str(error))
         LAST_COMMIT.set_to_current_time()
         self._at("commit")
+        self._dataset.merge_parts()
 
     def _make_durable(self, batch: Batch) -> None:
-        new_pairs = {pair.pair_id for pair in batch.pairs if not self._dataset.has_pair(pair.pair_id)}
-        new_votes = {vote.vote_id for vote in batch.votes if not self._dataset.has_vote(vote.vote_id)}
+        new_pairs = self._dataset.unknown_pairs(pair.pair_id for pair in batch.pairs)
+        new_votes = self._dataset.unknown_votes(vote.vote_id for vote in batch.votes)
         self._dataset.append_pairs(batch.pairs)
         self._dataset.append_votes(batch.votes)
         for letter in batch.dead:

@@ -76,8 +76,7 @@ class DatasetVotes:
 
     def vote_ids(self, snapshot: str) -> frozenset[str]:
         """See `VotesSource`."""
-        loaded = self._dataset.load_snapshot(snapshot)
-        return frozenset(loaded.preferences["vote_id"].to_pylist()) | frozenset(loaded.ties["vote_id"].to_pylist())
+        return frozenset(self._dataset.vote_ids(snapshot))
 
 
 def _prompts(rows: Iterable[list[int] | None]) -> tuple[tuple[int, ...], ...]:

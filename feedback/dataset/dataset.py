@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from feedback.contracts import DeadLetter, PairShown, VoteCast
 from feedback.dataset import export as exporting
 from feedback.dataset import snapshots
 from feedback.dataset.errors import UnknownSnapshot
-from feedback.dataset.files import clear_stale, make_folder, write_file
-from feedback.dataset.parts import PartRow, PartStore
+from feedback.dataset.files import clear_stale, folder_in_the_making, make_folder, write_file
+from feedback.dataset.ordering import in_order
+from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import is_decisive
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
 
@@ -46,7 +45,7 @@ class Dataset:
         clear_stale(self._snapshots)
         self._votes = PartStore(root / "votes")
         self._pairs = PartStore(root / "pairs")
-        self._known: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        self._since: str | None = None
 
     def append_votes(self, events: Sequence[VoteCast]) -> Path | None:
         """Store votes that aren't stored yet in a new part, durable on return; None where all are.
@@ -84,21 +83,35 @@ class Dataset:
 
     def has_vote(self, vote_id: str) -> bool:
         """Whether a part holds this vote."""
-        return vote_id in self._votes.kinds()
+        return vote_id in self._votes.ids()
 
     def has_pair(self, pair_id: str) -> bool:
         """Whether a part holds this pair."""
-        return pair_id in self._pairs.kinds()
+        return pair_id in self._pairs.ids()
 
-    def votes(self) -> list[VoteCast]:
+    def unknown_votes(self, vote_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that no part holds."""
+        return self._votes.ids().unknown(vote_ids)
+
+    def unknown_pairs(self, pair_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that no part holds."""
+        return self._pairs.ids().unknown(pair_ids)
+
+    def merge_parts(self) -> int:
+        """Merge small parts where there are many, so that reading stays quick; returns how many were merged.
+
+        Raises:
+            DatasetFull: no room; everything is as it was.
+        """
+        return self._votes.merge() + self._pairs.merge()
+
+    def votes(self) -> Iterator[VoteCast]:
         """Every stored vote once, in the order of time: what a replay from the parts sends."""
-        rows = snapshots.once_each(self._votes.rows(self._votes.paths()))
-        return [VoteCast.from_bytes(row.event) for row in rows]
+        return (VoteCast.from_bytes(row.event) for row in self._stored(self._votes))
 
-    def pairs(self) -> list[PairShown]:
+    def pairs(self) -> Iterator[PairShown]:
         """Every stored pair once, in the order of time."""
-        rows = snapshots.once_each(self._pairs.rows(self._pairs.paths()))
-        return [PairShown.from_bytes(row.event) for row in rows]
+        return (PairShown.from_bytes(row.event) for row in self._stored(self._pairs))
 
     def count_new(self, since: str | None) -> NewData:
         """How much the parts hold that the snapshot `since` (None: nothing) doesn't.
@@ -106,11 +119,22 @@ class Dataset:
         Raises:
             UnknownSnapshot: there is no such snapshot.
         """
-        votes_before, pairs_before = self._ids_of(since) if since is not None else (frozenset(), frozenset())
-        kinds = [kind for vote_id, kind in self._votes.kinds().items() if vote_id not in votes_before]
-        decisive = sum(is_decisive(kind) for kind in kinds)
-        prompts = sum(pair_id not in pairs_before for pair_id in self._pairs.kinds())
-        return NewData(decisive=decisive, ties=len(kinds) - decisive, prompts=prompts)
+        votes, pairs = self._votes.ids(), self._pairs.ids()
+        if since != self._since:
+            votes.set_old([] if since is None else self.vote_ids(since))
+            pairs.set_old([] if since is None else self._ids_in(since, ("prompts",), "pair_id"))
+            self._since = since
+        kinds = votes.news()
+        decisive = sum(count for kind, count in kinds.items() if is_decisive(kind))
+        return NewData(decisive=decisive, ties=sum(kinds.values()) - decisive, prompts=sum(pairs.news().values()))
+
+    def vote_ids(self, snapshot_id: str) -> Iterator[str]:
+        """Ids of a snapshot's votes.
+
+        Raises:
+            UnknownSnapshot: there is no such snapshot.
+        """
+        return self._ids_in(snapshot_id, ("preferences", "ties"), "vote_id")
 
     def build_snapshot(self) -> SnapshotManifest:
         """Make a snapshot of everything stored; where nothing is new it is the last one again.
@@ -149,20 +173,25 @@ class Dataset:
             raise UnknownSnapshot(f"{snapshot_id!r} is no snapshot's id (20 hex digits)")
         return self._snapshots / snapshot_id
 
-    def _ids_of(self, snapshot_id: str) -> tuple[frozenset[str], frozenset[str]]:
-        """Ids of a snapshot's votes and pairs; it never changes, so they are read once."""
-        if snapshot_id not in self._known:
-            folder = self._folder(snapshot_id)
-            snapshots.load_manifest(folder)
-            preferences, ties, prompts = snapshots.TABLES
-            votes = [
-                vote_id
-                for name in (preferences, ties)
-                for vote_id in pq.read_table(folder / name, columns=["vote_id"])["vote_id"].to_pylist()
-            ]
-            pairs = pq.read_table(folder / prompts, columns=["pair_id"])["pair_id"].to_pylist()
-            self._known = {snapshot_id: (frozenset(votes), frozenset(pairs))}
-        return self._known[snapshot_id]
+    def _ids_in(self, snapshot_id: str, tables: tuple[snapshots.TableName, ...], column: str) -> Iterator[str]:
+        folder = self._folder(snapshot_id)
+        snapshots.load_manifest(folder)
+        return (name.as_py() for name in snapshots.column(folder, tables, column))
+
+    def _stored(self, store: PartStore) -> Iterator[PartRow]:
+        for left in reversed(range(snapshots.ATTEMPTS)):
+            with folder_in_the_making(self._snapshots) as (scratch, _):
+                rows = in_order(store.paths(), scratch)
+                try:
+                    first = next(rows, None)  # by then every part has been read
+                except PartGone:
+                    if not left:
+                        raise
+                    continue
+                if first is not None:
+                    yield first
+                    yield from rows
+                return
 
 
 def _micros(moment: datetime) -> int:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from feedback.dataset.errors import DatasetError, from_os
 from feedback.dataset.files import TEMPORARY_PREFIX
-from feedback.dataset.snapshots import Snapshot
+from feedback.dataset.snapshots import Snapshot, TableName
 
 Format = Literal["parquet", "jsonl", "hf"]
+TABLE_NAMES: tuple[TableName, ...] = ("preferences", "ties", "prompts")
 
 _CARD = """---
 configs:
@@ -49,28 +49,27 @@ def export(snapshot: Snapshot, dest: Path, format: Format) -> None:  # noqa: A00
     Raises:
         DatasetError: the format is unknown, or `dest` can't be written.
     """
-    tables = {"preferences": snapshot.preferences, "ties": snapshot.ties, "prompts": snapshot.prompts}
     try:
         if format == "hf":
-            _write_hf(snapshot, tables, dest)
+            _write_hf(snapshot, dest)
         elif format not in {"parquet", "jsonl"}:
             raise DatasetError(f"unknown export format {format!r}; choose parquet, jsonl or hf")
         elif dest.suffix == f".{format}":
             dest.parent.mkdir(parents=True, exist_ok=True)
-            _write_table(snapshot.preferences, dest, format)
+            _write_table(snapshot, "preferences", dest, format)
         else:
             dest.mkdir(parents=True, exist_ok=True)
-            for name, table in tables.items():
-                _write_table(table, dest / f"{name}.{format}", format)
+            for name in TABLE_NAMES:
+                _write_table(snapshot, name, dest / f"{name}.{format}", format)
             (dest / "manifest.json").write_text(snapshot.manifest.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise from_os(error, dest) from error
 
 
-def _write_hf(snapshot: Snapshot, tables: dict[str, pa.Table], dest: Path) -> None:
-    for name, table in tables.items():
+def _write_hf(snapshot: Snapshot, dest: Path) -> None:
+    for name in TABLE_NAMES:
         (dest / name).mkdir(parents=True, exist_ok=True)
-        _write_table(table, dest / name / "train-00000-of-00001.parquet", "parquet")
+        _write_table(snapshot, name, dest / name / "train-00000-of-00001.parquet", "parquet")
     manifest = snapshot.manifest
     (dest / "README.md").write_text(
         _CARD.format(
@@ -82,20 +81,20 @@ def _write_hf(snapshot: Snapshot, tables: dict[str, pa.Table], dest: Path) -> No
     )
 
 
-def _write_table(table: pa.Table, path: Path, kind: str) -> None:
+def _write_table(snapshot: Snapshot, name: TableName, path: Path, kind: str) -> None:
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
     try:
         if kind == "parquet":
-            pq.write_table(table, temporary, compression="zstd")
+            shutil.copyfile(snapshot.path(name), temporary)
         else:
             with temporary.open("wb") as file:
-                file.writelines(_lines(table))
+                file.writelines(_lines(snapshot, name))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _lines(table: pa.Table) -> Iterator[bytes]:
-    for batch in table.to_batches(max_chunksize=1_000):
+def _lines(snapshot: Snapshot, name: TableName) -> Iterator[bytes]:
+    for batch in snapshot.batches(name):
         for row in batch.to_pylist():
             yield orjson.dumps(row) + b"\n"

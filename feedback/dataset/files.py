@@ -6,6 +6,7 @@ start with a dot; a reader never looks at them, and the next writer clears those
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -85,8 +86,13 @@ def folder_in_the_making(parent: Path) -> Iterator[tuple[Path, Callable[[str], P
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         flush_folder(temporary)
-        if not final.exists():
+        try:
             temporary.rename(final)
+        except OSError as error:
+            # Another process published the same content, before or in this very moment.
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+        else:
             flush_folder(parent)
         return final
 

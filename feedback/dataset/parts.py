@@ -1,21 +1,29 @@
-"""Part files: immutable batches of events, each named by its content, and the index of ids that they hold.
+"""Part files: immutable batches of events, each named by its content.
 
 A part has the columns `id`, `kind` (a vote's choice, empty for a pair), `at_us` (time of the event, microseconds since
 1970) and `event` (the very bytes that came from the event log), so nothing of what was sent is lost by storing it.
+
+Small parts are merged into larger ones now and then, so that their number stays small however slowly votes trickle in.
+A merged part is whole before the ones that it replaces go: a crash between leaves events twice, and readers drop what
+they see twice. A reader that listed a part which has gone since meets `PartGone` and begins anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feedback.dataset.errors import DatasetCorrupt
-from feedback.dataset.files import clear_stale, make_folder, write_file
+from feedback.dataset.errors import DatasetCorrupt, DatasetError, from_os
+from feedback.dataset.files import TEMPORARY_PREFIX, clear_stale, flush_folder, make_folder, sha256_of, write_file
+from feedback.dataset.ids import IdIndex
 
 PART_SCHEMA = pa.schema(
     [
@@ -25,6 +33,17 @@ PART_SCHEMA = pa.schema(
         pa.field("event", pa.binary(), nullable=False),
     ]
 )
+ROWS_AT_ONCE = 1_000
+FULL_ROWS = 65_536
+"""A part with so many rows is merged no further."""
+TIER = 16
+"""Parts are of one tier when their numbers of rows lie between the same powers of this."""
+MERGE_AT = 32
+"""Parts of a tier that are merged into one."""
+
+
+class PartGone(DatasetError):
+    """A part was merged into another, or rewritten, since it was listed; list again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +63,22 @@ class PartStore:
         self.folder = folder
         make_folder(folder)
         clear_stale(folder)
-        self._kinds: dict[str, str] = {}
-        self._indexed: set[str] = set()
+        self._ids = IdIndex()
+        self._rows: dict[str, int] = {}
 
-    def kinds(self) -> dict[str, str]:
-        """The kind of each id in any part; reads only parts that are new since the last call. Don't change it."""
-        for path in self.paths():
-            if path.name not in self._indexed:
-                table = _read(path, ["id", "kind"])
-                self._kinds.update(zip(table["id"].to_pylist(), table["kind"].to_pylist(), strict=True))
-                self._indexed.add(path.name)
-        return self._kinds
+    def ids(self) -> IdIndex:
+        """The ids in any part; reads only parts that are new since the last call."""
+        while True:
+            paths = self.paths()
+            try:
+                for path in paths:
+                    if path.name not in self._rows:
+                        self._rows[path.name] = self._read_ids(path)
+            except PartGone:
+                continue
+            there = {path.name for path in paths}
+            self._rows = {name: rows for name, rows in self._rows.items() if name in there}
+            return self._ids
 
     def paths(self) -> list[Path]:
         """Every whole part, in the order of names."""
@@ -66,56 +90,182 @@ class PartStore:
         Raises:
             DatasetFull: no room; nothing was stored.
         """
-        known = self.kinds()
+        unknown = self.ids().unknown(row.id for row in rows)
         fresh: dict[str, PartRow] = {}
         for row in rows:
-            if row.id not in known:
+            if row.id in unknown:
                 fresh.setdefault(row.id, row)
         if not fresh:
             return None
         data = _encode(list(fresh.values()))
         path = self.folder / f"{hashlib.sha256(data).hexdigest()}.parquet"
         write_file(path, data)
-        self._kinds.update({row.id: row.kind for row in fresh.values()})
-        self._indexed.add(path.name)
+        self._ids.add((row.id, row.kind) for row in fresh.values())
+        self._rows[path.name] = len(fresh)
         return path
 
-    def rows(self, paths: Sequence[Path]) -> Iterator[PartRow]:
-        """Every row of the parts, repeats included.
+    def merge(self) -> int:
+        """Merge small parts where there are many; returns how many went into larger ones.
 
         Raises:
-            DatasetCorrupt: a part is not what its name says.
+            DatasetFull: no room; everything is as it was.
         """
+        self.ids()
+        merged = 0
+        while group := self._group_to_merge():
+            paths = [self.folder / name for name in group]
+            with contextlib.suppress(PartGone):  # another process merged it
+                self.rewrite(paths, lambda row: True)
+            self.ids()
+            merged += len(group)
+        return merged
+
+    def rewrite(self, paths: Sequence[Path], keep: Callable[[PartRow], bool]) -> Path | None:
+        """Put what is kept of these parts into one new part, each id once, and remove them; None where nothing is left.
+
+        Raises:
+            PartGone: one of them is gone; everything is as it was.
+            DatasetFull: no room; everything is as it was.
+        """
+        made = self._write_part(_once(filter(keep, read_rows(paths))))
         for path in paths:
-            _verify(path)
-            for row in _read(path, None).to_pylist():
-                yield PartRow(**row)
+            if path != made:
+                path.unlink(missing_ok=True)
+        flush_folder(self.folder)
+        return made
+
+    def _group_to_merge(self) -> list[str]:
+        tiers: dict[int, list[str]] = {}
+        for name, rows in sorted(self._rows.items()):
+            if rows < FULL_ROWS:
+                tiers.setdefault(_tier(rows), []).append(name)
+        for names in tiers.values():
+            group: list[str] = []
+            for name in names:
+                group.append(name)
+                if sum(self._rows[member] for member in group) >= FULL_ROWS or len(group) == MERGE_AT:
+                    return group if len(group) > 1 else []
+        return []
+
+    def _read_ids(self, path: Path) -> int:
+        rows = 0
+        for batch in read_batches(path, ["id", "kind"]):
+            self._ids.add(zip(batch["id"].to_pylist(), batch["kind"].to_pylist(), strict=True))
+            rows += len(batch)
+        return rows
+
+    def _write_part(self, rows: Iterable[PartRow]) -> Path | None:
+        temporary = self.folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        written = 0
+        try:
+            with pq.ParquetWriter(temporary, PART_SCHEMA, compression="zstd", use_dictionary=False) as writer:
+                for chunk in _chunks(rows):
+                    writer.write_table(_table(chunk))
+                    written += len(chunk)
+            if not written:
+                return None
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            path = self.folder / f"{sha256_of(temporary)}.parquet"
+            temporary.replace(path)
+            flush_folder(self.folder)
+        except OSError as error:
+            raise from_os(error, self.folder) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._rows[path.name] = written
+        return path
 
 
-def _encode(rows: Sequence[PartRow]) -> bytes:
-    table = pa.table(
-        {name: [getattr(row, name) for row in rows] for name in PART_SCHEMA.names},
-        schema=PART_SCHEMA,
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=False)
-    return bytes(sink.getvalue())
+def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """A part's rows, some at a time.
 
-
-def _read(path: Path, columns: list[str] | None) -> pa.Table:
+    Raises:
+        PartGone: it is gone since it was listed.
+        DatasetCorrupt: it can't be read.
+    """
     try:
-        return pq.read_table(path, columns=columns)
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(ROWS_AT_ONCE, columns=columns)
+    except FileNotFoundError as error:
+        raise PartGone(f"{path} was merged into another part; look again") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DatasetCorrupt(
             f"{path} can't be read ({error}); move it away and run `hustings replay`: the ledger has its events"
         ) from error
 
 
-def _verify(path: Path) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+def read_rows(paths: Sequence[Path]) -> Iterator[PartRow]:
+    """Every row of the parts, repeats included.
+
+    Raises:
+        PartGone: a part is gone since it was listed.
+        DatasetCorrupt: a part is not what its name says.
+    """
+    for path in paths:
+        verify(path)
+        for batch in read_batches(path):
+            yield from rows_of(batch)
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[PartRow]:
+    """The rows of a batch."""
+    columns = [batch[name].to_pylist() for name in PART_SCHEMA.names]
+    return (PartRow(*values) for values in zip(*columns, strict=True))
+
+
+def verify(path: Path) -> None:
+    """Pass where a part's bytes are those that its name promises.
+
+    Raises:
+        PartGone: it is gone since it was listed.
+        DatasetCorrupt: it was changed.
+    """
+    try:
+        digest = sha256_of(path)
+    except FileNotFoundError as error:
+        raise PartGone(f"{path} was merged into another part; look again") from error
     if digest != path.stem:
         raise DatasetCorrupt(
             f"{path} was changed after it was written (sha256 {digest[:12]}…); move it away and run `hustings replay`: "
             "the ledger has its events"
         )
+
+
+def _tier(rows: int) -> int:
+    tier = 0
+    while rows >= TIER:
+        rows //= TIER
+        tier += 1
+    return tier
+
+
+def _once(rows: Iterable[PartRow]) -> Iterator[PartRow]:
+    """Drop a row whose very bytes came before; of one id with two contents both stay, for snapshots to judge."""
+    seen: set[bytes] = set()
+    for row in rows:
+        digest = hashlib.sha256(row.id.encode() + b"\0" + row.event).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield row
+
+
+def _chunks(rows: Iterable[PartRow]) -> Iterator[list[PartRow]]:
+    chunk: list[PartRow] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == ROWS_AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _table(rows: Sequence[PartRow]) -> pa.Table:
+    return pa.table({name: [getattr(row, name) for row in rows] for name in PART_SCHEMA.names}, schema=PART_SCHEMA)
+
+
+def _encode(rows: Sequence[PartRow]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(_table(rows), sink, compression="zstd", use_dictionary=False)
+    return bytes(sink.getvalue())

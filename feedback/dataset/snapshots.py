@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from feedback.contracts import PairShown, VoteCast
 from feedback.dataset.errors import DatasetCorrupt, UnknownSnapshot
 from feedback.dataset.files import folder_in_the_making, sha256_of
-from feedback.dataset.parts import PartRow, PartStore
+from feedback.dataset.ordering import BUCKET_BYTES, in_order
+from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import PROMPT_SCHEMA, VOTE_SCHEMA, is_decisive, prompt_row, vote_row
 
 MANIFEST = "manifest.json"
 PARTS = "parts.json"
 TABLES = ("preferences.parquet", "ties.parquet", "prompts.parquet")
 ROWS_AT_ONCE = 1_000
+ATTEMPTS = 10
+"""Times that a build begins anew because the curator has merged parts meanwhile."""
+
+TableName = Literal["preferences", "ties", "prompts"]
 
 
 class SnapshotManifest(BaseModel):
@@ -58,38 +67,71 @@ class SnapshotManifest(BaseModel):
     to_time: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Snapshot:
-    """A snapshot in memory.
+    """A verified snapshot. The tables are read when they are asked for; `batches` reads any size in little memory.
 
     Attributes:
+        folder: where it lies.
         parts: names of the part files that it was made of (kept beside the manifest: they don't change the content).
     """
 
+    folder: Path
     manifest: SnapshotManifest
-    preferences: pa.Table
-    ties: pa.Table
-    prompts: pa.Table
     parts: tuple[str, ...]
 
+    @cached_property
+    def preferences(self) -> pa.Table:
+        """Votes with a winner, whole."""
+        return pq.read_table(self.path("preferences"))
 
-def build(votes: PartStore, pairs: PartStore, root: Path) -> SnapshotManifest:
+    @cached_property
+    def ties(self) -> pa.Table:
+        """Votes without a winner, whole."""
+        return pq.read_table(self.path("ties"))
+
+    @cached_property
+    def prompts(self) -> pa.Table:
+        """Every prompt shown, whole."""
+        return pq.read_table(self.path("prompts"))
+
+    def path(self, table: TableName) -> Path:
+        """The file of a table."""
+        return self.folder / f"{table}.parquet"
+
+    def batches(
+        self, table: TableName, columns: list[str] | None = None, rows: int = ROWS_AT_ONCE
+    ) -> Iterator[pa.RecordBatch]:
+        """A table's rows, some at a time."""
+        with pq.ParquetFile(self.path(table)) as file:
+            yield from file.iter_batches(rows, columns=columns)
+
+
+def build(votes: PartStore, pairs: PartStore, root: Path, bucket_bytes: int = BUCKET_BYTES) -> SnapshotManifest:
     """Make a snapshot of every part that is there now; the same content again gives the same id and writes nothing.
 
     Raises:
         DatasetFull: no room; no trace is left.
         DatasetCorrupt: a part was changed.
     """
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return _build(votes, pairs, root, bucket_bytes)
+        except PartGone:
+            if not left:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _build(votes: PartStore, pairs: PartStore, root: Path, bucket_bytes: int) -> SnapshotManifest:
     vote_paths, pair_paths = votes.paths(), pairs.paths()
-    kept_votes = once_each(votes.rows(vote_paths))
-    kept_pairs = once_each(pairs.rows(pair_paths))
-    decisive = [row for row in kept_votes if is_decisive(row.kind)]
-    tied = [row for row in kept_votes if not is_decisive(row.kind)]
     with folder_in_the_making(root) as (folder, publish):
-        _write(folder / TABLES[0], VOTE_SCHEMA, decisive, _vote)
-        _write(folder / TABLES[1], VOTE_SCHEMA, tied, _vote)
-        _write(folder / TABLES[2], PROMPT_SCHEMA, kept_pairs, _pair)
-        manifest = _describe(folder, kept_votes)
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        cast = _write_votes(folder, in_order(vote_paths, scratch, bucket_bytes))
+        _write_prompts(folder, in_order(pair_paths, scratch, bucket_bytes))
+        shutil.rmtree(scratch)
+        manifest = _describe(folder, cast)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         names = [path.name for path in (*vote_paths, *pair_paths)]
         (folder / PARTS).write_text(json.dumps(names, indent=1) + "\n")
@@ -110,7 +152,7 @@ def load_manifest(folder: Path) -> SnapshotManifest:
 
 
 def load(folder: Path) -> Snapshot:
-    """Read a snapshot and check every table against the manifest.
+    """Check every table of a snapshot against the manifest.
 
     Raises:
         UnknownSnapshot: there is none.
@@ -120,63 +162,102 @@ def load(folder: Path) -> Snapshot:
     for name, digest in manifest.files.items():
         if sha256_of(folder / name) != digest:
             raise DatasetCorrupt(f"{folder / name} was changed; remove the folder and build the snapshot again")
-    preferences, ties, prompts = (pq.read_table(folder / name) for name in TABLES)
-    return Snapshot(manifest, preferences, ties, prompts, tuple(json.loads((folder / PARTS).read_text())))
+    return Snapshot(folder, manifest, tuple(json.loads((folder / PARTS).read_text())))
 
 
-def once_each(rows: Iterable[PartRow]) -> list[PartRow]:
-    """One row an id, ordered by time and id: what two curators stored twice counts once, whichever is read first."""
-    kept: dict[str, PartRow] = {}
-    for row in rows:
-        other = kept.get(row.id)
-        if other is None or row.event < other.event:
-            kept[row.id] = row
-    return sorted(kept.values(), key=lambda row: (row.at_us, row.id))
+def column(folder: Path, tables: Iterable[TableName], name: str) -> pa.ChunkedArray:
+    """One column of some tables of a snapshot, one after the other."""
+    chunks = [pq.read_table(folder / f"{table}.parquet", columns=[name])[name] for table in tables]
+    return pa.chunked_array([chunk for column in chunks for chunk in column.chunks], type=chunks[0].type)
 
 
-def _vote(row: PartRow) -> dict[str, Any]:
-    return vote_row(VoteCast.from_bytes(row.event))
+@dataclass(slots=True)
+class _Cast:
+    """What was seen of the votes on their way into the tables."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    first_us: int | None = None
+    last_us: int | None = None
+
+    def see(self, row: PartRow) -> None:
+        self.kinds[row.kind] += 1
+        self.first_us = row.at_us if self.first_us is None else self.first_us
+        self.last_us = row.at_us
 
 
-def _pair(row: PartRow) -> dict[str, Any]:
-    return prompt_row(PairShown.from_bytes(row.event))
+class _TableWriter:
+    """Writes rows in groups of a fixed size, so that a table's bytes don't depend on how the rows came."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._file = pq.ParquetWriter(path, schema, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> _TableWriter:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        try:
+            if failure[0] is None:
+                self._flush()
+        finally:
+            self._file.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take one row."""
+        self._rows.append(row)
+        if len(self._rows) == ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
 
 
-def _write(path: Path, schema: pa.Schema, rows: Sequence[PartRow], as_row: Callable[[PartRow], dict[str, Any]]) -> None:
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in _batches(rows):
-            writer.write_table(pa.Table.from_pylist([as_row(row) for row in batch], schema=schema))
+def _write_votes(folder: Path, rows: Iterable[PartRow]) -> _Cast:
+    cast = _Cast()
+    with ExitStack() as stack:
+        decisive, tied = (stack.enter_context(_TableWriter(folder / name, VOTE_SCHEMA)) for name in TABLES[:2])
+        for row in rows:
+            cast.see(row)
+            (decisive if is_decisive(row.kind) else tied).add(vote_row(VoteCast.from_bytes(row.event)))
+    return cast
 
 
-def _batches(rows: Sequence[PartRow]) -> Iterator[list[PartRow]]:
-    remaining = iter(rows)
-    while batch := list(islice(remaining, ROWS_AT_ONCE)):
-        yield batch
+def _write_prompts(folder: Path, rows: Iterable[PartRow]) -> None:
+    with _TableWriter(folder / TABLES[2], PROMPT_SCHEMA) as prompts:
+        for row in rows:
+            prompts.add(prompt_row(PairShown.from_bytes(row.event)))
 
 
-def _describe(folder: Path, votes: Sequence[PartRow]) -> SnapshotManifest:
+def _describe(folder: Path, cast: _Cast) -> SnapshotManifest:
     files = {name: sha256_of(folder / name) for name in TABLES}
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    kinds = [row.kind for row in votes]
-    columns = ["voter", "conversation_id", "chosen_adapter", "rejected_adapter"]
-    tables = [pq.read_table(folder / name, columns=columns).to_pydict() for name in TABLES[:2]]
-    every = {column: [value for table in tables for value in table[column]] for column in columns}
-    spoke = [name or "base" for name in (*every["chosen_adapter"], *every["rejected_adapter"])]
+    spoke: Counter[str] = Counter()
+    for side in ("chosen_adapter", "rejected_adapter"):
+        for counted in column(folder, ("preferences", "ties"), side).value_counts().to_pylist():
+            spoke[counted["values"] or "base"] += counted["counts"]
     return SnapshotManifest(
         id=digest[:20],
         files=files,
-        votes=len(votes),
-        decisive=sum(is_decisive(kind) for kind in kinds),
-        ties=kinds.count("tie"),
-        both_bad=kinds.count("both_bad"),
+        votes=cast.kinds.total(),
+        decisive=sum(count for kind, count in cast.kinds.items() if is_decisive(kind)),
+        ties=cast.kinds["tie"],
+        both_bad=cast.kinds["both_bad"],
         prompts=pq.read_metadata(folder / TABLES[2]).num_rows,
-        voters=len(set(every["voter"])),
-        conversations=len(set(every["conversation_id"])),
-        adapters={name: spoke.count(name) for name in sorted(set(spoke))},
+        voters=_different(folder, "voter"),
+        conversations=_different(folder, "conversation_id"),
+        adapters={name: spoke[name] for name in sorted(spoke)},
         filters=("one row a vote_id", "one prompt a pair_id"),
-        from_time=_time(votes[0].at_us) if votes else None,
-        to_time=_time(votes[-1].at_us) if votes else None,
+        from_time=None if cast.first_us is None else _time(cast.first_us),
+        to_time=None if cast.last_us is None else _time(cast.last_us),
     )
+
+
+def _different(folder: Path, name: str) -> int:
+    found: int = pc.count_distinct(column(folder, ("preferences", "ties"), name)).as_py()
+    return found
 
 
 def _time(at_us: int) -> datetime:

@@ -70,8 +70,8 @@ def test_valid_events_are_stored_receipted_and_committed(log: FakeEventLog, tmp_
         assert log.wait_for(lambda: set(receipted(log)) == {"p1", "w1"})
     assert committed(log) == 2
     dataset = Dataset(tmp_path)
-    assert dataset.pairs() == [pair(1)]
-    assert dataset.votes() == [vote(1)]
+    assert list(dataset.pairs()) == [pair(1)]
+    assert list(dataset.votes()) == [vote(1)]
 
 
 def test_a_repeated_event_is_receipted_again_and_stored_once(log: FakeEventLog, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_what_cannot_be_read_goes_whole_to_the_dead_letters(
     assert words in letters[0].error
     kept = [DeadLetter.from_bytes(path.read_bytes()) for path in (tmp_path / "dead-letters").glob("*.json")]
     assert kept == letters
-    assert Dataset(tmp_path).votes() == [vote(1)]
+    assert list(Dataset(tmp_path).votes()) == [vote(1)]
 
 
 def test_a_dead_letter_too_large_for_its_topic_is_kept_on_the_disk(log: FakeEventLog, tmp_path: Path) -> None:
