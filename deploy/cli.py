@@ -14,7 +14,7 @@ import typer
 
 from deploy.config import HustingsConfig, load, to_toml
 from deploy.errors import ConfigError, DeployError, ModelError
-from deploy.options import ConfigFile, DataDir, Kafka, Model, Overrides, Port
+from deploy.options import ConfigFile, DataDir, Kafka, Model, Overrides, serving_flags
 from deploy.releases import app as releases_app
 from deploy.simulating import simulate
 
@@ -58,15 +58,8 @@ _FORMATS: dict[ExportFormat, Literal["parquet", "jsonl", "hf"]] = {
 
 
 @app.command()
-def up(
-    *,
-    port: Port = None,
-    data_dir: DataDir = None,
-    model: Model = None,
-    kafka: Kafka = None,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-) -> None:
+@serving_flags
+def up(config: HustingsConfig) -> None:
     """Run everything on this machine: broker, serving, curator and trainer, until Ctrl-C.
 
     Examples:
@@ -81,31 +74,22 @@ def up(
     """
     from deploy import up as everything
 
-    direct: dict[str, object] = {"serve.port": port, "data_dir": data_dir, "model": model, "feedback.kafka": kafka}
-    everything.run(load(config, overrides or (), direct))
+    everything.run(config)
 
 
 @app.command()
-def serve(
-    *,
-    port: Port = None,
-    data_dir: DataDir = None,
-    model: Model = None,
-    kafka: Kafka = None,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-) -> None:
+@serving_flags
+def serve(config: HustingsConfig) -> None:
     """Run serving alone: the chat API, the pages, the engine, the relay of votes to Kafka.
 
     Example: hustings serve --kafka kafka-1:9092 --set feedback.ledger_url=postgresql+psycopg://hustings@db/hustings
     """
-    direct: dict[str, object] = {"serve.port": port, "data_dir": data_dir, "model": model, "feedback.kafka": kafka}
-    resolved = _prepare("serve", load(config, overrides or (), direct))
+    _prepare("serve", config)
     from deploy.default_model import resolve
     from serve.main import run
 
-    bootstrap = _bootstrap(resolved)
-    raise typer.Exit(run(resolved.serve, resolved.feedback, resolved.paths, resolve(resolved), bootstrap))
+    bootstrap = _bootstrap(config)
+    raise typer.Exit(run(config.serve, config.feedback, config.paths, resolve(config), bootstrap))
 
 
 @app.command()

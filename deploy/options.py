@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from deploy.config import HustingsConfig, load
 
 ConfigFile = Annotated[
     Path | None,
@@ -26,3 +29,22 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any configuration key, e.g. train.ppo.iterations=3; repeatable."),
 ]
+
+
+def serving_flags(verb: Callable[[HustingsConfig], None]) -> Callable[..., None]:
+    """Give a verb the flags of what serves; it gets the configuration that they, the file and `--set` add up to."""
+
+    def flagged(
+        *,
+        port: Port = None,
+        data_dir: DataDir = None,
+        model: Model = None,
+        kafka: Kafka = None,
+        config: ConfigFile = None,
+        overrides: Overrides = None,
+    ) -> None:
+        direct = {"serve.port": port, "data_dir": data_dir, "model": model, "feedback.kafka": kafka}
+        verb(load(config, overrides or (), direct))
+
+    flagged.__name__, flagged.__doc__ = verb.__name__, verb.__doc__
+    return flagged

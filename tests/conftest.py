@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import pytest_asyncio
 from tests.tiny_model import make_tiny_adapter, make_tiny_model
 
 if TYPE_CHECKING:
+    from feedback.broker import EmbeddedBroker
     from serve.engines.vllm_http import VllmHttpEngine
     from serve.engines.vllm_inprocess import VllmEngine
 
@@ -35,6 +37,19 @@ def tiny_adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """Three LoRA folders for `tiny_model`, each with weights of its own."""
     root = tmp_path_factory.mktemp("tiny-adapters")
     return tuple(make_tiny_adapter(tiny_model, root / f"lora-{seed}", seed=seed) for seed in (1, 2, 3))
+
+
+@pytest.fixture
+def broker() -> Iterator[EmbeddedBroker]:
+    """An embedded broker of the test's own, to kill. Such tests ignore PytestUnraisableExceptionWarning: the client
+    leaves the sockets of failed connections to the garbage collector, which complains."""
+    from feedback.broker import EmbeddedBroker
+
+    made = EmbeddedBroker()
+    made.start()
+    yield made
+    made.stop()
+    gc.collect()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

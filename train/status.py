@@ -1,7 +1,6 @@
 """What the trainer is doing, for the Loop page, for Prometheus and for a terminal.
 
-`DataPaths.train/status.json` has the keys of the Loop page's `training` object (serve/web/README.md) and besides
-`DataPaths.train/status.json` has the keys of the Loop page's `training` (serve/web/README.md) and besides these:
+`DataPaths.train/status.json` has the keys of the Loop page's `training` object (serve/web/README.md).
 """
 
 from __future__ import annotations

@@ -160,6 +160,19 @@ class EngineLoad:
     by_adapter: dict[str, int] = field(default_factory=dict)
 
 
+def check_length(prompt: int, wanted: int, limit: int) -> None:
+    """Whether a prompt and its answer can fit, all in tokens.
+
+    Raises:
+        InvalidSampling: no token is wanted.
+        PromptTooLong: they are more than `limit`.
+    """
+    if wanted < 1:
+        raise InvalidSampling(f"max_tokens is {wanted}; it must be at least 1")
+    if prompt + wanted > limit:
+        raise PromptTooLong(f"{prompt} prompt tokens and {wanted} to come are more than the {limit} that fit")
+
+
 class Engine(Protocol):
     """A language model with adapters that come and go while it answers."""
 

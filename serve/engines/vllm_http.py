@@ -8,8 +8,8 @@ has confirmed its adapter; a server lost before the first token is replaced by a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,21 +21,19 @@ from serve.config import ServeConfig
 from serve.engines.admission import Admission
 from serve.engines.base import (
     AdapterLoadFailed,
-    AdapterNotLoaded,
     Chunk,
     EngineError,
     EngineInfo,
     EngineLoad,
-    EngineOverloaded,
     EngineUnavailable,
     GenerationRequest,
-    InvalidSampling,
     Priority,
-    PromptTooLong,
     Sampling,
     TopLogprob,
+    check_length,
 )
 from serve.engines.registry import AdapterRegistry, folder_digest
+from serve.engines.vllm_attempts import Attempts
 from serve.engines.vllm_server import ServerLost, VllmServer
 from serve.engines.vllm_translate import FINISH_REASONS
 from serve.engines.vllm_wire import completion_body, likeliest, prompt_logprobs, scoring_body
@@ -142,10 +140,10 @@ class VllmHttpEngine:
         """
         await self.check_health()
         sampling = request.sampling
-        self._check(len(request.prompt_token_ids), sampling.max_tokens)
+        check_length(len(request.prompt_token_ids), sampling.max_tokens, self.info.max_model_len)
         async with self._admission.enter(request.priority, sampling.n):
             with self._registry.use(request.adapter):
-                attempts = _Attempts(self._servers, request.adapter)
+                attempts = Attempts(self._servers, request.adapter)
                 for server in attempts:
                     with server.busy(sampling.n), attempts.another_may_do(server):
                         async with aclosing(server.stream(completion_body(request, server.base))) as events:
@@ -160,7 +158,7 @@ class VllmHttpEngine:
         await self.check_health()
         if len(token_ids) < 2:
             return ()
-        self._check(len(token_ids), 1)
+        check_length(len(token_ids), 1, self.info.max_model_len)
         async with self._admission.enter(Priority.PROBE, 1):
             with self._registry.use(adapter):
                 answer = await self._anywhere(
@@ -219,18 +217,11 @@ class VllmHttpEngine:
         self, adapter: str | None, sequences: int, call: Callable[[VllmServer], Awaitable[Answer]]
     ) -> Answer:
         """Ask the servers one after the other until one answers."""
-        attempts = _Attempts(self._servers, adapter)
+        attempts = Attempts(self._servers, adapter)
         for server in attempts:
             with server.busy(sequences), attempts.another_may_do(server):
                 return await call(server)
         raise AssertionError("attempts end with an answer or an error")
-
-    def _check(self, prompt: int, wanted: int) -> None:
-        if wanted < 1:
-            raise InvalidSampling(f"max_tokens is {wanted}; it must be at least 1")
-        if prompt + wanted > self.info.max_model_len:
-            limit = self.info.max_model_len
-            raise PromptTooLong(f"{prompt} prompt tokens and {wanted} to come are more than the {limit} that fit")
 
     async def _unload(self, name: str) -> None:
         for server in self._servers:
@@ -310,43 +301,3 @@ class VllmHttpEngine:
         unknown = sorted(token_ids - self._texts.keys())
         texts = await asyncio.gather(*(server.token_text(token) for token in unknown))
         self._texts.update(zip(unknown, texts, strict=True))
-
-
-class _Attempts:
-    """Servers to try for one request, least loaded first; the last failure ends it.
-
-    Attributes:
-        begun: something has been handed on, so that no other server may take over.
-    """
-
-    def __init__(self, servers: Sequence[VllmServer], adapter: str | None) -> None:
-        self._servers = servers
-        self._adapter = adapter
-        self._tried: set[VllmServer] = set()
-        self._last: EngineError | None = None
-        self.begun = False
-
-    def __iter__(self) -> Iterator[VllmServer]:
-        while True:
-            fit = [server for server in self._servers if server not in self._tried and self._can(server)]
-            if not fit:
-                what = f" with {self._adapter}" if self._adapter else ""
-                raise self._last or EngineUnavailable(f"no vLLM server can answer{what} now; try again shortly")
-            yield min(fit, key=lambda server: server.in_flight)
-
-    @contextmanager
-    def another_may_do(self, server: VllmServer) -> Iterator[None]:
-        """Pass over a server that is lost, full, or has forgotten the adapter, unless something has begun."""
-        try:
-            yield
-        except (ServerLost, EngineOverloaded, AdapterNotLoaded) as error:
-            if isinstance(error, AdapterNotLoaded) and self._adapter is not None:
-                server.confirmed.discard(self._adapter)
-                error = ServerLost(f"{server.url} has lost {self._adapter}; it is loaded again")
-            if self.begun:
-                raise error from None
-            self._tried.add(server)
-            self._last = error
-
-    def _can(self, server: VllmServer) -> bool:
-        return server.up and (self._adapter is None or self._adapter in server.confirmed)

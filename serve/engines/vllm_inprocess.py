@@ -27,7 +27,7 @@ from serve.engines.base import (
     EngineUnavailable,
     GenerationRequest,
     Priority,
-    PromptTooLong,
+    check_length,
 )
 from serve.engines.registry import AdapterRegistry, folder_digest
 
@@ -125,7 +125,7 @@ class VllmEngine:
         """
         await self.check_health()
         sampling = request.sampling
-        self._check_length(len(request.prompt_token_ids), sampling.max_tokens)
+        check_length(len(request.prompt_token_ids), sampling.max_tokens, self.info.max_model_len)
         parameters = vllm_translate.sampling_parameters(sampling)
         async with self._admission.enter(request.priority, sampling.n):
             with self._registry.use(request.adapter) as adapter, vllm_translate.engine_errors(self._is_dead):
@@ -146,7 +146,7 @@ class VllmEngine:
         await self.check_health()
         if len(token_ids) < 2:
             return ()
-        self._check_length(len(token_ids), 1)
+        check_length(len(token_ids), 1, self.info.max_model_len)
         async with self._admission.enter(Priority.PROBE, 1):
             with self._registry.use(adapter) as held, vllm_translate.engine_errors(self._is_dead):
                 stream = self._llm.generate(
@@ -236,11 +236,6 @@ class VllmEngine:
             max_model_len=model.max_model_len,
             max_lora_rank=self._config.max_lora_rank,
         )
-
-    def _check_length(self, prompt: int, wanted: int) -> None:
-        limit = self.info.max_model_len
-        if prompt + wanted > limit:
-            raise PromptTooLong(f"{prompt} prompt tokens and {wanted} to come are more than the {limit} that fit")
 
     def _is_dead(self) -> bool:
         return self._llm is None or bool(self._llm.errored)

@@ -1,6 +1,5 @@
 """Ledger, relay, broker, curator and dataset, all real, while the broker and the curator are killed."""
 
-import gc
 import subprocess
 import sys
 import threading
@@ -10,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from feedback.broker import EmbeddedBroker
 from feedback.config import FeedbackConfig
 from feedback.dataset import Dataset
 from feedback.kafka_log import KafkaEventLog
@@ -47,15 +45,6 @@ def ledger(paths):
     opened = Ledger.open(paths.ledger_url)
     yield opened
     opened.close()
-
-
-@pytest.fixture
-def broker():
-    made = EmbeddedBroker()
-    made.start()
-    yield made
-    made.stop()
-    gc.collect()
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 """The relay, the ledger and a real broker that is killed."""
 
-import gc
-
 import pytest
 
-from feedback.broker import EmbeddedBroker
 from feedback.config import FeedbackConfig
 from feedback.contracts import PAIR_TOPIC, RECEIPT_TOPIC, VOTE_TOPIC, PairShown, RecordsCurated, VoteCast
 from feedback.event_log import EventLogUnavailable, OutgoingRecord
@@ -16,15 +13,6 @@ from tests.ledger.test_relay import eventually, settled
 
 # The client leaves the sockets of failed connections to the garbage collector, which complains; see `broker`.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
-
-
-@pytest.fixture
-def broker():
-    made = EmbeddedBroker()
-    made.start()
-    yield made
-    made.stop()
-    gc.collect()
 
 
 @pytest.fixture

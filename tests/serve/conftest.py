@@ -15,6 +15,7 @@ from feedback.ledger import Ledger
 from feedback.paths import DataPaths
 from serve.app import ServeDeps, create_app
 from serve.config import ServeConfig
+from serve.engines.base import Engine
 from tests.fakes.engine import FakeEngine
 
 SECRET = "the-secret-of-the-tests"
@@ -42,25 +43,29 @@ async def engine() -> FakeEngine:
     return made
 
 
+def ready_deps(engine: Engine, ledger: Ledger, paths: DataPaths, config: ServeConfig, **others: Any) -> ServeDeps:
+    """What an app needs to answer at once."""
+    usual: dict[str, Any] = {"base_model": "fake", "base_fingerprint": lambda: "f" * 64, "rng": random.Random(7)}
+    deps = ServeDeps(
+        config=config,
+        paths=paths,
+        engine=engine,
+        ledger=ledger,
+        secret=SECRET,
+        operator_token=TOKEN,
+        **{**usual, **others},
+    )
+    deps.readiness.set_ready()
+    return deps
+
+
 MakeDeps = Callable[..., ServeDeps]
 
 
 @pytest.fixture
 def make_deps(engine: FakeEngine, ledger: Ledger, paths: DataPaths) -> MakeDeps:
     def make(**config: Any) -> ServeDeps:
-        deps = ServeDeps(
-            config=ServeConfig(**config),
-            paths=paths,
-            engine=engine,
-            ledger=ledger,
-            secret=SECRET,
-            operator_token=TOKEN,
-            base_model="fake",
-            base_fingerprint=lambda: "f" * 64,
-            rng=random.Random(7),
-        )
-        deps.readiness.set_ready()
-        return deps
+        return ready_deps(engine, ledger, paths, ServeConfig(**config))
 
     return make
 

@@ -12,10 +12,10 @@ from schemathesis.specs.openapi.checks import content_type_conformance, status_c
 
 from feedback.ledger import Ledger
 from feedback.paths import DataPaths
-from serve.app import ServeDeps, create_app
+from serve.app import create_app
 from serve.config import ServeConfig
 from tests.fakes.engine import FakeEngine
-from tests.serve.conftest import SECRET, TOKEN
+from tests.serve.conftest import TOKEN, ready_deps
 
 CHECKS = [not_a_server_error, content_type_conformance, status_code_conformance]
 
@@ -27,17 +27,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ledger = Ledger.open(paths.ledger_url)
     engine = FakeEngine(words=2)
     engine._dead = None
-    deps = ServeDeps(
-        config=ServeConfig(max_max_tokens=64),
-        paths=paths,
-        engine=engine,
-        ledger=ledger,
-        secret=SECRET,
-        operator_token=TOKEN,
-        base_model="fake",
-        base_fingerprint=lambda: "f" * 64,
-    )
-    deps.readiness.set_ready()
+    deps = ready_deps(engine, ledger, paths, ServeConfig(max_max_tokens=64))
     yield schemathesis.openapi.from_asgi("/openapi.json", create_app(deps))
     ledger.close()
 

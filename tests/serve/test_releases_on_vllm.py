@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import shutil
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from serve.app import ServeDeps, create_app
 from serve.config import ServeConfig
 from serve.engines.base import Engine
 from serve.releases.manager import ReleaseManager
-from tests.serve.conftest import SECRET, TOKEN, client_of
+from tests.serve.conftest import client_of, ready_deps
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
@@ -86,18 +87,8 @@ async def deps(vllm_engine: Engine, tiny_model: Path, tmp_path: Path) -> AsyncIt
     paths = DataPaths(tmp_path)
     paths.create()
     ledger = Ledger.open(paths.ledger_url)
-    made = ServeDeps(
-        config=ServeConfig(),
-        paths=paths,
-        engine=vllm_engine,
-        ledger=ledger,
-        secret=SECRET,
-        operator_token=TOKEN,
-        base_model="tiny",
-        base_fingerprint=lambda: base_fingerprint(tiny_model),
-    )
-    made.readiness.set_ready()
-    yield made
+    fingerprint = partial(base_fingerprint, tiny_model)
+    yield ready_deps(vllm_engine, ledger, paths, ServeConfig(), base_model="tiny", base_fingerprint=fingerprint)
     for name in vllm_engine.adapters():
         await vllm_engine.unload_adapter(name)
     ledger.close()

@@ -25,7 +25,7 @@ from feedback.contracts import (
 from feedback.dataset import Dataset
 from feedback.paths import DataPaths
 from tests.fakes.event_log import FakeEventLog
-from train import main, publish
+from train import main, process, publish
 from train.config import TrainConfig
 from train.cycle_state import all_cycles
 
@@ -232,7 +232,7 @@ def test_votes_that_teach_nothing_end_in_one_line_and_publish_nothing(
 def test_a_second_trainer_on_the_same_folder_is_told_so(
     paths: DataPaths, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with main._only_trainer(paths):
+    with process.only_trainer(paths):
         assert train_once(paths, tiny_model) == 1
     assert "another trainer works in" in capsys.readouterr().err
 
