@@ -11,6 +11,28 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class VotersConfig(Section):
+    """`[feedback.voters]`: how far a voter's votes count (docs/voting.md)."""
+
+    weigh: bool = True
+    """Weigh votes by what is known of their voters; False gives every vote the weight 1."""
+    max_share: float = Field(default=0.01, gt=0, le=1)
+    """Largest share of the total weight that one voter may have; twice an equal share where that is more."""
+    cap_from_voters: int = Field(default=10, ge=2)
+    """The cap on shares begins with so many voters; fewer know each other."""
+    repeats: int = Field(default=3, ge=1)
+    """Votes of one voter on one and the same prompt that count whole; more share that much weight."""
+    hasty_ms: int = Field(default=1_500, ge=0)
+    """A vote so soon after its answers were complete (by the server's clock) is hasty."""
+    burst_ms: int = Field(default=3_000, ge=0)
+    """A vote so soon after the same voter's vote before is hasty too."""
+    suspicion: float = Field(default=0.1, gt=0, lt=1)
+    """Share of unreliable voters that is assumed before any vote is seen."""
+    taste_spread: float = Field(default=24.0, gt=1)
+    """How alike honest voters are: their rates of preferring one adapter spread as after so many votes (24: standard
+    deviation 0.1 around a half). Smaller forgives strong tastes, and promoters with them."""
+
+
 class FeedbackConfig(Section):
     """`[feedback]` of hustings.toml."""
 
@@ -38,3 +60,5 @@ class FeedbackConfig(Section):
     """Port of the curator's /metrics; 0 for none."""
     curator_metrics_host: str = "127.0.0.1"
     """Address of the curator's /metrics: in a container, where Prometheus asks from another, 0.0.0.0."""
+    voters: VotersConfig = VotersConfig()
+    """How far a voter's votes count."""

@@ -122,6 +122,8 @@ class PairShown(Event):
         contenders: name of the rule that chose the adapters ("self-play", "candidate", "anchor", ...).
         propensity: probability with which that rule chose just these adapters in just these positions.
         prompt_token_ids: the prompt after the chat template, as the engine saw it.
+        gold: position of the answer that is known to be the better one, where the pair was planted to see how a voter
+            judges (docs/voting.md); such a pair compares no adapters and trains nothing.
     """
 
     pair_id: str
@@ -133,6 +135,7 @@ class PairShown(Event):
     propensity: float = Field(gt=0, le=1)
     base_model: str
     prompt_token_ids: tuple[int, ...] = ()
+    gold: Position | None = None
     shown_at: AwareDatetime = Field(default_factory=utc_now)
 
 

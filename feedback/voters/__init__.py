@@ -1,0 +1,10 @@
+"""How far a voter can be trusted, and what a vote counts for it (docs/voting.md)."""
+
+from __future__ import annotations
+
+from feedback.config import VotersConfig
+from feedback.voters.ballots import Ballot, Ballots, ballot_of
+from feedback.voters.leaks import names_itself
+from feedback.voters.weights import vote_weights, voter_weights
+
+__all__ = ["Ballot", "Ballots", "VotersConfig", "ballot_of", "names_itself", "vote_weights", "voter_weights"]

@@ -1,0 +1,212 @@
+"""How reliable each voter is: a latent-class model in the line of Dawid and Skene (1979), fitted by EM.
+
+Dawid and Skene let several people label the same things. Here every pair is made for one voter, so that only planted
+(gold) pairs have an answer to be right about; for the rest, voters agree or disagree on *who wins*: each contest of two
+adapters has a rate at which careful voters prefer the first. A voter is of one class:
+
+* honest: gold pairs right at the rate `a`; in contest m prefers the first adapter at their own rate, drawn from
+  Beta(k p_m, k (1 - p_m)): people differ in taste, k (`taste_spread`) says how little; in pairs of one adapter with
+  itself left or right at their own rate, likewise; hasty at the rate that honest voters are.
+* random: left or right by a coin. Left, right: always that side, but for 1 in 20.
+* promoter of X, detractor of X (for each adapter): honest elsewhere, but votes for (against) X, but for 1 in 20.
+
+All rates are estimated from the votes themselves, also how hasty honest people are: where all vote at once (a
+simulation), haste tells nothing. The spread of taste is assumed, not estimated: estimated, it grows until it explains
+the promoters as people of strong taste (tried; docs/voting.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feedback.config import VotersConfig
+from feedback.voters.cells import Cells, Floats, Records
+
+_SIDE_SPREAD = 24.0
+_ONE_SIDED = 0.95
+_PRIOR_VOTERS = 10.0
+"""Weight, in voters, of the assumed class shares."""
+_GOLD_PRIOR = (19.0, 1.0)
+_GOLD_BY_CHANCE = 0.45
+"""A coin judges a gold pair right so often: sometimes it says tie."""
+_HASTE_PRIOR = (0.5, 4.5)
+_HASTE_OTHERS = 0.5
+"""The other classes are hasty at this rate or, as likely, no more than honest voters: a script can wait."""
+_ROUNDS = 200
+_CONVERGED = 1e-9
+HONEST, RANDOM, LEFT, RIGHT = 0, 1, 2, 3
+NAMED = ("honest", "random", "left", "right")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reliability:
+    """What the model says.
+
+    Attributes:
+        classes: names of the K classes: `NAMED`, then `promoter:X` and `detractor:X` for each adapter X.
+        posterior: (V, K) probability of each class for each voter; rows add up to 1.
+        shares: (K,) estimated share of each class among the voters.
+        rates: (M,) p_m of each contest: how often an honest voter prefers the first adapter.
+        gold_rate: a.
+        log_likelihood: nats, with the priors.
+    """
+
+    classes: tuple[str, ...]
+    posterior: Floats
+    shares: Floats
+    rates: Floats
+    gold_rate: float
+    log_likelihood: float
+
+    @property
+    def honest(self) -> Floats:
+        """(V,) probability of being honest."""
+        return self.posterior[:, HONEST]
+
+
+def fit(records: Records, adapters: tuple[str, ...], config: VotersConfig) -> Reliability:
+    """Fit the model to the records of V voters; `adapters` names the numbers in the records' cells."""
+    return _Em(records, adapters, config).run()
+
+
+class _Em:
+    """The EM. It begins with everybody honest, so that what everybody does is no offence."""
+
+    def __init__(self, records: Records, adapters: tuple[str, ...], config: VotersConfig) -> None:
+        self._records = records
+        self._spread = config.taste_spread
+        self._classes = NAMED + tuple(f"{kind}:{name}" for name in adapters for kind in ("promoter", "detractor"))
+        self._size = len(self._classes)
+        self._number = len(adapters)
+        self._prior = np.full(self._size, config.suspicion / (self._size - 1))
+        self._prior[HONEST] = 1 - config.suspicion
+        self._fixed = self._coins()
+        self._promoted = _promoted(records.cells, len(records), self._number)
+
+    def run(self) -> Reliability:
+        posterior = np.zeros((len(self._records), self._size))
+        posterior[:, HONEST] = 1.0
+        before = -np.inf
+        for _ in range(_ROUNDS):
+            shares = self._shares(posterior)
+            rates, gold, haste, side = self._estimates(posterior)
+            joint = self._log_likelihoods(rates, gold, haste, side) + np.log(shares)
+            top = joint.max(axis=1, keepdims=True)
+            evidence = top[:, 0] + np.log(np.exp(joint - top).sum(axis=1))
+            posterior = np.exp(joint - evidence[:, None])
+            total = float(evidence.sum()) + self._log_prior(shares, rates, gold)
+            if abs(total - before) < _CONVERGED * (1 + abs(total)):
+                break
+            before = total
+        return Reliability(self._classes, posterior, shares, rates, gold, total)
+
+    def _shares(self, posterior: Floats) -> Floats:
+        counted = posterior.sum(axis=0) + _PRIOR_VOTERS * self._prior
+        shares: Floats = counted / counted.sum()
+        return shares
+
+    def _estimates(self, posterior: Floats) -> tuple[Floats, float, float, float]:
+        """Rates of the contests; gold pairs right, votes hasty and votes left, of honest voters."""
+        found, sane = self._records, 1 - posterior[:, RANDOM : RIGHT + 1].sum(axis=1)
+        gold = _rate(sane @ found.gold_right, sane @ found.gold_wrong, _GOLD_PRIOR)
+        honest = posterior[:, HONEST]
+        haste = _rate(honest @ found.hasty, honest @ found.unhurried, _HASTE_PRIOR)
+        side = _rate(sane @ found.self_left, sane @ found.self_right, (5.0, 5.0))
+        return self._contest_rates(posterior, sane), gold, haste, side
+
+    def _contest_rates(self, posterior: Floats, sane: Floats) -> Floats:
+        """Mean over voters that are honest in the contest; a voter's n votes count n k / (n + k), as they agree."""
+        cells = self._records.cells
+        partial = posterior[:, RIGHT + 1 :].reshape(len(sane), self._number, 2).sum(axis=2)
+        first, second = cells.first[cells.contest], cells.second[cells.contest]
+        trusted = sane[cells.voter] - partial[cells.voter, first] - partial[cells.voter, second]
+        weight = np.clip(trusted, 0, 1) * self._spread / (self._spread + cells.wins + cells.losses)
+        size = len(cells.first)
+        wins = np.bincount(cells.contest, weight * cells.wins, minlength=size)
+        losses = np.bincount(cells.contest, weight * cells.losses, minlength=size)
+        rates: Floats = (wins + 1.0) / (wins + losses + 2.0)
+        return rates
+
+    def _log_likelihoods(self, rates: Floats, gold: float, haste: float, side: float) -> Floats:
+        """(V, K) log-probability of each voter's record under each class."""
+        found, cells = self._records, self._records.cells
+        in_contest = _beta_binomial(cells.wins, cells.losses, cells.contest, self._spread * rates, self._spread)
+        everywhere = np.zeros(len(found.self_left), dtype=np.int64)
+        left, right = found.self_left.astype(np.int64), found.self_right.astype(np.int64)
+        alone = _beta_binomial(left, right, everywhere, np.array([_SIDE_SPREAD * side]), _SIDE_SPREAD)
+        judged = found.gold_right * np.log(gold) + found.gold_wrong * np.log(1 - gold)
+        careful = np.bincount(cells.voter, in_contest, minlength=len(found)) + alone + judged
+        hurried = found.hasty * np.log(haste) + found.unhurried * np.log(1 - haste)
+        others = np.logaddexp(hurried, (found.hasty + found.unhurried) * np.log(_HASTE_OTHERS)) - np.log(2)
+        out = np.empty((len(found), self._size))
+        out[:, HONEST] = careful + hurried
+        out[:, RANDOM : RIGHT + 1] = self._fixed + others[:, None]
+        instead = self._promoted - _by_adapter(cells, in_contest, len(found), self._number)[:, :, None]
+        out[:, RIGHT + 1 :] = (careful + others)[:, None] + instead.reshape(len(found), -1)
+        return out
+
+    def _coins(self) -> Floats:
+        """(V, 3) log-probability of the record under random, left and right."""
+        found = self._records
+        planted = found.gold_right + found.gold_wrong
+        left, right = found.left + found.gold_left, found.right + planted - found.gold_left
+        rarely, mostly = np.log(1 - _ONE_SIDED), np.log(_ONE_SIDED)
+        by_coin = (found.left + found.right) * np.log(0.5)
+        by_coin += found.gold_right * np.log(_GOLD_BY_CHANCE) + found.gold_wrong * np.log1p(-_GOLD_BY_CHANCE)
+        return np.column_stack([by_coin, left * mostly + right * rarely, right * mostly + left * rarely])
+
+    def _log_prior(self, shares: Floats, rates: Floats, gold: float) -> float:
+        right, wrong = _GOLD_PRIOR
+        classes = _PRIOR_VOTERS * (self._prior @ np.log(shares))
+        contests = np.log(rates).sum() + np.log(1 - rates).sum()
+        return float(classes + contests + right * np.log(gold) + wrong * np.log(1 - gold))
+
+
+def _rate(hits: float, misses: float, prior: tuple[float, float]) -> float:
+    return float((hits + prior[0]) / (hits + misses + prior[0] + prior[1]))
+
+
+def _beta_binomial(
+    wins: NDArray[np.int64], losses: NDArray[np.int64], kind: NDArray[np.int64], alphas: Floats, spread: float
+) -> Floats:
+    """(C,) log-probability of one sequence of wins and losses whose rate is drawn from Beta(alpha, spread - alpha).
+
+    Args:
+        kind: (C,) which of `alphas` (M,) belongs to a row.
+    """
+    out = np.zeros(len(wins))
+    together = _rising(np.array([spread]), int((wins + losses).max(initial=0)))[0]
+    for index, alpha in enumerate(alphas):
+        rows = kind == index
+        up = _rising(np.array([alpha]), int(wins[rows].max(initial=0)))[0]
+        down = _rising(np.array([spread - alpha]), int(losses[rows].max(initial=0)))[0]
+        out[rows] = up[wins[rows]] + down[losses[rows]] - together[wins[rows] + losses[rows]]
+    return out
+
+
+def _rising(start: Floats, most: int) -> Floats:
+    """(S, most + 1) logarithms of the rising factorials start (start + 1) … (start + n - 1)."""
+    steps = np.log(start[:, None] + np.arange(most))
+    return np.concatenate([np.zeros((len(start), 1)), np.cumsum(steps, axis=1)], axis=1)
+
+
+def _promoted(cells: Cells, voters: int, adapters: int) -> Floats:
+    """(V, A, 2) log-probability of the contests of each adapter if the voter promotes, or fights, it."""
+    yes, no = np.log(_ONE_SIDED), np.log(1 - _ONE_SIDED)
+    out = np.zeros((voters, adapters, 2))
+    for names, won, lost in ((cells.first, cells.wins, cells.losses), (cells.second, cells.losses, cells.wins)):
+        place = (cells.voter, names[cells.contest])
+        np.add.at(out[:, :, 0], place, won * yes + lost * no)
+        np.add.at(out[:, :, 1], place, won * no + lost * yes)
+    return out
+
+
+def _by_adapter(cells: Cells, values: Floats, voters: int, adapters: int) -> Floats:
+    """(V, A) sum of the cells' values over the contests that an adapter is in."""
+    out = np.zeros(voters * adapters)
+    for names in (cells.first, cells.second):
+        out += np.bincount(cells.voter * adapters + names[cells.contest], values, minlength=voters * adapters)
+    return out.reshape(voters, adapters)
