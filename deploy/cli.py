@@ -176,8 +176,9 @@ def export(
     """
     resolved = load(config, overrides or (), {"data_dir": data_dir})
     from feedback.dataset import Dataset
+    from feedback.voters import weigher
 
-    dataset = Dataset(resolved.paths.dataset)
+    dataset = Dataset(resolved.paths.dataset, weigher(resolved.feedback.voters))
     loaded = dataset.load_snapshot(snapshot or dataset.build_snapshot().id)
     dataset.export(loaded, dest, format=_FORMATS[file_format])
     typer.echo(f"{loaded.preferences.num_rows} comparisons of snapshot {loaded.manifest.id} are in {dest}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from feedback.dataset import Dataset
+from feedback.dataset import Dataset, Weigh
 from train.demonstrations import Edit, read_edits
 from train.reward.votes import Votes, read_votes
 
@@ -58,8 +58,8 @@ class VotesSource(Protocol):
 class DatasetVotes:
     """`VotesSource` on the dataset's folder."""
 
-    def __init__(self, root: Path) -> None:
-        self._dataset = Dataset(root)
+    def __init__(self, root: Path, weigh: Weigh | None = None) -> None:
+        self._dataset = Dataset(root, weigh)
 
     def freeze(self) -> str:
         """See `VotesSource`."""

@@ -235,6 +235,7 @@ class Trainer:
         from transformers import AutoTokenizer
 
         from feedback.fingerprint import model_folder
+        from feedback.voters import weigher
         from train.base import Base
         from train.cycle import Tools
         from train.data import DatasetVotes
@@ -249,7 +250,7 @@ class Trainer:
             model=folder,
             base=Base.load(folder, self._config.lora, device=device),
             tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
-            votes=DatasetVotes(self._paths.dataset),
+            votes=DatasetVotes(self._paths.dataset, weigher(self._feedback.voters)),
             status=self._status,
             rollouts=self._serving_rollouts if self._serve_url and self._operator_token else None,
             incumbent=self._incumbent,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from feedback.dataset.dataset import Dataset, NewData
 from feedback.dataset.errors import DatasetCorrupt, DatasetError, DatasetFull, UnknownSnapshot
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
+from feedback.dataset.weighing import Weigh
 
 __all__ = [
     "Dataset",
@@ -15,4 +16,5 @@ __all__ = [
     "Snapshot",
     "SnapshotManifest",
     "UnknownSnapshot",
+    "Weigh",
 ]

@@ -17,6 +17,7 @@ from feedback.dataset.ordering import in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import is_decisive
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
+from feedback.dataset.weighing import Weigh
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -33,12 +34,16 @@ class NewData:
 class Dataset:
     """Parts and snapshots below `root` (docs/architecture.md, "Data folder"). For one thread at a time.
 
+    Args:
+        weigh: gives the votes of a snapshot their weights; None gives each 1.
+
     Raises:
         DatasetError: the folder can't be made.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, weigh: Weigh | None = None) -> None:
         self.root = root
+        self._weigh = weigh
         self._snapshots = root / "snapshots"
         make_folder(root)
         make_folder(self._snapshots)
@@ -143,7 +148,7 @@ class Dataset:
             DatasetFull: no room; no trace is left.
             DatasetCorrupt: a part was changed.
         """
-        manifest = snapshots.build(self._votes, self._pairs, self._snapshots)
+        manifest = snapshots.build(self._votes, self._pairs, self._snapshots, weigh=self._weigh)
         write_file(self._snapshots / "LATEST", f"{manifest.id}\n".encode())
         return manifest
 

@@ -25,6 +25,8 @@ from feedback.dataset.files import folder_in_the_making, sha256_of
 from feedback.dataset.ordering import BUCKET_BYTES, in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import PROMPT_SCHEMA, VOTE_SCHEMA, is_decisive, prompt_row, vote_row
+from feedback.dataset.weighing import Weigh, write_weights
+from feedback.voters import BallotBox, ballot_of
 
 MANIFEST = "manifest.json"
 PARTS = "parts.json"
@@ -107,8 +109,17 @@ class Snapshot:
             yield from file.iter_batches(rows, columns=columns)
 
 
-def build(votes: PartStore, pairs: PartStore, root: Path, bucket_bytes: int = BUCKET_BYTES) -> SnapshotManifest:
+def build(
+    votes: PartStore,
+    pairs: PartStore,
+    root: Path,
+    bucket_bytes: int = BUCKET_BYTES,
+    weigh: Weigh | None = None,
+) -> SnapshotManifest:
     """Make a snapshot of every part that is there now; the same content again gives the same id and writes nothing.
+
+    Args:
+        weigh: gives each vote its weight; None gives each 1.
 
     Raises:
         DatasetFull: no room; no trace is left.
@@ -116,19 +127,22 @@ def build(votes: PartStore, pairs: PartStore, root: Path, bucket_bytes: int = BU
     """
     for left in reversed(range(ATTEMPTS)):
         try:
-            return _build(votes, pairs, root, bucket_bytes)
+            return _build(votes, pairs, root, bucket_bytes, weigh)
         except PartGone:
             if not left:
                 raise
     raise AssertionError("the last attempt returns or raises")
 
 
-def _build(votes: PartStore, pairs: PartStore, root: Path, bucket_bytes: int) -> SnapshotManifest:
+def _build(votes: PartStore, pairs: PartStore, root: Path, bucket_bytes: int, weigh: Weigh | None) -> SnapshotManifest:
     vote_paths, pair_paths = votes.paths(), pairs.paths()
     with folder_in_the_making(root) as (folder, publish):
         scratch = folder / "scratch"
         scratch.mkdir()
-        cast = _write_votes(folder, in_order(vote_paths, scratch, bucket_bytes))
+        box = BallotBox() if weigh else None
+        cast = _write_votes(folder, in_order(vote_paths, scratch, bucket_bytes), box)
+        if weigh and box:
+            write_weights(folder, box.ballots(), weigh)
         _write_prompts(folder, in_order(pair_paths, scratch, bucket_bytes))
         shutil.rmtree(scratch)
         manifest = _describe(folder, cast)
@@ -215,13 +229,16 @@ class _TableWriter:
             self._rows = []
 
 
-def _write_votes(folder: Path, rows: Iterable[PartRow]) -> _Cast:
+def _write_votes(folder: Path, rows: Iterable[PartRow], box: BallotBox | None) -> _Cast:
     cast = _Cast()
     with ExitStack() as stack:
         decisive, tied = (stack.enter_context(_TableWriter(folder / name, VOTE_SCHEMA)) for name in TABLES[:2])
         for row in rows:
             cast.see(row)
-            (decisive if is_decisive(row.kind) else tied).add(vote_row(VoteCast.from_bytes(row.event)))
+            vote = VoteCast.from_bytes(row.event)
+            (decisive if is_decisive(row.kind) else tied).add(vote_row(vote))
+            if box is not None:
+                box.add(ballot_of(vote))
     return cast
 
 

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from feedback.config import VotersConfig
-from feedback.voters.ballots import Ballot, Ballots, ballot_of
+from feedback.voters.ballots import Ballot, BallotBox, Ballots, ballot_of
 from feedback.voters.leaks import names_itself
-from feedback.voters.weights import vote_weights, voter_weights
+from feedback.voters.weights import vote_weights, voter_weights, weigher
 
-__all__ = ["Ballot", "Ballots", "VotersConfig", "ballot_of", "names_itself", "vote_weights", "voter_weights"]
+__all__ = [
+    "Ballot",
+    "BallotBox",
+    "Ballots",
+    "VotersConfig",
+    "ballot_of",
+    "names_itself",
+    "vote_weights",
+    "voter_weights",
+    "weigher",
+]

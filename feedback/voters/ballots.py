@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,31 +102,17 @@ class Ballots:
     cast_ms: NDArray[np.int64]
 
     @classmethod
-    def of(cls, ballots: Iterable[Ballot]) -> Self:
+    def of(cls, ballots: Iterable[Ballot]) -> Ballots:
         """Columns of these ballots."""
-        rows = list(ballots)
-        voters, voter = _codes([row.voter for row in rows])
-        adapters, spoke = _codes([name for row in rows for name in (row.adapter_a, row.adapter_b)])
-        return cls(
-            voters=voters,
-            adapters=adapters,
-            voter=voter,
-            left=spoke[0::2],
-            right=spoke[1::2],
-            choice=np.array([row.choice for row in rows], dtype=np.int8),
-            gold=np.array([row.gold for row in rows], dtype=np.int8),
-            leak=np.array([row.leak for row in rows], dtype=np.bool_),
-            prompt=np.array([row.prompt for row in rows], dtype=np.int64),
-            length_a=np.array([row.length_a for row in rows], dtype=np.int32),
-            length_b=np.array([row.length_b for row in rows], dtype=np.int32),
-            shown_ms=np.array([row.shown_ms for row in rows], dtype=np.int64),
-            cast_ms=np.array([row.cast_ms for row in rows], dtype=np.int64),
-        )
+        box = BallotBox()
+        for ballot in ballots:
+            box.add(ballot)
+        return box.ballots()
 
     @classmethod
-    def of_votes(cls, votes: Iterable[VoteCast]) -> Self:
+    def of_votes(cls, votes: Iterable[VoteCast]) -> Ballots:
         """Columns of these votes."""
-        return cls.of(_ballots(votes))
+        return cls.of(ballot_of(vote) for vote in votes)
 
     def __len__(self) -> int:
         return len(self.voter)
@@ -151,12 +138,65 @@ class Ballots:
         return Ballots(**{n: c if isinstance(c, tuple) else c[kept] for n, c in columns.items()})
 
 
-def _ballots(votes: Iterable[VoteCast]) -> Iterator[Ballot]:
-    return (ballot_of(vote) for vote in votes)
+class BallotBox:
+    """Takes ballots one by one and keeps some fifty bytes of each."""
+
+    def __init__(self) -> None:
+        self._voters = _Names()
+        self._adapters = _Names()
+        self._columns = {name: array(code) for name, code in _TYPE_CODES.items()}
+
+    def __len__(self) -> int:
+        return len(self._columns["voter"])
+
+    def add(self, ballot: Ballot) -> None:
+        """Take one more."""
+        numbers = {
+            "voter": self._voters.number(ballot.voter),
+            "left": self._adapters.number(ballot.adapter_a),
+            "right": self._adapters.number(ballot.adapter_b),
+        }
+        for name, column in self._columns.items():
+            column.append(numbers[name] if name in numbers else getattr(ballot, name))
+
+    def ballots(self) -> Ballots:
+        """What was taken, in that order. Names are numbered by the alphabet: the order decides no number."""
+        voters, voter = self._voters.in_order()
+        adapters, adapter = self._adapters.in_order()
+        columns = {name: np.array(column) for name, column in self._columns.items()}
+        numbered = {"voter": voter, "left": adapter, "right": adapter}
+        columns |= {name: order[columns[name]] for name, order in numbered.items()}
+        columns["leak"] = columns["leak"].astype(np.bool_)
+        return Ballots(voters, adapters, **columns)
 
 
-def _codes(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """Distinct names in alphabetical order, and each entry's number: the order of the votes decides nothing."""
-    known = tuple(sorted(set(names)))
-    number = {name: index for index, name in enumerate(known)}
-    return known, np.array([number[name] for name in names], dtype=np.int32)
+_TYPE_CODES = {
+    "voter": "i",
+    "left": "i",
+    "right": "i",
+    "choice": "b",
+    "gold": "b",
+    "leak": "b",
+    "prompt": "q",
+    "length_a": "i",
+    "length_b": "i",
+    "shown_ms": "q",
+    "cast_ms": "q",
+}
+
+
+class _Names:
+    """Names by the order of their first coming."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, name: str) -> int:
+        return self._numbers.setdefault(name, len(self._numbers))
+
+    def in_order(self) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+        """The names by the alphabet, and for each old number its new one."""
+        names = tuple(sorted(self._numbers))
+        new = np.empty(len(names), dtype=np.int32)
+        new[[self._numbers[name] for name in names]] = np.arange(len(names))
+        return names, new

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from feedback.config import VotersConfig
@@ -32,6 +34,11 @@ def vote_weights(ballots: Ballots, config: VotersConfig) -> Floats:
     """(N,) each vote's weight: its voter's, less what repeats are worth; 0 for planted pairs."""
     votes = _trust(ballots, config)[ballots.voter] * _fitness(ballots, config)
     return np.round(votes * _cap_of(ballots, votes, config)[ballots.voter], _DIGITS)
+
+
+def weigher(config: VotersConfig) -> Callable[[Ballots], Floats]:
+    """`vote_weights` with this configuration: what a dataset takes to weigh its snapshots."""
+    return lambda ballots: vote_weights(ballots, config)
 
 
 def leverage_scales(totals: Floats, max_share: float) -> Floats:
@@ -68,10 +75,14 @@ def _level(rising: Floats, max_share: float) -> float:
 
 
 def _trust(ballots: Ballots, config: VotersConfig) -> Floats:
-    """(V,) each voter's probability of being honest; 1 for all where votes aren't weighed."""
+    """(V,) how much likelier each voter is to be honest than anybody before a vote is seen: 1 where it is no less.
+
+    So nothing is taken from a voter of whom little is known, and nothing from anybody where votes aren't weighed.
+    """
     if not config.weigh or not len(ballots):
         return np.ones(len(ballots.voters))
-    return fit(records(ballots, config), ballots.adapters, config).honest
+    honest = fit(records(ballots, config), ballots.adapters, config).honest
+    return np.minimum(1.0, honest / (1 - config.suspicion))
 
 
 def _fitness(ballots: Ballots, config: VotersConfig) -> Floats:
