@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from feedback.privacy.config import PrivacyConfig
+
 
 class Section(BaseModel):
     """Base of every configuration section: frozen, unknown keys fail."""
@@ -62,3 +64,5 @@ class FeedbackConfig(Section):
     """Address of the curator's /metrics: in a container, where Prometheus asks from another, 0.0.0.0."""
     voters: VotersConfig = VotersConfig()
     """How far a voter's votes count."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """What becomes of personal data before a pair or a vote is stored."""

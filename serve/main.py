@@ -26,6 +26,7 @@ from feedback.identity import SecretError, load_or_make_secret
 from feedback.kafka_log import KafkaEventLog
 from feedback.ledger import Ledger, LedgerError
 from feedback.paths import DataPaths
+from feedback.privacy import Redactor
 from feedback.relay import Relay, RelayMetrics
 from serve.app import create_app
 from serve.config import ServeConfig
@@ -111,9 +112,12 @@ class _Server:
 
     async def serve(self, sock: socket.socket) -> int:
         async with AsyncExitStack() as stack:
-            ledger = await asyncio.to_thread(Ledger.open, self._feedback.ledger_url or self._paths.ledger_url)
+            metrics = _metrics()
+            redactor = Redactor(self._feedback.privacy, lambda field, kind: metrics.redacted.labels(field, kind).inc())
+            url = self._feedback.ledger_url or self._paths.ledger_url
+            ledger = await asyncio.to_thread(Ledger.open, url, redactor)
             stack.callback(ledger.close)
-            deps = self._deps(ledger, build_engine(self._model, self._config))
+            deps = self._deps(ledger, build_engine(self._model, self._config), metrics)
             app = create_app(deps)
             app.router.lifespan_context = self._lifespan(deps, ledger)
             self._uvicorn = _Uvicorn(
@@ -133,10 +137,7 @@ class _Server:
             await self._uvicorn.serve(sockets=[sock])
         return EXIT_FAILED if self._failed else 0
 
-    def _deps(self, ledger: Ledger, engine: Engine) -> ServeDeps:
-        registry = CollectorRegistry()
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=registry)
+    def _deps(self, ledger: Ledger, engine: Engine, metrics: Metrics) -> ServeDeps:
         return ServeDeps(
             config=self._config,
             paths=self._paths,
@@ -146,7 +147,7 @@ class _Server:
             operator_token=load_or_make_secret(self._paths.secrets / "operator_token", "HUSTINGS_OPERATOR_TOKEN"),
             base_model=model_name(self._model),
             base_fingerprint=cache(lambda: base_fingerprint(model_folder(self._model))),
-            metrics=Metrics(registry),
+            metrics=metrics,
         )
 
     def _lifespan(self, deps: ServeDeps, ledger: Ledger) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -205,6 +206,13 @@ class _Server:
         self._failed = True
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
+
+
+def _metrics() -> Metrics:
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    return Metrics(registry)
 
 
 def build_engine(model: str, config: ServeConfig) -> Engine:

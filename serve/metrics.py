@@ -38,6 +38,12 @@ class Metrics:
         self.votes_refused = Counter(
             "hustings_votes_refused", "Votes refused, by reason", ["reason"], registry=registry
         )
+        self.redacted = Counter(
+            "hustings_personal_data_redacted",
+            "Personal data taken out before anything was stored",
+            ["field", "kind"],
+            registry=registry,
+        )
         self.first_token = Histogram(
             "hustings_time_to_first_token_seconds",
             "Seconds from the request to the first token of an answer",

@@ -74,7 +74,7 @@ def _event_bytes(path: Path) -> int:
 
 def _ranks(paths: Sequence[Path]) -> tuple[pa.Array, int]:
     """For each row in the order of reading, the place of its id in the order of time; and how many ids there are."""
-    batches = []
+    batches: list[pa.RecordBatch] = []
     for path in paths:
         verify(path)
         batches += read_batches(path, ["id", "at_us"])

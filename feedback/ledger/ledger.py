@@ -19,6 +19,7 @@ from feedback.ledger.migrate import migrate
 from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
 from feedback.ledger.tables import to_us
+from feedback.privacy import Redactor
 
 BATCH = 500
 """Events that are read, or made pending again, in one transaction."""
@@ -31,16 +32,18 @@ class Ledger:
     `LedgerUnavailable` when the database can't be reached.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, redactor: Redactor | None = None) -> None:
         self._database = database
+        self._redactor = redactor
         self._listeners: list[Callable[[], None]] = []
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, redactor: Redactor | None = None) -> Self:
         """Connect and migrate.
 
         Args:
             url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`.
+            redactor: takes personal data out of every pair and vote before it is written; None writes them as they are.
 
         Raises:
             LedgerError: the address is of no kind that we know.
@@ -53,7 +56,7 @@ class Ledger:
         except BaseException:
             database.close()
             raise
-        return cls(database)
+        return cls(database, redactor)
 
     def close(self) -> None:
         """Close every connection."""
@@ -72,7 +75,8 @@ class Ledger:
             NotYourConversation: another voter began its conversation.
             PairConflict: another pair has this id.
         """
-        self._database.write(lambda connection: ballots.record_pair(connection, pair))
+        kept = pair if self._redactor is None else self._redactor.pair(pair)
+        self._database.write(lambda connection: ballots.record_pair(connection, kept))
         self._tell()
 
     def require_conversation(self, conversation_id: str, voter: str) -> None:
@@ -109,6 +113,9 @@ class Ledger:
             NotYourPair: it was shown to another voter.
             VoteConflict: the voter has chosen otherwise before.
         """
+        if self._redactor is not None:
+            reasons, comment = self._redactor.reasons(reasons), self._redactor.comment(comment)
+            edited = self._redactor.edited(edited)
         work = partial(
             ballots.record_vote,
             pair_id=pair_id,
