@@ -22,9 +22,10 @@ DEAD_LETTER_TOPIC = "hustings.votes.dlq"
 RECEIPT_TOPIC = "hustings.receipts"
 ADAPTER_TOPIC = "hustings.adapters"
 RELEASE_TOPIC = "hustings.releases"
+FORGOTTEN_TOPIC = "hustings.forgotten"
 GATE_KEY = "gate"
 """Key of `GateChanged` among the releases, whose keys are adapters' names."""
-TOPICS = (PAIR_TOPIC, VOTE_TOPIC, DEAD_LETTER_TOPIC, RECEIPT_TOPIC, ADAPTER_TOPIC, RELEASE_TOPIC)
+TOPICS = (PAIR_TOPIC, VOTE_TOPIC, DEAD_LETTER_TOPIC, RECEIPT_TOPIC, ADAPTER_TOPIC, RELEASE_TOPIC, FORGOTTEN_TOPIC)
 
 Position = Literal["a", "b", "c", "d"]
 Choice = Literal["a", "b", "tie", "both_bad"]
@@ -151,6 +152,24 @@ class VoteCast(Event):
     edited: str | None = None
     dwell_ms: int | None = Field(default=None, ge=0)
     cast_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class VoterForgotten(Event):
+    """The tombstone of a voter: whoever keeps events drops theirs, up to `until`, and never takes them again.
+
+    Attributes:
+        voter: the pseudonym; key of the record.
+        until: events of a later time are somebody's who came back, and are kept.
+    """
+
+    event_id: str
+    voter: str
+    until: AwareDatetime
+    forgotten_at: AwareDatetime = Field(default_factory=utc_now)
+
+    def covers(self, voter: str, at: datetime) -> bool:
+        """Whether an event of this voter and time is to be dropped."""
+        return voter == self.voter and at <= self.until
 
 
 class RecordsCurated(Event):

@@ -24,6 +24,7 @@ from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from feedback.config import FeedbackConfig
 from feedback.contracts import (
     DEAD_LETTER_TOPIC,
+    FORGOTTEN_TOPIC,
     PAIR_TOPIC,
     RECEIPT_TOPIC,
     VOTE_TOPIC,
@@ -32,6 +33,7 @@ from feedback.contracts import (
     PairShown,
     RecordsCurated,
     VoteCast,
+    VoterForgotten,
 )
 from feedback.dataset import Dataset, DatasetError
 from feedback.dataset.rows import prompt_row, vote_row
@@ -53,7 +55,7 @@ logger = structlog.get_logger(__name__)
 GROUP = "hustings-curator"
 NICENESS = 5
 """How far the curator steps back behind serving."""
-READ_TOPICS = (PAIR_TOPIC, VOTE_TOPIC)
+READ_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, FORGOTTEN_TOPIC)
 NEEDED_TOPICS = (*READ_TOPICS, DEAD_LETTER_TOPIC, RECEIPT_TOPIC)
 POLL_S = 0.5
 FIRST_PAUSE_S = 0.25
@@ -83,6 +85,7 @@ class Batch:
 
     pairs: list[PairShown] = field(default_factory=list)
     votes: list[VoteCast] = field(default_factory=list)
+    forgotten: list[VoterForgotten] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     event_ids: list[str] = field(default_factory=list)
 
@@ -170,6 +173,10 @@ class Curator:
         new_votes = self._dataset.unknown_votes(vote.vote_id for vote in batch.votes)
         self._dataset.append_pairs(batch.pairs)
         self._dataset.append_votes(batch.votes)
+        for event in batch.forgotten:
+            stone = self._dataset.forget(event)
+            logger.info("voter forgotten", voter=event.voter, snapshots=stone.snapshots)
+            RECORDS.labels(FORGOTTEN_TOPIC, "stored").inc()
         for letter in batch.dead:
             path = self._dataset.keep_dead_letter(letter)
             logger.warning(
@@ -213,6 +220,10 @@ def sort_out(records: Sequence[StoredRecord]) -> Batch:
                 pair = _readable_pair(record.value)
                 batch.pairs.append(pair)
                 batch.event_ids.append(pair.pair_id)
+            elif record.topic == FORGOTTEN_TOPIC:
+                event = VoterForgotten.from_bytes(record.value)
+                batch.forgotten.append(event)
+                batch.event_ids.append(event.event_id)
             else:
                 vote = _readable_vote(record.value)
                 batch.votes.append(vote)
@@ -279,7 +290,8 @@ def _id_in_the_wreck(record: StoredRecord) -> str | None:
         wreck = orjson.loads(record.value or b"")
     except orjson.JSONDecodeError:
         return None
-    event_id = wreck.get("pair_id" if record.topic == PAIR_TOPIC else "vote_id") if isinstance(wreck, dict) else None
+    name = {PAIR_TOPIC: "pair_id", FORGOTTEN_TOPIC: "event_id"}.get(record.topic, "vote_id")
+    event_id = wreck.get(name) if isinstance(wreck, dict) else None
     return event_id if isinstance(event_id, str) else None
 
 

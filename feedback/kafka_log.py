@@ -30,7 +30,7 @@ from kafka.net.compat import KafkaNetClient
 from kafka.structs import OffsetAndMetadata
 
 from feedback.broker import VOLATILE_CLUSTER
-from feedback.contracts import ADAPTER_TOPIC, RELEASE_TOPIC
+from feedback.contracts import ADAPTER_TOPIC, FORGOTTEN_TOPIC, RELEASE_TOPIC
 from feedback.event_log import (
     EventConsumer,
     EventLogError,
@@ -45,7 +45,7 @@ from feedback.event_log import (
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 """Largest record; topics are made with this limit (a long conversation with four answers and their ids fits)."""
-COMPACTED_TOPICS = frozenset({ADAPTER_TOPIC, RELEASE_TOPIC})
+COMPACTED_TOPICS = frozenset({ADAPTER_TOPIC, FORGOTTEN_TOPIC, RELEASE_TOPIC})
 """Topics of which only the last record of a key matters."""
 
 CONNECT_TIMEOUT_MS = 3_000

@@ -12,14 +12,14 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from feedback.contracts import PAIR_TOPIC, RELEASE_TOPIC, VOTE_TOPIC
+from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, RELEASE_TOPIC, VOTE_TOPIC
 from feedback.dataset import Dataset
 from feedback.event_log import EventLog, EventLogError, EventProducer, OutgoingRecord, RecordTooLarge
 
 if TYPE_CHECKING:
     from feedback.ledger import Ledger
 
-LEDGER_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, RELEASE_TOPIC)
+LEDGER_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, RELEASE_TOPIC, FORGOTTEN_TOPIC)
 """What the ledger has the record of."""
 BATCH = 200
 

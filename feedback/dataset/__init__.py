@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from feedback.dataset.dataset import Dataset, NewData
-from feedback.dataset.errors import DatasetCorrupt, DatasetError, DatasetFull, UnknownSnapshot
+from feedback.dataset.errors import DatasetCorrupt, DatasetError, DatasetFull, SnapshotPurged, UnknownSnapshot
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
+from feedback.dataset.tombstones import ForgottenVoter
 from feedback.dataset.weighing import Weigh
 
 __all__ = [
@@ -12,9 +13,11 @@ __all__ = [
     "DatasetCorrupt",
     "DatasetError",
     "DatasetFull",
+    "ForgottenVoter",
     "NewData",
     "Snapshot",
     "SnapshotManifest",
+    "SnapshotPurged",
     "UnknownSnapshot",
     "Weigh",
 ]

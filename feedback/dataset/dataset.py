@@ -7,16 +7,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
-from feedback.contracts import DeadLetter, PairShown, VoteCast
+import pyarrow.compute as pc
+
+from feedback.contracts import DeadLetter, PairShown, VoteCast, VoterForgotten
 from feedback.dataset import export as exporting
-from feedback.dataset import snapshots
+from feedback.dataset import forgetting, snapshots
 from feedback.dataset.errors import UnknownSnapshot
 from feedback.dataset.files import clear_stale, folder_in_the_making, make_folder, write_file
 from feedback.dataset.ordering import in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import is_decisive
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
+from feedback.dataset.tombstones import ForgottenVoter, Tombstones
 from feedback.dataset.weighing import Weigh
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,27 +54,57 @@ class Dataset:
         clear_stale(self._snapshots)
         self._votes = PartStore(root / "votes")
         self._pairs = PartStore(root / "pairs")
+        self._tombstones = Tombstones(root / "forgotten")
         self._since: str | None = None
 
     def append_votes(self, events: Sequence[VoteCast]) -> Path | None:
-        """Store votes that aren't stored yet in a new part, durable on return; None where all are.
+        """Store votes that aren't stored yet in a new part, durable on return.
+
+        Returns None where all are, or their voters were forgotten.
 
         Raises:
             DatasetFull: no room; nothing was stored.
         """
+        forgotten = self._tombstones.covering()
         return self._votes.append(
-            [PartRow(vote.vote_id, vote.choice, _micros(vote.cast_at), vote.to_bytes()) for vote in events]
+            [
+                PartRow(vote.vote_id, vote.choice, _micros(vote.cast_at), vote.to_bytes())
+                for vote in events
+                if not forgotten.vote(vote)
+            ]
         )
 
     def append_pairs(self, events: Sequence[PairShown]) -> Path | None:
-        """Store pairs that aren't stored yet in a new part, durable on return; None where all are.
+        """Store pairs that aren't stored yet in a new part, durable on return.
+
+        Returns None where all are, or their voters were forgotten.
 
         Raises:
             DatasetFull: no room; nothing was stored.
         """
+        forgotten = self._tombstones.covering()
         return self._pairs.append(
-            [PartRow(pair.pair_id, "", _micros(pair.shown_at), pair.to_bytes()) for pair in events]
+            [
+                PartRow(pair.pair_id, "", _micros(pair.shown_at), pair.to_bytes())
+                for pair in events
+                if not forgotten.pair(pair)
+            ]
         )
+
+    def forget(self, event: VoterForgotten) -> ForgottenVoter:
+        """Take a voter out of parts and snapshots, and take their events never again; doing it twice does no harm.
+
+        Snapshots that held them lose their tables; manifest and ids stay. A new snapshot is without them.
+
+        Raises:
+            DatasetFull: no room; do it again when there is.
+            DatasetCorrupt: a part was changed.
+        """
+        return forgetting.forget(event, self._votes, self._pairs, self._snapshots, self._tombstones)
+
+    def forgotten(self) -> list[ForgottenVoter]:
+        """Every voter who was forgotten, with the snapshots that had held them."""
+        return self._tombstones.every()
 
     def keep_dead_letter(self, letter: DeadLetter) -> Path:
         """Keep a record that could not be read, as `dead-letters/<digest>.json`; the same one again is kept once.
@@ -112,11 +146,15 @@ class Dataset:
 
     def votes(self) -> Iterator[VoteCast]:
         """Every stored vote once, in the order of time: what a replay from the parts sends."""
-        return (VoteCast.from_bytes(row.event) for row in self._stored(self._votes))
+        forgotten = self._tombstones.covering()
+        votes = (VoteCast.from_bytes(row.event) for row in self._stored(self._votes))
+        return (vote for vote in votes if not forgotten.vote(vote))
 
     def pairs(self) -> Iterator[PairShown]:
         """Every stored pair once, in the order of time."""
-        return (PairShown.from_bytes(row.event) for row in self._stored(self._pairs))
+        forgotten = self._tombstones.covering()
+        pairs = (PairShown.from_bytes(row.event) for row in self._stored(self._pairs))
+        return (pair for pair in pairs if not forgotten.pair(pair))
 
     def count_new(self, since: str | None) -> NewData:
         """How much the parts hold that the snapshot `since` (None: nothing) doesn't.
@@ -127,7 +165,7 @@ class Dataset:
         votes, pairs = self._votes.ids(), self._pairs.ids()
         if since != self._since:
             votes.set_old([] if since is None else self.vote_ids(since))
-            pairs.set_old([] if since is None else self._ids_in(since, ("prompts",), "pair_id"))
+            pairs.set_old([] if since is None else self._ids_in(since, "pair_id"))
             self._since = since
         kinds = votes.news()
         decisive = sum(count for kind, count in kinds.items() if is_decisive(kind))
@@ -139,7 +177,20 @@ class Dataset:
         Raises:
             UnknownSnapshot: there is no such snapshot.
         """
-        return self._ids_in(snapshot_id, ("preferences", "ties"), "vote_id")
+        return self._ids_in(snapshot_id, "vote_id")
+
+    def snapshots(self) -> list[SnapshotManifest]:
+        """Manifests of every snapshot, purged ones too, by id."""
+        return [snapshots.load_manifest(folder) for folder in snapshots.folders(self._snapshots)]
+
+    def snapshots_with(self, vote_id: str) -> list[str]:
+        """Ids of the snapshots that hold a vote."""
+        wanted = snapshots.strings([vote_id])
+        return [
+            folder.name
+            for folder in snapshots.folders(self._snapshots)
+            if pc.any(pc.is_in(snapshots.ids_in(folder, "vote_id"), value_set=wanted)).as_py()
+        ]
 
     def build_snapshot(self) -> SnapshotManifest:
         """Make a snapshot of everything stored; where nothing is new it is the last one again.
@@ -148,7 +199,9 @@ class Dataset:
             DatasetFull: no room; no trace is left.
             DatasetCorrupt: a part was changed.
         """
-        manifest = snapshots.build(self._votes, self._pairs, self._snapshots, weigh=self._weigh)
+        manifest = snapshots.build(
+            self._votes, self._pairs, self._snapshots, weigh=self._weigh, forgotten=self._tombstones.covering()
+        )
         write_file(self._snapshots / "LATEST", f"{manifest.id}\n".encode())
         return manifest
 
@@ -178,10 +231,10 @@ class Dataset:
             raise UnknownSnapshot(f"{snapshot_id!r} is no snapshot's id (20 hex digits)")
         return self._snapshots / snapshot_id
 
-    def _ids_in(self, snapshot_id: str, tables: tuple[snapshots.TableName, ...], column: str) -> Iterator[str]:
+    def _ids_in(self, snapshot_id: str, column: Literal["vote_id", "pair_id"]) -> Iterator[str]:
         folder = self._folder(snapshot_id)
         snapshots.load_manifest(folder)
-        return (name.as_py() for name in snapshots.column(folder, tables, column))
+        return (name.as_py() for name in snapshots.ids_in(folder, column))
 
     def _stored(self, store: PartStore) -> Iterator[PartRow]:
         for left in reversed(range(snapshots.ATTEMPTS)):

@@ -4,6 +4,7 @@ DatasetError
 ├── DatasetFull        no room, or no right, to write
 ├── DatasetCorrupt     a file is not what it was when it was written
 └── UnknownSnapshot    no snapshot of that id
+    └── SnapshotPurged its tables are gone, because somebody in them was forgotten
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ class DatasetCorrupt(DatasetError):
 
 class UnknownSnapshot(DatasetError):
     """There is no snapshot of that id."""
+
+
+class SnapshotPurged(UnknownSnapshot):
+    """The snapshot's tables are gone, because somebody in them asked to be forgotten."""
 
 
 def from_os(error: OSError, path: Path) -> DatasetError:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,16 +20,19 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from feedback.contracts import PairShown, VoteCast
-from feedback.dataset.errors import DatasetCorrupt, UnknownSnapshot
-from feedback.dataset.files import folder_in_the_making, sha256_of
+from feedback.dataset.errors import DatasetCorrupt, SnapshotPurged, UnknownSnapshot
+from feedback.dataset.files import flush_folder, folder_in_the_making, sha256_of, write_file
 from feedback.dataset.ordering import BUCKET_BYTES, in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import PROMPT_SCHEMA, VOTE_SCHEMA, is_decisive, prompt_row, vote_row
+from feedback.dataset.tombstones import Covering
 from feedback.dataset.weighing import Weigh, write_weights
 from feedback.voters import BallotBox, ballot_of
 
 MANIFEST = "manifest.json"
 PARTS = "parts.json"
+PURGED = "purged.parquet"
+"""In place of the tables where somebody in them was forgotten: the ids of votes and pairs alone."""
 TABLES = ("preferences.parquet", "ties.parquet", "prompts.parquet")
 ROWS_AT_ONCE = 1_000
 ATTEMPTS = 10
@@ -113,13 +116,16 @@ def build(
     votes: PartStore,
     pairs: PartStore,
     root: Path,
+    *,
     bucket_bytes: int = BUCKET_BYTES,
     weigh: Weigh | None = None,
+    forgotten: Covering | None = None,
 ) -> SnapshotManifest:
     """Make a snapshot of every part that is there now; the same content again gives the same id and writes nothing.
 
     Args:
         weigh: gives each vote its weight; None gives each 1.
+        forgotten: tells the events that are left out.
 
     Raises:
         DatasetFull: no room; no trace is left.
@@ -127,23 +133,27 @@ def build(
     """
     for left in reversed(range(ATTEMPTS)):
         try:
-            return _build(votes, pairs, root, bucket_bytes, weigh)
+            return _build(
+                votes, pairs, root, bucket_bytes=bucket_bytes, weigh=weigh, forgotten=forgotten or Covering(())
+            )
         except PartGone:
             if not left:
                 raise
     raise AssertionError("the last attempt returns or raises")
 
 
-def _build(votes: PartStore, pairs: PartStore, root: Path, bucket_bytes: int, weigh: Weigh | None) -> SnapshotManifest:
+def _build(
+    votes: PartStore, pairs: PartStore, root: Path, *, bucket_bytes: int, weigh: Weigh | None, forgotten: Covering
+) -> SnapshotManifest:
     vote_paths, pair_paths = votes.paths(), pairs.paths()
     with folder_in_the_making(root) as (folder, publish):
         scratch = folder / "scratch"
         scratch.mkdir()
         box = BallotBox() if weigh else None
-        cast = _write_votes(folder, in_order(vote_paths, scratch, bucket_bytes), box)
+        cast = _write_votes(folder, in_order(vote_paths, scratch, bucket_bytes), box, forgotten)
         if weigh and box:
             write_weights(folder, box.ballots(), weigh)
-        _write_prompts(folder, in_order(pair_paths, scratch, bucket_bytes))
+        _write_prompts(folder, in_order(pair_paths, scratch, bucket_bytes), forgotten)
         shutil.rmtree(scratch)
         manifest = _describe(folder, cast)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
@@ -170,13 +180,56 @@ def load(folder: Path) -> Snapshot:
 
     Raises:
         UnknownSnapshot: there is none.
+        SnapshotPurged: it held votes of somebody who was forgotten.
         DatasetCorrupt: a table was changed.
     """
     manifest = load_manifest(folder)
+    if is_purged(folder):
+        raise SnapshotPurged(
+            f"snapshot {folder.name} held votes of somebody who asked to be forgotten, and is gone; build a new one"
+        )
     for name, digest in manifest.files.items():
         if sha256_of(folder / name) != digest:
             raise DatasetCorrupt(f"{folder / name} was changed; remove the folder and build the snapshot again")
     return Snapshot(folder, manifest, tuple(json.loads((folder / PARTS).read_text())))
+
+
+def folders(root: Path) -> list[Path]:
+    """Every snapshot below `root`, purged ones too, by id."""
+    return sorted(path.parent for path in root.glob(f"[!.]*/{MANIFEST}"))
+
+
+def is_purged(folder: Path) -> bool:
+    """Whether the tables went because somebody in them was forgotten."""
+    return (folder / PURGED).is_file()
+
+
+def purge(folder: Path) -> None:
+    """Take the tables away for good; manifest and ids stay, so that lineage and counting go on.
+
+    Raises:
+        DatasetFull: no room; the snapshot is as it was.
+    """
+    if not is_purged(folder):
+        ids = {"vote_id": ids_in(folder, "vote_id"), "pair_id": ids_in(folder, "pair_id")}
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({name: [values.to_pylist()] for name, values in ids.items()}), sink, compression="zstd")
+        write_file(folder / PURGED, sink.getvalue())
+    for name in TABLES:
+        (folder / name).unlink(missing_ok=True)
+    flush_folder(folder)
+
+
+def ids_in(folder: Path, name: Literal["vote_id", "pair_id"]) -> pa.ChunkedArray:
+    """Ids of a snapshot's votes, or of its prompts, purged or not."""
+    if is_purged(folder):
+        return pq.read_table(folder / PURGED, columns=[name])[name].combine_chunks().flatten()
+    return column(folder, ("preferences", "ties") if name == "vote_id" else ("prompts",), name)
+
+
+def strings(values: Sequence[str]) -> pa.Array:
+    """The values as Arrow's strings."""
+    return pa.array(values, pa.string())
 
 
 def column(folder: Path, tables: Iterable[TableName], name: str) -> pa.ChunkedArray:
@@ -229,23 +282,27 @@ class _TableWriter:
             self._rows = []
 
 
-def _write_votes(folder: Path, rows: Iterable[PartRow], box: BallotBox | None) -> _Cast:
+def _write_votes(folder: Path, rows: Iterable[PartRow], box: BallotBox | None, forgotten: Covering) -> _Cast:
     cast = _Cast()
     with ExitStack() as stack:
         decisive, tied = (stack.enter_context(_TableWriter(folder / name, VOTE_SCHEMA)) for name in TABLES[:2])
         for row in rows:
-            cast.see(row)
             vote = VoteCast.from_bytes(row.event)
+            if forgotten.vote(vote):
+                continue
+            cast.see(row)
             (decisive if is_decisive(row.kind) else tied).add(vote_row(vote))
             if box is not None:
                 box.add(ballot_of(vote))
     return cast
 
 
-def _write_prompts(folder: Path, rows: Iterable[PartRow]) -> None:
+def _write_prompts(folder: Path, rows: Iterable[PartRow], forgotten: Covering) -> None:
     with _TableWriter(folder / TABLES[2], PROMPT_SCHEMA) as prompts:
         for row in rows:
-            prompts.add(prompt_row(PairShown.from_bytes(row.event)))
+            pair = PairShown.from_bytes(row.event)
+            if not forgotten.pair(pair):
+                prompts.add(prompt_row(pair))
 
 
 def _describe(folder: Path, cast: _Cast) -> SnapshotManifest:
@@ -266,7 +323,7 @@ def _describe(folder: Path, cast: _Cast) -> SnapshotManifest:
         voters=_different(folder, "voter"),
         conversations=_different(folder, "conversation_id"),
         adapters={name: spoke[name] for name in sorted(spoke)},
-        filters=("one row a vote_id", "one prompt a pair_id"),
+        filters=("one row a vote_id", "one prompt a pair_id", "no forgotten voters"),
         from_time=None if cast.first_us is None else _time(cast.first_us),
         to_time=None if cast.last_us is None else _time(cast.last_us),
     )

@@ -13,12 +13,14 @@ from feedback.ledger.errors import (
     UnknownPair,
     VoteConflict,
 )
+from feedback.ledger.forgetting import Forgotten
 from feedback.ledger.ledger import Ledger
 from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
 
 __all__ = [
     "Duel",
+    "Forgotten",
     "Ledger",
     "LedgerCounts",
     "LedgerError",

@@ -9,12 +9,13 @@ from typing import Self
 
 from sqlalchemy import Connection
 
-from feedback.contracts import AdapterManifest, Choice, GateChanged, PairShown, ReleaseChanged, VoteCast
-from feedback.ledger import ballots, offices, outbox
+from feedback.contracts import AdapterManifest, Choice, GateChanged, PairShown, ReleaseChanged, VoteCast, VoterForgotten
+from feedback.ledger import ballots, forgetting, offices, outbox
 from feedback.ledger import duels as duelling
 from feedback.ledger.ballots import LedgerCounts, Tally, VoteOutcome
 from feedback.ledger.database import Database
 from feedback.ledger.duels import Duel
+from feedback.ledger.forgetting import Forgotten
 from feedback.ledger.migrate import migrate
 from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
@@ -160,6 +161,20 @@ class Ledger:
     def counts(self) -> LedgerCounts:
         """How many conversations, pairs and votes there are."""
         return self._database.read(ballots.counts)
+
+    def forget(self, voter: str) -> Forgotten:
+        """Delete everything of a voter and leave a tombstone, which the event log is told of, in one transaction.
+
+        On SQLite the bytes are overwritten and the write-ahead log is emptied; PostgreSQL's vacuum does it in its time.
+        """
+        gone = self._database.write(lambda connection: forgetting.forget(connection, voter))
+        self._database.empty_write_ahead_log()
+        self._tell()
+        return gone
+
+    def forgotten(self) -> list[VoterForgotten]:
+        """The tombstones, the first first."""
+        return self._database.read(forgetting.tombstones)
 
     # Outbox
 

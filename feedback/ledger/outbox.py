@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, insert, or_, select, update
 
-from feedback.contracts import PAIR_TOPIC, VOTE_TOPIC, PairShown, VoteCast, utc_now
-from feedback.ledger.tables import outbox, pairs, to_us, votes
+from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, VOTE_TOPIC, PairShown, VoteCast, utc_now
+from feedback.ledger.tables import forgotten, outbox, pairs, to_us, votes
 
-RECEIPTED_TOPICS = (PAIR_TOPIC, VOTE_TOPIC)
+RECEIPTED_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, FORGOTTEN_TOPIC)
 """Topics that the curator answers with receipts."""
 
 LONGEST_WAIT_S = 3600.0
@@ -116,6 +116,11 @@ def mark_confirmed(connection: Connection, event_ids: Iterable[str]) -> int:
             .values(state="confirmed", value=None, error=None)
         ).rowcount
     return news
+
+
+def remove(connection: Connection, event_ids: Select[tuple[str]]) -> int:
+    """Take events out, whatever their state: nothing sends them again; returns how many."""
+    return connection.execute(delete(outbox).where(outbox.c.event_id.in_(event_ids))).rowcount
 
 
 def park(connection: Connection, seq: int, error: str) -> None:
@@ -247,7 +252,16 @@ def _vote_bytes(connection: Connection, vote_id: str) -> bytes:
     return vote_event(*both).to_bytes()
 
 
-_REBUILD: dict[str, Callable[[Connection, str], bytes]] = {PAIR_TOPIC: _pair_bytes, VOTE_TOPIC: _vote_bytes}
+def _tombstone_bytes(connection: Connection, event_id: str) -> bytes:
+    stored: bytes = connection.execute(select(forgotten.c.event).where(forgotten.c.event_id == event_id)).scalar_one()
+    return stored
+
+
+_REBUILD: dict[str, Callable[[Connection, str], bytes]] = {
+    PAIR_TOPIC: _pair_bytes,
+    VOTE_TOPIC: _vote_bytes,
+    FORGOTTEN_TOPIC: _tombstone_bytes,
+}
 
 
 def _chunks(items: Iterable[Any]) -> Iterator[Sequence[Any]]:

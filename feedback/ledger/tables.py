@@ -125,6 +125,16 @@ gate_history = Table(
 )
 """Pauses of the releases and their ends; the last one tells how it stands."""
 
+forgotten = Table(
+    "forgotten",
+    metadata,
+    Column("event_id", String, primary_key=True),
+    Column("voter", String, nullable=False, index=True),
+    Column("until_us", BigInteger, nullable=False),
+    Column("event", LargeBinary, nullable=False),
+)
+"""Voters who asked to be forgotten: all that is left of them."""
+
 
 def to_us(moment: datetime) -> int:
     """Microseconds since 1970 UTC, exactly."""
