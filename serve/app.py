@@ -9,7 +9,7 @@ from serve.deps import ServeDeps
 from serve.middleware import RequestContext
 from serve.openai import chat, models
 from serve.releases.manager import ReleaseManager
-from serve.routes import health, pages, pairs, releases, rollouts, votes
+from serve.routes import health, pages, pairs, people, releases, rollouts, votes
 from serve.routes.problems import Problem
 
 __all__ = ["ServeDeps", "create_app"]
@@ -19,6 +19,7 @@ ROUTERS = (
     pairs.router,
     votes.router,
     releases.router,
+    people.router,
     rollouts.router,
     health.router,
     pages.router,

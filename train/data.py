@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from feedback.dataset import Dataset, Weigh
+from feedback.dataset import Dataset, SnapshotPurged, Weigh
 from train.demonstrations import Edit, read_edits
+from train.errors import SnapshotGone
 from train.reward.votes import Votes, read_votes
 
 
@@ -49,6 +50,7 @@ class VotesSource(Protocol):
 
         Raises:
             NotEnoughVotes: it holds nothing usable.
+            SnapshotGone: somebody in it was forgotten.
         """
 
     def vote_ids(self, snapshot: str) -> frozenset[str]:
@@ -67,7 +69,10 @@ class DatasetVotes:
 
     def load(self, snapshot: str) -> TrainingData:
         """See `VotesSource`."""
-        loaded = self._dataset.load_snapshot(snapshot)
+        try:
+            loaded = self._dataset.load_snapshot(snapshot)
+        except SnapshotPurged as error:
+            raise SnapshotGone(str(error)) from error
         preferences, ties = loaded.preferences.to_pylist(), loaded.ties.to_pylist()
         votes = read_votes(preferences, ties)
         shown = _prompts(row["prompt_token_ids"] for row in loaded.prompts.to_pylist())

@@ -7,6 +7,7 @@ from __future__ import annotations
 # ├── BaseMismatch         an adapter, snapshot or checkpoint belongs to another base
 # ├── NotEnoughVotes       the snapshot has too few comparisons to learn or judge anything
 # │   └── OneSidedVotes    every comparison carries the same feature difference or none
+# ├── SnapshotGone         the cycle's snapshot is gone: somebody in it asked to be forgotten
 # ├── RewardRefused        the reward model is no better than a coin, a length meter, or worse than the last one
 # ├── PolicyRefused        PPO found nothing better than its start within the governor's bounds
 # ├── TrainingDiverged     a loss, a gradient or a reward is not finite
@@ -32,6 +33,10 @@ class NotEnoughVotes(TrainError):
 
 class OneSidedVotes(NotEnoughVotes):
     """The comparisons tell nothing apart: identical answers on both sides."""
+
+
+class SnapshotGone(TrainError):
+    """The cycle's snapshot is gone, because somebody in it asked to be forgotten; the next cycle makes another."""
 
 
 class RewardRefused(TrainError):

@@ -157,6 +157,14 @@ def vote(connection: Connection, pair_id: str, voter: str) -> VoteCast | None:
     return None if found is None else outbox.vote_event(*found)
 
 
+def vote_of_id(connection: Connection, vote_id: str) -> VoteCast | None:
+    """The vote of this id, or None."""
+    found = connection.execute(
+        select(pairs.c.event, votes.c.event).join_from(votes, pairs).where(votes.c.vote_id == vote_id)
+    ).one_or_none()
+    return None if found is None else outbox.vote_event(*found)
+
+
 def votes_after(
     connection: Connection, after: tuple[int, str], until: datetime | None, limit: int
 ) -> list[tuple[tuple[int, str], VoteCast]]:

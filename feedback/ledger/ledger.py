@@ -136,6 +136,10 @@ class Ledger:
         """What this voter said of the pair, or None."""
         return self._database.read(lambda connection: ballots.vote(connection, pair_id, voter))
 
+    def vote_of_id(self, vote_id: str) -> VoteCast | None:
+        """The vote of this id, or None."""
+        return self._database.read(lambda connection: ballots.vote_of_id(connection, vote_id))
+
     def votes_between(self, since: datetime | None = None, until: datetime | None = None) -> Iterator[VoteCast]:
         """Votes cast in [since, until), the first first; None leaves an end open.
 

@@ -1,0 +1,132 @@
+"""`hustings forget`, `lineage` and `import`: what becomes of people's data, and where an adapter comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploy.config import HustingsConfig, load
+from deploy.errors import ConfigError
+from deploy.options import ConfigFile, DataDir
+
+if TYPE_CHECKING:
+    from feedback.dataset import Dataset
+    from feedback.ledger import Ledger
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def forget(
+    voter: Annotated[str, typer.Argument(metavar="VOTER", help="A pseudonym (v_…), or the id of a pair or a vote.")],
+    *,
+    token: Annotated[bool, typer.Option("--token", help="VOTER is the voter's own token (their cookie).")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+) -> None:
+    """Forget a voter: their chats, pairs and votes go from the ledger, the dataset and every later snapshot.
+
+    Snapshots that held them lose their tables. Adapters that were trained on them are listed, with the command that
+    trains one without them; `hustings lineage ADAPTER` proves of any adapter whom it still remembers.
+
+    Examples:
+
+        hustings forget v_0123456789abcdef01234567
+
+        hustings forget vote_6f0c…
+    """
+    resolved = load(config, (), {"data_dir": data_dir})
+    with _opened(resolved) as (ledger, dataset):
+        pseudonym = _pseudonym(resolved, ledger, voter, token=token)
+        if not yes and not typer.confirm(f"Forget {pseudonym} for good?"):
+            raise typer.Exit(1)
+        from feedback.forgetting import forget as forget_everywhere
+
+        _tell(asdict(forget_everywhere(ledger, dataset, resolved.paths.adapters, pseudonym)), as_json=as_json)
+
+
+def lineage(
+    wanted: Annotated[str, typer.Argument(metavar="ID", help="An adapter, snapshot, pair, vote or forgotten voter.")],
+    *,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+) -> None:
+    """Where something comes from and where it went: answer, adapter, reward model, snapshot, votes, and back.
+
+    Examples:
+
+        hustings lineage policy-000002
+
+        hustings lineage vote_6f0c…
+    """
+    resolved = load(config, (), {"data_dir": data_dir})
+    from feedback.lineage import Lineage, UnknownId
+
+    with _opened(resolved) as (ledger, dataset):
+        try:
+            line = Lineage(ledger, dataset, resolved.paths.adapters).trace(wanted)
+        except UnknownId as error:
+            raise ConfigError(str(error)) from error
+    _tell(asdict(line), as_json=as_json)
+
+
+@contextmanager
+def _opened(config: HustingsConfig) -> Iterator[tuple[Ledger, Dataset]]:
+    from feedback.dataset import Dataset
+    from feedback.ledger import Ledger
+
+    ledger = Ledger.open(config.feedback.ledger_url or config.paths.ledger_url)
+    try:
+        yield ledger, Dataset(config.paths.dataset)
+    finally:
+        ledger.close()
+
+
+def _pseudonym(config: HustingsConfig, ledger: Ledger, voter: str, *, token: bool) -> str:
+    if token:
+        from feedback.identity import load_or_make_secret, pseudonym
+
+        return pseudonym(load_or_make_secret(config.paths.secrets / "voter_key", "HUSTINGS_SECRET"), voter)
+    if voter.startswith("v_"):
+        return voter
+    found = ledger.pair(voter) or ledger.vote_of_id(voter)
+    if found is None:
+        raise ConfigError(
+            f"{voter!r} is no pair or vote here, and no pseudonym (v_…); --token takes the voter's own token"
+        )
+    return found.voter
+
+
+def _tell(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1, default=str))
+        return
+    for line in _lines(facts, ""):
+        typer.echo(line)
+
+
+def _lines(facts: Any, margin: str) -> Iterator[str]:
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            yield f"{margin}{key}:"
+            yield from _lines(value, margin + "  ")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            for one in value:
+                yield f"{margin}{key}:"
+                yield from _lines(one, margin + "  ")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            yield f"{margin}{key}: {'none' if shown in (None, '') else shown}"
+
+
+def default_name(file: Path) -> str:
+    """A name for what is imported: the file's own."""
+    return file.name.split(".")[0]

@@ -1,0 +1,59 @@
+"""What becomes of people's data: forgetting a voter, and lineage. For the operator."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from serve.deps import Deps, ServeDeps, on_thread
+from serve.errors import NotFound, NotReady
+from serve.http import FastJSON
+from serve.routes.problems import PROBLEMS
+from serve.routes.releases import Operator
+
+router = APIRouter(tags=["people"])
+
+
+class ForgetRequest(BaseModel):
+    """Whom to forget."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    voter: str = Field(pattern=r"^v_[A-Za-z0-9_-]{1,64}$", description="The voter's pseudonym.")
+
+
+@router.post("/v1/voters/forget", response_model=None, responses=PROBLEMS, dependencies=Operator)
+async def forget_voter(body: ForgetRequest, deps: Deps) -> Response:
+    """Forget a voter everywhere; tells which adapters were trained on them and how to train one without them."""
+    return FastJSON(await on_thread(_forget, deps, body.voter))
+
+
+@router.get("/v1/lineage/{id}", response_model=None, responses=PROBLEMS, dependencies=Operator)
+async def lineage(id: Annotated[str, Path(min_length=1, max_length=128)], deps: Deps) -> Response:  # noqa: A002
+    """Where an adapter, snapshot, pair, vote or forgotten voter comes from and where it went."""
+    return FastJSON(await on_thread(_trace, deps, id))
+
+
+def _forget(deps: ServeDeps, voter: str) -> dict[str, Any]:
+    # Arrow takes a while to import, and serving doesn't need it before.
+    from feedback.dataset import Dataset, DatasetError
+    from feedback.forgetting import forget
+
+    try:
+        return asdict(forget(deps.ledger, Dataset(deps.paths.dataset), deps.paths.adapters, voter))
+    except DatasetError as error:
+        raise NotReady(f"The ledger has forgotten; the curator does the rest when this is mended: {error}") from error
+
+
+def _trace(deps: ServeDeps, wanted: str) -> dict[str, Any]:
+    from feedback.dataset import Dataset
+    from feedback.lineage import Lineage, UnknownId
+
+    try:
+        return asdict(Lineage(deps.ledger, Dataset(deps.paths.dataset), deps.paths.adapters).trace(wanted))
+    except UnknownId as error:
+        raise NotFound(str(error)) from error

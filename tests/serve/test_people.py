@@ -1,0 +1,42 @@
+"""Forgetting and lineage over HTTP: the operator's alone."""
+
+from __future__ import annotations
+
+import httpx
+from fastapi import FastAPI
+
+from feedback.ledger import Ledger
+from feedback.paths import DataPaths
+from tests.serve.adapters import publish
+from tests.serve.conftest import TOKEN, client_of
+
+ASK = {"messages": [{"role": "user", "content": "Hello?"}]}
+
+
+async def test_an_operator_forgets_a_voter_and_nobody_else_may(
+    app: FastAPI, client: httpx.AsyncClient, ledger: Ledger
+) -> None:
+    pair_id = (await client.post("/v1/pairs", json=ASK)).json()["pair_id"]
+    await client.post("/v1/votes", json={"pair_id": pair_id, "choice": "a"})
+    shown = ledger.pair(pair_id)
+    assert shown is not None
+    refused = await client.post("/v1/voters/forget", json={"voter": shown.voter})
+    assert refused.status_code == 401
+    assert ledger.counts().votes == 1
+    async with client_of(app, Authorization=f"Bearer {TOKEN}") as operator:
+        body = (await operator.post("/v1/voters/forget", json={"voter": shown.voter})).json()
+        assert (body["pairs"], body["votes"], body["adapters"]) == (1, 1, [])
+        assert (await operator.post("/v1/voters/forget", json={"voter": "Ann"})).status_code == 422
+    assert ledger.counts().votes == 0
+
+
+async def test_lineage_is_told_and_the_unknown_is_404(app: FastAPI, paths: DataPaths) -> None:
+    publish(paths.adapters, 1)
+    async with client_of(app) as anybody:
+        assert (await anybody.get("/v1/lineage/policy-000001")).status_code == 401
+    async with client_of(app, Authorization=f"Bearer {TOKEN}") as operator:
+        body = (await operator.get("/v1/lineage/policy-000001")).json()
+        assert (body["reward_model"], body["snapshot"], body["forgotten"]) == ("rm-1", "s-1", [])
+        missing = await operator.get("/v1/lineage/vote_none")
+        assert missing.status_code == 404
+        assert "vote_none" in missing.json()["detail"]
