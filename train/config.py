@@ -159,6 +159,8 @@ class TrainConfig(Section):
     """Computing threads of the trainer; 0 for one a core."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
+    tensorboard: bool = False
+    """Also write each iteration's figures for TensorBoard, into `train/tensorboard` of the data folder."""
     reward: RewardConfig = RewardConfig()
     lora: LoraSettings = LoraSettings()
     sft: SftConfig = SftConfig()

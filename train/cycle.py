@@ -26,17 +26,16 @@ import structlog
 from feedback.paths import DataPaths
 from train.base import POLICY, Base
 from train.checkpoint import latest
+from train.chronicle import Chronicle, rounded
 from train.config import TrainConfig
 from train.cycle_state import CycleState, all_cycles, cycles_folder, save_state
 from train.data import Prompts, TrainingData, VotesSource
 from train.demonstrations import Demonstration, encode
 from train.errors import BaseMismatch, NotEnoughVotes, PolicyRefused
 from train.evaluate import Evaluation, evaluate, make_probes
-from train.files import write_json, write_text
-from train.governor import Judgement as Conduct
-from train.ppo import IterationMetrics, PpoResult, PpoTrainer
+from train.files import write_json
+from train.ppo import PpoResult, PpoTrainer
 from train.publish import next_name, publish
-from train.report import write_report
 from train.reward.extract import FeatureReader, layers_of, vocabulary_for
 from train.reward.judge import Judgement
 from train.reward.last import LastHead
@@ -44,14 +43,12 @@ from train.reward.mix import MixHead
 from train.reward.refresh import refresh, refresh_last
 from train.rollout import Rollouts
 from train.sampler import LocalRollouts
-from train.sft import Epoch, WarmStarter
+from train.sft import WarmStarter
 from train.status import StatusBoard
 
 log = structlog.get_logger()
 
 RewardHead = MixHead | LastHead
-SAMPLES_SHOWN = 8
-"""Answers before and after in the status and the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +84,14 @@ class Cycle:
         self._config = TrainConfig.model_validate(state.config)
         self._folder = cycles_folder(tools.paths) / f"{state.number:06d}"
         self._log = log.bind(cycle=state.number)
+        self._chronicle = Chronicle(
+            self._folder,
+            tools.status,
+            tokenizer=tools.tokenizer,
+            config=self._config,
+            number=state.number,
+            boards=tools.paths.train / "tensorboard",
+        )
 
     def run(self) -> CycleState:
         """Run, or go on, to the end.
@@ -100,14 +105,15 @@ class Cycle:
         head = self._reward_model(data)  # 2, 3
         result = self._ppo(head, data)  # 4
         if result.chosen == 0:
+            self._report(head, result, None)
             raise PolicyRefused(
                 "PPO found no policy within the governor's bounds that scores above its start: the incumbent stays; "
-                f"see {self._folder / 'metrics.jsonl'}"
+                f"see {self._folder / 'report.html'}"
             )
         evaluation = self._evaluate(head, data.prompts)  # 5
         adapter = self._publish(head, result, evaluation)  # 6
         self._advance(outcome="published", metrics=self._figures(head, result, evaluation))
-        self._report(head, result.metrics, evaluation)  # 7
+        self._report(head, result, evaluation)  # 7
         self._log.info("adapter_published", adapter=adapter.name, reward=evaluation.after.reward)
         return self._state
 
@@ -135,7 +141,7 @@ class Cycle:
             head, judgement = self._last(data) if textbook else self._mix(data)
             head.save(folder)
             write_json(folder / "judgement.json", asdict(judgement))
-            self._log.info("reward_model", id=head.model_id, **_rounded(judgement.metrics()))
+            self._chronicle.reward_model(head.model_id, judgement.metrics())
             self._advance(reward_model=head.model_id)
         # always what the file holds, so that a resumed run has the same bits
         return LastHead.load(folder, self._tools.base) if textbook else MixHead.load(folder)
@@ -200,8 +206,8 @@ class Cycle:
                 data.prompts.distinct,
                 config=config,
                 folder=folder,
-                observe=self._observed,
-                progress=self._progressed,
+                observe=self._chronicle.iteration,
+                progress=self._chronicle.progressed,
                 should_stop=tools.should_stop,
             ).run()
         finally:
@@ -226,12 +232,12 @@ class Cycle:
             demonstrations,
             config=config,
             folder=self._folder / "sft",
-            progress=self._warmed,
+            progress=self._chronicle.warmed,
             should_stop=tools.should_stop,
         ).run()
         write_json(self._folder / "sft.json", asdict(warm))
         self._advance(warm_start=warm.metrics())
-        self._log.info("warm_start", **_rounded(warm.metrics()))
+        self._log.info("warm_start", **rounded(warm.metrics()))
 
     def _demonstrations(self, data: TrainingData) -> tuple[Demonstration, ...]:
         tools, tokenizer = self._tools, self._tools.tokenizer
@@ -246,40 +252,11 @@ class Cycle:
             longest_prompt=self._config.rollout.max_prompt_tokens,
         )
 
-    def _warmed(self, share: float, last: Epoch | None) -> None:
-        loss = None if last is None else last.held_out if last.held_out is not None else last.loss
-        known = "" if loss is None else f"edited answers: loss {loss:.2f} nats a token, KL {last.kl if last else 0:.1f}"
-        figures = {} if loss is None else {"sft_loss": loss}
-        self._tools.status.phase("sft", share, message=known, **figures)
-
     def _rollouts(self) -> Rollouts:
         rollout = self._config.rollout
         if rollout.source == "serving" and self._tools.rollouts is not None:
             return self._tools.rollouts(self._tools.base, f"c{self._state.number}")
         return LocalRollouts(self._tools.base, batch=rollout.batch, dtype=rollout.dtype)
-
-    def _observed(self, metrics: IterationMetrics, conduct: Conduct) -> None:
-        path = self._folder / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["iteration"] < metrics.iteration]
-        record = {**asdict(metrics), "within": conduct.within, "breaches": list(conduct.breaches)}
-        write_text(path, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]))
-        figures = {"reward": metrics.score, "kl": metrics.kl, "length": metrics.length, "iteration": metrics.iteration}
-        self._tools.status.phase(
-            "ppo",
-            metrics.iteration / self._config.ppo.iterations,
-            step=metrics.iteration,
-            message=f"reward {metrics.score:.2f}, KL {metrics.kl:.1f}",
-            clip_fraction=metrics.clip_fraction,
-            entropy=metrics.entropy,
-            **figures,
-        )
-        self._log.info("iteration", **_rounded(figures), breaches=list(conduct.breaches))
-
-    def _progressed(self, phase: str, done: int, total: int) -> None:
-        iteration = int(self._tools.status.status.get("step") or 0)
-        inner = {"sample": 0.0, "score": 0.35, "old": 0.5, "update": 0.6}.get(phase, 0.0)
-        within = inner + (0.4 if phase == "update" else 0.15) * done / max(total, 1)
-        self._tools.status.phase("ppo", (iteration + min(within, 1.0)) / self._config.ppo.iterations, detail=phase)
 
     def _evaluate(self, head: RewardHead, prompts: Prompts) -> Evaluation:
         tools, config = self._tools, self._config
@@ -293,21 +270,8 @@ class Cycle:
             seed=config.seed + 7_919,
             budget=config.ppo.pass_tokens,
         )
-        tools.status.update(samples=self._shown(evaluation), win_rate=evaluation.win_rate, force=True)
-        self._log.info("evaluated", **_rounded(evaluation.metrics()))
+        self._chronicle.evaluated(evaluation)
         return evaluation
-
-    def _shown(self, evaluation: Evaluation) -> list[dict[str, str]]:
-        decode = self._tools.tokenizer.decode
-        pairs = zip(evaluation.before.samples, evaluation.after.samples, strict=True)
-        return [
-            {
-                "prompt": decode(before.prompt_ids, skip_special_tokens=True),
-                "before": decode(before.response_ids, skip_special_tokens=True),
-                "after": decode(after.response_ids, skip_special_tokens=True),
-            }
-            for before, after in list(pairs)[:SAMPLES_SHOWN]
-        ]
 
     def _publish(self, head: RewardHead, result: PpoResult, evaluation: Evaluation) -> Path:
         tools, state = self._tools, self._state
@@ -338,16 +302,10 @@ class Cycle:
         warm = self._state.warm_start or {}
         return {**held_out, **warm, **evaluation.metrics(), **ppo, "reward": evaluation.after.reward}
 
-    def _report(self, head: RewardHead, metrics: Sequence[IterationMetrics], evaluation: Evaluation) -> None:
-        judgement = json.loads((self._folder / "reward" / "judgement.json").read_text())
-        write_report(
-            self._folder / "report.html",
-            title=f"Cycle {self._state.number}: {self._state.adapter}",
-            figures={**self._state.metrics, **{k: v for k, v in head.metrics.items() if k.startswith("scale_")}},
-            iterations=[asdict(one) for one in metrics],
-            judgement=judgement,
-            samples=self._shown(evaluation),
-        )
+    def _report(self, head: RewardHead, result: PpoResult, evaluation: Evaluation | None) -> None:
+        figures = self._state.metrics or {**head.metrics, **(self._state.warm_start or {})}
+        scales = {name: value for name, value in head.metrics.items() if name.startswith("scale_")}
+        self._chronicle.report(self._state, result.chosen, self._tools.model.name, {**figures, **scales}, evaluation)
 
     def _advance(self, **changes: Any) -> None:
         self._state = self._state.model_copy(update=changes)
@@ -370,11 +328,3 @@ def _spread(prompts: Sequence[tuple[int, ...]], count: int, longest: int) -> lis
     short = [prompt for prompt in prompts if len(prompt) <= longest]
     step = max(1, len(short) // count)
     return short[::step][:count]
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
-
-
-def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}

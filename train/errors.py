@@ -12,6 +12,7 @@ from __future__ import annotations
 # ├── PolicyRefused        PPO found nothing better than its start within the governor's bounds
 # ├── TrainingDiverged     a loss, a gradient or a reward is not finite
 # ├── RolloutsUnavailable  serving did not sample for the trainer
+# ├── TensorBoardMissing   it is asked for and isn't installed
 # └── CycleInterrupted     the cycle was asked to stop; it resumes where it stood
 
 
@@ -49,6 +50,10 @@ class PolicyRefused(TrainError):
 
 class TrainingDiverged(TrainError):
     """A loss, a gradient or a reward is not finite."""
+
+
+class TensorBoardMissing(TrainError):
+    """`train.tensorboard` is true and the package isn't installed."""
 
 
 class CycleInterrupted(TrainError):

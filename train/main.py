@@ -17,6 +17,7 @@ import structlog
 from feedback.config import FeedbackConfig
 from feedback.event_log import EventLog, EventLogError
 from feedback.paths import DataPaths
+from train import tensorboard
 from train.config import TrainConfig
 from train.cycle_state import CycleState, all_cycles, cycles_folder, open_cycle, save_state
 from train.errors import CycleInterrupted, RolloutsUnavailable, TrainError
@@ -64,7 +65,12 @@ def run(  # noqa: PLR0917 - the command line's call
 
     Returns:
         0, or 1 when the one cycle did not end with a published adapter.
+
+    Raises:
+        TensorBoardMissing: it is asked for and isn't installed.
     """
+    if config.tensorboard:
+        tensorboard.require()
     go_second(config.schedule.niceness)
     paths.create()
     stop = threading.Event()
@@ -304,6 +310,7 @@ class Trainer:
                 "kl": state.metrics.get("policy_kl"),
                 "win_rate": state.metrics.get("reward_win_rate"),
                 "finished_at": state.finished_at,
+                "report": (cycles_folder(self._paths) / f"{state.number:06d}" / "report.html").is_file(),
             }
             for state in all_cycles(self._paths)
             if state.outcome is not None

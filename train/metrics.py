@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from train.status import PHASES
 
-_GAUGES = {
+_STATUS = {
     "progress": "Share of the running cycle that is done, 0 to 1.",
     "iteration": "PPO iteration of the running cycle.",
     "reward": "Mean reward of the last iteration's answers, in standard deviations of the voted answers.",
     "kl": "KL of the policy to the base, nats an answer.",
     "length": "Tokens an answer.",
-    "sft_loss": "Loss of the warm start on held-out edited answers, nats a token.",
     "clip_fraction": "Share of tokens whose ratio was clipped.",
+    "sft_loss": "Loss of the warm start on held-out edited answers, nats a token.",
     "entropy": "Mean entropy of the policy, nats a token.",
     "win_rate": "Share of evaluation prompts where the reward model prefers the new policy's answer to the base's.",
+}
+"""Gauges by the status board's keys."""
+_ITERATION = {
+    "score_std": ("reward_std", "Standard deviation of the last iteration's rewards."),
+    "objective": ("objective", "Mean reward less the KL's price."),
+    "episodes": ("episodes", "Answers sampled in the last iteration."),
+    "eos_share": ("eos_share", "Share of answers that ended by themselves."),
+    "distinct_within": ("distinct_within", "Distinct bigrams within an answer, mean share."),
+    "distinct_across": ("distinct_across", "Distinct bigrams over all answers, share."),
+    "perplexity": ("perplexity", "Perplexity of the answers under the base."),
+    "kl_coefficient": ("kl_coefficient", "Price of a nat of KL."),
+    "sampler_mismatch": ("sampler_mismatch", "Mean distance of the sampler's log-probs from the trainer's, nats."),
+    "explained_variance": ("explained_variance", "Of the returns by the values, before the update."),
+    "policy_loss": ("policy_loss", "Clipped policy loss, mean over minibatches."),
+    "value_loss": ("value_loss", "Value loss, mean over minibatches."),
+    "approx_kl": ("approx_kl", "KL between sampling and trained policy, nats a token."),
+    "grad_norm": ("grad_norm", "Norm of the policy's gradient before clipping."),
+    "updates": ("updates", "Optimiser steps of the last iteration."),
+    "within": ("within_bounds", "1 while the last iteration kept the governor's bounds, else 0."),
+}
+"""Gauges by the keys of an iteration's record in metrics.jsonl."""
+_REWARD_MODEL = {
+    "reward_accuracy": "Share of held-out votes whose winner scores higher.",
+    "reward_log_loss": "Log-loss on held-out votes, nats a vote.",
+    "reward_ece": "Expected calibration error on held-out votes.",
+    "reward_length_correlation": "Pearson's, of score and answer length.",
+    "reward_accuracy_new_voters": "Accuracy on voters that the fit never saw.",
+    "reward_votes": "Decisive votes that the reward model was judged on.",
 }
 
 
@@ -26,16 +55,15 @@ class TrainMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._gauges = {
-            name: Gauge(f"hustings_train_{name}", text, registry=self.registry) for name, text in _GAUGES.items()
-        }
-        self._phase = Gauge("hustings_train_phase", "1 for the phase under way.", ["phase"], registry=self.registry)
+        self._status = {key: self._gauge(key, text) for key, text in _STATUS.items()}
+        self._iteration = {key: self._gauge(name, text) for key, (name, text) in _ITERATION.items()}
+        self._reward_model = {key: self._gauge(key, text) for key, text in _REWARD_MODEL.items()}
+        self._seconds = self._gauge("step_seconds", "Seconds of the last iteration's steps.", "step")
+        self._phase = self._gauge("phase", "1 for the phase under way.", "phase")
         self._cycles = Counter(
             "hustings_train_cycles", "Cycles ended, by outcome.", ["outcome"], registry=self.registry
         )
-        self._new = Gauge(
-            "hustings_train_new_comparisons", "Decisive votes since the last snapshot.", registry=self.registry
-        )
+        self._new = self._gauge("new_comparisons", "Decisive votes since the last snapshot.")
 
     def serve(self, port: int, host: str = "127.0.0.1") -> None:
         """Answer /metrics; port 0 for not at all.
@@ -48,10 +76,12 @@ class TrainMetrics:
 
     def observe(self, status: dict[str, Any]) -> None:
         """Take over what the status board says."""
-        for name, gauge in self._gauges.items():
-            value = status.get(name)
-            if isinstance(value, (int, float)):
-                gauge.set(value)
+        figures = status.get("figures") or {}
+        _set(self._status, status)
+        _set(self._iteration, figures)
+        _set(self._reward_model, status.get("reward_model") or {})
+        for step, seconds in (figures.get("seconds") or {}).items():
+            self._seconds.labels(step).set(seconds)
         for phase in ("idle", *PHASES, "failed"):
             self._phase.labels(phase).set(float(status.get("phase") == phase))
         new = (status.get("dataset") or {}).get("new")
@@ -61,3 +91,13 @@ class TrainMetrics:
     def ended(self, outcome: str) -> None:
         """A cycle has ended."""
         self._cycles.labels(outcome).inc()
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"hustings_train_{name}", text, labels, registry=self.registry)
+
+
+def _set(gauges: Mapping[str, Gauge], values: Mapping[str, Any]) -> None:
+    for key, gauge in gauges.items():
+        value = values.get(key)
+        if isinstance(value, (int, float)):
+            gauge.set(value)

@@ -36,7 +36,17 @@ class StatusBoard:
     def begin(self, cycle: int) -> None:
         """A cycle starts (or goes on)."""
         self._started = time.monotonic()
-        self.update(cycle=cycle, phase="snapshot", progress=0.0, step=None, steps=None, samples=[], force=True)
+        self.update(
+            cycle=cycle,
+            phase="snapshot",
+            progress=0.0,
+            step=None,
+            steps=None,
+            samples=[],
+            figures=None,
+            reward_model=None,
+            force=True,
+        )
 
     def phase(self, name: str, share: float = 0.0, **more: Any) -> None:
         """A phase is `share` (0 to 1) done."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import pathlib
 from os import PathLike, stat_result
-from pathlib import Path
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-WEB = Path(__file__).resolve().parent.parent / "web"
+from serve.deps import Deps, on_thread
+from serve.errors import NotFound
+
+WEB = pathlib.Path(__file__).resolve().parent.parent / "web"
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""A report carries its own style, and nothing else that is more than text."""
 router = APIRouter(tags=["pages"], include_in_schema=False)
 
 
@@ -41,6 +49,21 @@ async def index(request: Request) -> Response:
 async def loop(request: Request) -> Response:
     """The Loop page."""
     return await FILES.get_response("loop.html", request.scope)
+
+
+@router.get("/loop/cycles/{number}/report")
+async def report(deps: Deps, number: Annotated[int, Path(ge=1, le=999_999)]) -> Response:
+    """What a training cycle did: the trainer's page, which needs nothing else.
+
+    Raises:
+        NotFound: the trainer has written none (yet).
+    """
+    file = deps.paths.train / "cycles" / f"{number:06d}" / "report.html"
+    try:
+        page = await on_thread(file.read_bytes)
+    except FileNotFoundError as error:
+        raise NotFound(f"Cycle {number} has no report (yet).") from error
+    return Response(page, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
 
 
 @router.get("/favicon.ico")

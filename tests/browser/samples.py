@@ -72,6 +72,7 @@ def _cycle(number: int, reward: float, kl: float, win_rate: float) -> dict[str, 
         "win_rate": win_rate,
         "outcome": "published",
         "reason": None,
+        "report": number > 1,
         "finished_at": f"2026-11-21T{7 + number:02}:00:00Z",
     }
 

@@ -130,7 +130,7 @@ def test_a_cycle_publishes_an_adapter_with_its_lineage_and_raises_the_reward(
         3,
     ]
     report = (cycle / "report.html").read_text()
-    assert report.count("<svg") == 9
+    assert report.count("<svg") == 10
     assert "<script" not in report
     assert "http" not in report
     status = json.loads((paths.train / "status.json").read_text())
@@ -146,6 +146,7 @@ class Killed(BaseException):
 def test_a_cycle_killed_anywhere_goes_on_and_ends_in_the_same_bits(
     step: str, paths: DataPaths, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from train import chronicle
     from train import cycle as cycles
 
     whole = DataPaths(tmp_path / "whole")
@@ -167,10 +168,10 @@ def test_a_cycle_killed_anywhere_goes_on_and_ends_in_the_same_bits(
     where: dict[str, tuple[Any, str, Any]] = {
         "snapshot": (cycles, "vocabulary_for", dies),
         "reward": (cycles.MixHead, "save", dies_after(cycles.MixHead.save)),
-        "iteration": (cycles.Cycle, "_observed", dies_after(cycles.Cycle._observed)),
+        "iteration": (chronicle.Chronicle, "iteration", dies_after(chronicle.Chronicle.iteration)),
         "evaluate": (cycles, "evaluate", dies),
         "save": (publish, "write_text", dies),
-        "published": (cycles, "write_report", dies),
+        "published": (chronicle, "write_report", dies),
     }
     owner, name, replacement = where[step]
     with monkeypatch.context() as patch:

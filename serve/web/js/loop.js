@@ -27,7 +27,12 @@ const COLUMNS = [
   ["KL", (cycle) => figure(cycle.kl)],
   ["Outcome", (cycle) => [cycle.outcome, cycle.reason].filter(Boolean).join(": ") || DASH],
   ["Finished", (cycle, now) => since(cycle.finished_at, now)],
+  ["Report", (cycle) => (cycle.report ? h("a", { href: reportOf(cycle) }, "Report") : DASH)],
 ];
+
+function reportOf({ cycle }) {
+  return `loop/cycles/${cycle}/report`;
+}
 
 /** The last question of a prompt: the trainer decodes whole chat templates, in which role names stand on lines of their own. */
 const promptText = (prompt) => prompt.split(/(?:^|\n)user\n/).at(-1).replace(/\s*\bassistant\s*$/, "").trim();
@@ -113,6 +118,12 @@ class LoopPage {
     const empty = h("p", { class: "empty" }, "No cycle has ended yet. A cycle begins when enough new votes have come.");
     byId("charts").replaceChildren(...(figures.length ? figures : [empty]));
     byId("figures").hidden = cycles.length === 0;
+    const told = cycles.findLast((cycle) => cycle.report);
+    byId("report").hidden = !told;
+    if (told) {
+      byId("report").href = reportOf(told);
+      byId("report").textContent = `Report of cycle ${told.cycle}`;
+    }
     byId("cycles-table").replaceChildren(
       h("thead", {}, h("tr", {}, ...COLUMNS.map(([title]) => h("th", { scope: "col" }, title)))),
       h("tbody", {}, ...cycles.map((cycle) => h("tr", {}, ...COLUMNS.map(([, show]) => h("td", {}, show(cycle, now)))))),

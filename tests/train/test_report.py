@@ -1,0 +1,198 @@
+"""The report and the terminal's picture of a cycle: what they say, that they load nothing, that words stay words."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+from rich.console import Console
+
+from train.errors import TensorBoardMissing
+from train.metrics import TrainMetrics
+from train.report import CycleReport, write_report
+from train.report.page import last_question
+from train.report.plots import Line, Plot, draw, ticks, wilson
+from train.tensorboard import TensorBoard, require
+from train.terminal import TerminalProgress
+
+HOSTILE = "<script>alert(1)</script> [bold]&amp;"
+
+
+def iteration(number: int, **more: Any) -> dict[str, Any]:
+    figures = dict.fromkeys(("score", "kl", "length", "entropy", "clip_fraction", "perplexity"), 0.5 + number)
+    return {
+        "iteration": number,
+        **figures,
+        "score_std": 0.25,
+        "distinct_within": 0.9,
+        "explained_variance": 0.1,
+        "updates": 4,
+        "seconds": {"sample": 30.0, "update": 60.0},
+        "within": True,
+        "breaches": [],
+        **more,
+    }
+
+
+REPORT = CycleReport(
+    number=3,
+    adapter="policy-000007",
+    facts={"Votes": "snapshot-1"},
+    iterations=[iteration(0), iteration(1), iteration(2, within=False, breaches=["KL 9.9 nats"])],
+    chosen=1,
+    max_kl=3.0,
+    judgement={
+        "accuracy": 0.75,
+        "votes": 64,
+        "calibration": [{"confidence": 0.6, "accuracy": 0.5, "count": 10}],
+        "slices": {"one turn": (0.8, 40)},
+    },
+    samples=[{"prompt": f"user\n{HOSTILE}\nassistant\n", "before": HOSTILE, "after": "fine"}],
+    figures={"base_reward": 0.0, "policy_reward": 1.25, "policy_kl": 1.5},
+    config={"seed": 0},
+)
+
+
+def page(tmp_path: Path, **changes: Any) -> str:
+    write_report(tmp_path / "report.html", dataclasses.replace(REPORT, **changes))
+    return (tmp_path / "report.html").read_text()
+
+
+def test_the_report_tells_what_was_published_and_loads_nothing(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    assert "policy-000007" in text
+    assert "+0.00 <i>to</i> +1.25" in text
+    assert "KL 9.9 nats" in text
+    assert "1 min 30 s" not in text.split("Time of PPO")[0]
+    assert "Time of PPO: 4 min 30 s" in text
+    assert "prefers-color-scheme" in text or "light-dark(" in text
+    assert not re.search(r"<script|<link|<img|src=|url\(|@import|https?:", text)
+
+
+def test_words_of_people_and_models_stay_words(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; [bold]&amp;amp;" in text
+
+
+def test_a_refused_policy_has_a_report_too(tmp_path: Path) -> None:
+    text = page(tmp_path, adapter=None, chosen=0, samples=[], figures={})
+    assert "No policy was published" in text
+    assert "marked" not in text.split("</style>")[1]
+    assert "Answers before and after" not in text
+
+
+def test_gold_is_drawn_beside_the_proxy_where_it_is_known(tmp_path: Path) -> None:
+    assert "other votes" not in page(tmp_path)
+    assert "other votes" in page(tmp_path, iterations=[iteration(n, gold=0.1 * n) for n in range(3)])
+
+
+def test_a_figure_that_is_no_number_leaves_a_gap_and_no_nan_in_the_drawing(tmp_path: Path) -> None:
+    text = page(tmp_path, iterations=[iteration(0, score=math.nan), iteration(1, perplexity=None), iteration(2)])
+    assert "nan" not in re.findall(r"<body>.*", text, re.S)[0].replace("</details>", "")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.0, 3.0, [0, 1, 2, 3]), (-2.0, 6.0, [-2, 0, 2, 4, 6]), (0.85, 1.0, [0.85, 0.9, 0.95, 1.0])],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_points_lie_where_their_numbers_say() -> None:
+    drawn = draw(Plot("T", lines=[Line([(0, 0), (1, 5), (2, 10)])]))
+    points = [tuple(map(float, pair.split(","))) for pair in re.findall(r'points="([^"]*)"', drawn)[0].split()]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.11)
+    assert y0 > y2
+
+
+def test_wilsons_interval_is_the_textbooks() -> None:
+    low, high = wilson(0.8, 10)  # Wilson's score interval for 8 of 10: 0.4902 to 0.9433
+    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=2e-4)
+    assert wilson(0.5, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        ("system\nBe kind.\nuser\nWho?\nassistant\nMe.\nuser\nWhy?\nassistant\n", "Why?"),
+        ("no roles here", "no roles here"),
+    ],
+)
+def test_the_last_question_is_shown(prompt: str, question: str) -> None:
+    assert last_question(prompt) == question
+
+
+def terminal() -> tuple[TerminalProgress, io.StringIO]:
+    out = io.StringIO()
+    return TerminalProgress(out, Console(file=out, force_terminal=True, width=140, color_system=None)), out
+
+
+def test_a_terminal_sees_phase_figures_and_answers() -> None:
+    progress, out = terminal()
+    with progress:
+        progress.observe({"cycle": 3, "phase": "reward", "progress": 0.1})
+        for number in (0, 1):
+            progress.observe({"cycle": 3, "phase": "ppo", "progress": 0.4, "figures": iteration(number)})
+        progress.observe({"cycle": 3, "phase": "evaluate", "progress": 0.9, "eta_s": 75, "samples": REPORT.samples})
+    text = out.getvalue()
+    assert "cycle 3" in text
+    assert "1:15 to go" in text
+    last = text[text.rindex("iteration") :]
+    assert re.search(r"\b0\b.*\+0\.50.*\b90\b", last)
+    assert re.search(r"\b1\b.*\+1\.50.*\b90\b", last)
+    assert "[bold]&amp;" in last  # as it was written: no markup is read in it
+    assert "fine" in last
+
+
+def test_nothing_is_shown_where_there_is_no_terminal() -> None:
+    out = io.StringIO()
+    with TerminalProgress(out) as progress:
+        progress.observe({"cycle": 3, "phase": "ppo", "progress": 0.4})
+    assert out.getvalue() == ""
+
+
+def test_iterations_and_the_reward_model_are_metrics() -> None:
+    metrics = TrainMetrics()
+    metrics.observe(
+        {"phase": "ppo", "figures": iteration(1, eos_share=0.25), "reward_model": {"reward_accuracy": 0.75}}
+    )
+    text = generate_latest(metrics.registry).decode()
+    assert "hustings_train_eos_share 0.25" in text
+    assert "hustings_train_perplexity 1.5" in text
+    assert "hustings_train_within_bounds 1.0" in text
+    assert "hustings_train_reward_accuracy 0.75" in text
+    assert 'hustings_train_step_seconds{step="update"} 60.0' in text
+
+
+def test_every_metric_of_the_trainer_has_its_formula_in_the_docs() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    for family in TrainMetrics().registry.collect():
+        name = family.name.removeprefix("hustings_train")
+        assert name in told, family.name
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_the_numbers_and_a_repeated_iteration_replaces_itself(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoard(tmp_path, 3)
+    for number, kl in ((0, 1.0), (1, 2.0), (1, 3.0)):
+        board.write(number, {"kl": kl, "seconds": {"sample": 4.0}, "breaches": ["x"], "gold": math.nan})
+    seen = EventAccumulator(str(tmp_path / "cycle-000003")).Reload()
+    assert sorted(seen.Tags()["scalars"]) == ["train/kl", "train/seconds/sample"]
+    assert [(event.step, event.value) for event in seen.Scalars("train/kl")] == [(0, 1.0), (1, 3.0)]
+
+
+def test_missing_tensorboard_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TensorBoardMissing, match=r"pip install 'hustings\[tensorboard\]'"):
+        require()
