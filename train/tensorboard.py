@@ -42,9 +42,9 @@ class TensorBoard:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(self._folder), purge_step=iteration) as writer:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(self._folder), purge_step=iteration) as writer:
             for name, value in _flat(figures).items():
-                writer.add_scalar(f"train/{name}", value, iteration)  # type: ignore[no-untyped-call]
+                writer.add_scalar(f"train/{name}", value, iteration)
 
 
 def _flat(figures: Mapping[str, Any]) -> dict[str, float]:
