@@ -21,6 +21,7 @@ from train.errors import ModelUnusable
 from train.heads import score_tokens
 from train.lora import AdapterSet
 from train.packing import ATTENTION, Layout, Packed, TreeLayout, Turn, gather_rows, groups, install_attention, pack
+from train.reward.foresight import Tilt
 
 POLICY = "policy"
 CRITIC = "critic"
@@ -53,6 +54,8 @@ class PolicyPass:
         logprobs: (B, T) of the answer's tokens.
         entropy: (B, T).
         kl: (B, T), to the reference over the whole vocabulary; 0 where none was given.
+        foreseen: (B, T), the tilt's reward of the answer's tokens; no gradient.
+        expected: (B, T), its mean over the vocabulary under the policy; both 0 without a tilt.
         states: (B, T, H), the last hidden state in which each token was chosen (after the final norm).
         mask: (B, T).
     """
@@ -60,6 +63,8 @@ class PolicyPass:
     logprobs: Tensor
     entropy: Tensor
     kl: Tensor
+    foreseen: Tensor
+    expected: Tensor
     states: Tensor
     mask: Tensor
 
@@ -136,6 +141,12 @@ class Base:
     def head(self) -> Tensor:
         """Weight of the language-model head, (V, H)."""
         weight: Tensor = self._model.lm_head.weight
+        return weight
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The input embeddings, (V, H)."""
+        weight: Tensor = self._model.model.embed_tokens.weight
         return weight
 
     @property
@@ -248,6 +259,7 @@ def policy_pass(
     temperature: float = 1.0,
     entropy_grad: bool = False,
     reference: Tensor | None = None,
+    tilt: Tilt | None = None,
 ) -> PolicyPass:
     """Run sequences with an adapter in one forward pass; gradients flow unless the caller has switched them off.
 
@@ -258,6 +270,7 @@ def policy_pass(
         temperature: of sampling.
         entropy_grad: let gradients flow through the entropy.
         reference: (B, >=T, H), the reference's states (`ReferenceChunk.states`), for the KL.
+        tilt: rewards of every candidate token at the answers' places.
     """
     packed = pack(turns, base.device, run_last=False)
     mask = packed.response_mask
@@ -271,9 +284,12 @@ def policy_pass(
         temperature,
         entropy_grad=entropy_grad,
         reference=None if reference is None else reference[:, : mask.shape[1]][mask],
+        tilt=tilt,
     )
-    logprobs, entropy, kl = (_spread(x, mask) for x in (scores.logprobs, scores.entropy, scores.kl))
-    return PolicyPass(logprobs, entropy, kl, _spread(chosen, mask), mask)
+    logprobs, entropy, kl, foreseen, expected = (
+        _spread(x, mask) for x in (scores.logprobs, scores.entropy, scores.kl, scores.foreseen, scores.expected)
+    )
+    return PolicyPass(logprobs, entropy, kl, foreseen, expected, _spread(chosen, mask), mask)
 
 
 def states_pass(base: Base, turns: Sequence[Turn], *, adapter: str | None) -> tuple[Tensor, Tensor]:

@@ -90,6 +90,11 @@ class PpoConfig(Section):
     """Episodes over which the adaptive coefficient may change by about a fifth."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
     """Weight of an entropy bonus."""
+    all_actions: bool = True
+    """Take the part of a token's reward that is known of every candidate token (its own class and embedding, whether it
+    takes up the prompt) by its mean over the vocabulary, not by the one token that was sampled: less noise, and words
+    that were never sampled are weighed too. Without effect on a head that foresees nothing, with `credit = "end"` and
+    with a `reward_clip`."""
     whiten_advantages: bool = True
     """Whiten the advantages over an iteration's real tokens."""
     reward_clip: float | None = Field(default=None, gt=0)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from train.reward.foresight import Tilt
+
 CHUNK_ROWS = 128
 """Rows of logits that exist at once."""
 
@@ -19,11 +21,14 @@ CHUNK_ROWS = 128
 @dataclass(frozen=True, slots=True)
 class TokenScores:
     """Per row, float32: `logprobs` (M,) of the given id, `entropy` (M,) of the distribution, `kl` (M,) from it to the
-    reference's, over the whole vocabulary (0 where no reference is given)."""
+    reference's, over the whole vocabulary (0 where no reference is given); `foreseen` (M,), the tilt at the given id
+    (no gradient), and `expected` (M,), its mean under the distribution (0 without a tilt)."""
 
     logprobs: Tensor
     entropy: Tensor
     kl: Tensor
+    foreseen: Tensor
+    expected: Tensor
 
 
 def score_tokens(
@@ -34,6 +39,7 @@ def score_tokens(
     *,
     entropy_grad: bool = False,
     reference: Tensor | None = None,
+    tilt: Tilt | None = None,
 ) -> TokenScores:
     """Log-probability of each id after its hidden state, the entropy, and the KL to a reference.
 
@@ -44,12 +50,13 @@ def score_tokens(
         temperature: of sampling.
         entropy_grad: let gradients flow through the entropy (costs one more product).
         reference: (M, H), the reference's final hidden states under the same head; costs two more products.
+        tilt: rewards of every candidate token at the M places; costs one more product.
     """
     assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} states for {ids.shape[0]} ids"
     assert reference is None or reference.shape == hidden.shape, "one reference state a row"
     return TokenScores(
         *_TokenScores.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, ids, temperature, entropy_grad, reference
+            hidden, weight, ids, temperature, entropy_grad, reference, tilt
         )
     )
 
@@ -64,10 +71,11 @@ class _TokenScores(torch.autograd.Function):
         temperature: float,
         entropy_grad: bool,
         reference: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        tilt: Tilt | None,
+    ) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[0]
-        logprobs, entropies, kls, slopes = [], [], [], []
-        bends: dict[str, list[Tensor]] = {"entropy": [], "kl": []}
+        logprobs, entropies, kls, slopes, foreseen, expected = [], [], [], [], [], []
+        bends: dict[str, list[Tensor]] = {"entropy": [], "kl": [], "tilt": []}
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows, chosen = hidden[start : start + CHUNK_ROWS], ids[start : start + CHUNK_ROWS]
             scaled = nn.functional.linear(rows, weight).float().div_(temperature)
@@ -81,6 +89,13 @@ class _TokenScores(torch.autograd.Function):
                 slopes.append((weight[chosen] - p.to(weight.dtype) @ weight) / temperature)
             if wanted and entropy_grad:
                 bends["entropy"].append(-((p * (scaled + entropy[:, None])).to(weight.dtype) @ weight) / temperature)
+            if tilt is not None:
+                gains = tilt.rows(start, start + len(rows))
+                foreseen.append(gains.gather(1, chosen[:, None])[:, 0])
+                expected.append(torch.linalg.vecdot(p, gains))
+                if wanted:
+                    lift = gains.sub_(expected[-1][:, None]).mul_(p)  # d E / d logits = p (gain - E)
+                    bends["tilt"].append((lift.to(weight.dtype) @ weight) / temperature)
             if reference is not None:
                 other = nn.functional.linear(reference[start : start + CHUNK_ROWS], weight).float().div_(temperature)
                 gap = scaled.sub_(other).add_(other.logsumexp(-1, keepdim=True))  # log p - log q
@@ -89,18 +104,24 @@ class _TokenScores(torch.autograd.Function):
                     lean = p.mul_(gap.sub_(kls[-1][:, None]))  # d KL / d logits = p (log p - log q - KL)
                     bends["kl"].append((lean.to(weight.dtype) @ weight) / temperature)
         found = torch.cat(logprobs), torch.cat(entropies)
+        none = torch.zeros_like(found[0])
         ctx.kinds = [name for name, parts in bends.items() if parts]
         if wanted:
             ctx.save_for_backward(torch.cat(slopes), *(torch.cat(bends[name]) for name in ctx.kinds))
-        return *found, torch.cat(kls) if kls else torch.zeros_like(found[0])
+        ahead = (torch.cat(foreseen), torch.cat(expected)) if tilt is not None else (none.clone(), none.clone())
+        ctx.mark_non_differentiable(ahead[0])
+        return *found, torch.cat(kls) if kls else none, *ahead
 
     @staticmethod
-    def backward(ctx, grad_logprobs: Tensor, grad_entropy: Tensor, grad_kl: Tensor):  # type: ignore[no-untyped-def]
+    def backward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+        ctx, grad_logprobs: Tensor, grad_entropy: Tensor, grad_kl: Tensor, _foreseen: Tensor, grad_expected: Tensor
+    ):
         slope, *bends = ctx.saved_tensors
+        given = {"entropy": grad_entropy, "kl": grad_kl, "tilt": grad_expected}
         grad = grad_logprobs[:, None].to(slope.dtype) * slope
         for name, bend in zip(ctx.kinds, bends, strict=True):
-            grad = grad + (grad_entropy if name == "entropy" else grad_kl)[:, None].to(slope.dtype) * bend
-        return grad, None, None, None, None, None
+            grad = grad + given[name][:, None].to(slope.dtype) * bend
+        return grad, None, None, None, None, None, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,8 @@ class PpoTrainer:
         policy = base.adapters.parameters(POLICY)
         self._optimiser = checkpoint.adamw(policy, ppo.learning_rate, ppo.betas, ppo.weight_decay)
         self._updater = Updater(base, (policy, self._optimiser), self._critic, config)
+        foreseeing = ppo.all_actions and config.reward.credit == "token" and ppo.reward_clip is None
+        self._foresight = reward.foresight(base.embeddings) if foreseeing else None
         self._state = RunState(maths.KlController(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon))
         self._seconds: dict[str, float] = {}
 
@@ -143,7 +145,7 @@ class PpoTrainer:
         if not from_sampler:
             weights = maths.truncated_importance_weights(old.logprobs, scored.sampled, mask, ppo.tis_cap)
         with self._phase("update"):  # 7
-            targets = Targets(scored, old, states, values, estimate.returns, advantages, weights, unit)
+            targets = Targets(scored, old, states, values, estimate.returns, advantages, weights, unit, self._foresight)
             figures = self._updater.run(
                 order,
                 targets,

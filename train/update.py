@@ -15,6 +15,7 @@ from train.config import TrainConfig
 from train.critic import Critic
 from train.errors import TrainingDiverged
 from train.experience import Old, Scored
+from train.reward.foresight import Foresight
 
 RATIO_TOLERANCE = {"exact": 0.0, "float32": 1e-3, "bfloat16": 1.0}
 """How far a ratio of the first minibatch may be from 1: old log-probs by a pass of the trainer itself, by the local
@@ -23,7 +24,8 @@ sampler, by the local sampler with half-precision weights."""
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the losses aim at. Tensors (B, T), `states` (B, T, H); `unit`: reward of one unit of advantage."""
+    """What the losses aim at. Tensors (B, T), `states` (B, T, H); `unit`: reward of one unit of advantage;
+    `foresight`: rewards of candidate tokens, or None."""
 
     scored: Scored
     old: Old
@@ -33,6 +35,7 @@ class Targets:
     advantages: Tensor
     weights: Tensor | None
     unit: float = 1.0
+    foresight: Foresight | None = None
 
 
 @dataclass(slots=True)
@@ -142,19 +145,24 @@ class Updater:
             temperature=self._config.rollout.temperature,
             entropy_grad=ppo.entropy_coefficient > 0,
             reference=targets.scored.reference_states[rows] if ppo.kl_estimator == "exact" else None,
+            tilt=None if targets.foresight is None else targets.foresight.tilt(turns),
         )
         mask, width = found.mask, found.mask.shape[1]
         old = targets.old.logprobs[rows, :width]
+        # what was foreseen counts by its expectation, so the sampled term must not count it again
+        surprise = (found.foreseen - found.expected.detach()) / targets.unit
         policy = maths.policy_loss(
             found.logprobs,
             old,
-            targets.advantages[rows, :width],
+            targets.advantages[rows, :width] - surprise,
             mask,
             clip=ppo.clip,
             weights=None if targets.weights is None else targets.weights[rows, :width],
         )
         entropy = maths.masked_mean(found.entropy, mask)
         loss = policy.loss - ppo.entropy_coefficient * entropy
+        if targets.foresight is not None:
+            loss = loss - maths.masked_mean(found.expected, mask) / targets.unit
         if ppo.kl_in == "loss":
             price = found.kl
             if ppo.kl_estimator != "exact":

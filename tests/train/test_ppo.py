@@ -42,6 +42,9 @@ class WantsTokens:
         assert hidden[0].shape[:2] == token_ids.shape == prompt_mask.shape
         return self.price * ((token_ids % 8 == 5) & response_mask).float()
 
+    def foresight(self, embeddings: Tensor) -> None:
+        return None
+
 
 def config(**ppo: object) -> TrainConfig:
     settings = {

@@ -72,6 +72,9 @@ class LastHead:
         last = torch.where(response_mask, place, -1).amax(dim=1, keepdim=True)
         return torch.where((place == last) & response_mask, scores.float().unsqueeze(1), 0.0)
 
+    def foresight(self, embeddings: Tensor) -> None:
+        """Nothing: only the answer's last token is read."""
+
     def save(self, folder: Path) -> None:
         """Write `reward.safetensors` and `reward.json` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from train.errors import OneSidedVotes, TrainingDiverged
 from train.reward import features, tokens
 from train.reward.features import Sequences, Vocabulary
+from train.reward.foresight import Foresight
 from train.reward.probe import Array, Outcomes, Rows
 from train.reward.scales import Scaled, fit_with_scales
 from train.reward.votes import Votes
@@ -78,6 +79,18 @@ class MixHead:
             offset = weight @ self.means[block.name].to(token_ids.device)
             total += block.pooling * (block.values.float() @ weight - offset)
         return total * response_mask
+
+    def foresight(self, embeddings: Tensor) -> Foresight:
+        """The part of a token's reward that follows from token, place and prompt: see `TokenRewardModel`."""
+        tables = self._tables(embeddings.device)
+        weights = {name: weight.to(embeddings.device) for name, weight in self.weights.items()}
+        classes = tables.surface[:, : len(tokens.COLUMNS)]
+        even = classes @ weights["surface"][: len(tokens.COLUMNS)]
+        if "state:0" in weights:
+            even = even + embeddings.float() @ weights["state:0"]
+        early = classes @ weights["opening"][: len(tokens.COLUMNS)]
+        match, first = weights["meet"][-2:]
+        return Foresight(torch.stack([even, early]), tables.rarity * match, tables.rarity * first)
 
     def scores(self, pooled: Mapping[str, Array]) -> Array:
         """Scores of answers from their pooled features, (answers,)."""

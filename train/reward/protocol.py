@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from train.reward.foresight import Foresight
+
 
 class TokenRewardModel(Protocol):
     """Scores answers from hidden states of the frozen base (adapters off), one reward a token."""
@@ -35,4 +37,14 @@ class TokenRewardModel(Protocol):
 
         Returns:
             (B, L) float32, 0 off the answer.
+        """
+
+    def foresight(self, embeddings: Tensor) -> Foresight | None:
+        """What can be said of every candidate token before one is drawn; None if nothing.
+
+        Up to a term that is the same for all tokens of a place, `token_rewards` of an answer is `Tilt.rows` at the
+        token drawn plus what only a forward pass can tell.
+
+        Args:
+            embeddings: (V, d), the base's input embeddings.
         """
