@@ -155,6 +155,7 @@ def one(bench: Bench, name: str, decisive: int, settings: Mapping[str, Any], see
     from train.reward.extract import FeatureReader, layers_of, vocabulary_for
     from train.reward.refresh import refresh
     from train.sampler import LocalRollouts
+    from train.topic import Topic
 
     config = TrainConfig.model_validate(settings)
     hidden = utility(name)
@@ -188,6 +189,7 @@ def one(bench: Bench, name: str, decisive: int, settings: Mapping[str, Any], see
             rollouts,
             made.head,
             prompt_ids,
+            topic=Topic.of(bench.tokenizer, bench.base.head.shape[0], prompt_ids),
             config=config,
             folder=work / "ppo",
             observe=_say,
@@ -261,6 +263,7 @@ def _say(metrics: Any, judgement: Any) -> None:
     print(
         f"  it {metrics.iteration} score {metrics.score:+.2f} kl {metrics.kl:.1f} len {metrics.length:.0f} "
         f"within {metrics.distinct_within:.2f} across {metrics.distinct_across:.2f} ppl {metrics.perplexity:.1f} "
+        f"topic {metrics.topic:.2f} at {metrics.topic_price:.2f} "
         f"ev {metrics.explained_variance:+.2f} ent {metrics.entropy:.2f} clip {metrics.clip_fraction:.2f} "
         f"akl {metrics.approx_kl:.3f} grad {metrics.grad_norm:.2f} beta {metrics.kl_coefficient:.3f} "
         f"{'; '.join(judgement.breaches)} { {k: round(v, 1) for k, v in metrics.seconds.items()} }",

@@ -131,6 +131,13 @@ class GovernorConfig(Section):
     """Highest perplexity of the answers under the base, as a multiple of that of the base's own answers."""
     max_kl: float = Field(default=9.0, gt=0)
     """Most nats an answer between policy and base."""
+    min_topic_ratio: float = Field(default=0.8, ge=0)
+    """Least share of a prompt's own wording that answers take up, as a fraction of the base's own answers'."""
+    topic_price: float = Field(default=0.3, ge=0)
+    """Reward that PPO begins to pay for taking up all of a prompt's wording, in standard deviations of the score. While
+    answers take up less than the base's the price rises, above it falls (a Lagrange multiplier); it never tops 3."""
+    topic_rate: float = Field(default=6.0, ge=0)
+    """By how much an iteration changes the price, a unit of shortfall; 0 keeps it fixed."""
 
 
 class RolloutConfig(Section):

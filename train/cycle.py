@@ -45,6 +45,7 @@ from train.rollout import Rollouts
 from train.sampler import LocalRollouts
 from train.sft import WarmStarter
 from train.status import StatusBoard
+from train.topic import Topic
 
 log = structlog.get_logger()
 
@@ -204,6 +205,7 @@ class Cycle:
                 rollouts,
                 head,
                 data.prompts.distinct,
+                topic=Topic.of(tools.tokenizer, tools.base.head.shape[0], data.prompts.all),
                 config=config,
                 folder=folder,
                 observe=self._chronicle.iteration,

@@ -23,12 +23,14 @@ class Conduct:
         distinct_across: share of distinct bigrams in all answers together (depends on how many there are).
         perplexity: exp of the mean negative log-prob of their tokens under the base.
         kl: nats an answer between policy and base.
+        topic: share of the prompt's own wording that answers take up (`topic.Topic.kept`).
     """
 
     distinct_within: float
     distinct_across: float
     perplexity: float
     kl: float
+    topic: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,16 @@ class Judgement:
     breaches: tuple[str, ...] = ()
 
 
-def conduct(responses: Sequence[Sequence[int]], reference_logprobs: Sequence[Sequence[float]], kl: float) -> Conduct:
+def conduct(
+    responses: Sequence[Sequence[int]], reference_logprobs: Sequence[Sequence[float]], kl: float, topic: float = 1.0
+) -> Conduct:
     """Measure answers.
 
     Args:
         responses: token ids of each answer.
         reference_logprobs: log-prob of each of these tokens under the base, at temperature 1.
         kl: nats an answer.
+        topic: see `Conduct`.
     """
     bigrams = [list(pairwise(ids)) for ids in responses]
     shares = [len(set(pairs)) / len(pairs) for pairs in bigrams if pairs]
@@ -56,6 +61,7 @@ def conduct(responses: Sequence[Sequence[int]], reference_logprobs: Sequence[Seq
         distinct_across=len(set(everything)) / len(everything) if everything else 1.0,
         perplexity=math.exp(-sum(tokens) / max(len(tokens), 1)),
         kl=kl,
+        topic=topic,
     )
 
 
@@ -70,6 +76,9 @@ def judge(seen: Conduct, baseline: Conduct, config: GovernorConfig) -> Judgement
             breaches.append(
                 f"{name.replace('_', ' ')} bigrams {ratio:.2f} of the base's (least {config.min_distinct_ratio})"
             )
+    ratio = seen.topic / max(baseline.topic, 1e-9)
+    if ratio < config.min_topic_ratio:
+        breaches.append(f"wording taken up from the prompt {ratio:.2f} of the base's (least {config.min_topic_ratio})")
     ratio = seen.perplexity / baseline.perplexity
     if ratio > config.max_perplexity_ratio:
         breaches.append(f"perplexity under the base {ratio:.2f} times its own (most {config.max_perplexity_ratio})")

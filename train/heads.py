@@ -113,7 +113,7 @@ class _TokenScores(torch.autograd.Function):
         return *found, torch.cat(kls) if kls else none, *ahead
 
     @staticmethod
-    def backward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    def backward(  # type: ignore[no-untyped-def]
         ctx, grad_logprobs: Tensor, grad_entropy: Tensor, grad_kl: Tensor, _foreseen: Tensor, grad_expected: Tensor
     ):
         slope, *bends = ctx.saved_tensors

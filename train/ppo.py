@@ -35,10 +35,13 @@ from train.experience import Scored, old_policy, score, shaped
 from train.governor import Conduct, Judgement, choose, conduct, judge
 from train.iteration import IterationMetrics, PpoResult
 from train.order import SAMPLING, plan, prompt_at, seed_for
+from train.packing import Turn
 from train.ppo_state import RunState
+from train.reward.foresight import Tilt
 from train.reward.protocol import TokenRewardModel
 from train.rollout import Rollouts, Sample
 from train.sampler import LocalRollouts
+from train.topic import Topic, joined, priced
 from train.update import Targets, Updater
 
 __all__ = ["IterationMetrics", "PpoResult", "PpoTrainer"]
@@ -54,6 +57,7 @@ class PpoTrainer:
         reward: TokenRewardModel,
         prompts: Sequence[tuple[int, ...]],
         *,
+        topic: Topic | None = None,
         config: TrainConfig,
         folder: Path,
         observe: Callable[[IterationMetrics, Judgement], None] = lambda _metrics, _judgement: None,
@@ -65,6 +69,7 @@ class PpoTrainer:
         rollouts: where answers come from.
         reward: scores them.
         prompts: token ids after the chat template; gone through in a seeded order, again and again.
+        topic: measures how far answers keep to their prompts; None leaves that unwatched.
         config: all settings.
         folder: of the checkpoints; one that holds some is resumed.
         observe: told of every iteration.
@@ -74,7 +79,7 @@ class PpoTrainer:
         self._base, self._rollouts, self._reward, self._config = base, rollouts, reward, config
         self._prompts = [prompt for prompt in prompts if len(prompt) <= config.rollout.max_prompt_tokens]
         assert self._prompts, "PPO needs at least one prompt"
-        self._folder = folder
+        self._folder, self._topic = folder, topic
         self._observe, self._progress, self._should_stop = observe, progress, should_stop
         ppo = config.ppo
         self._critic = Critic(base, config)
@@ -83,7 +88,9 @@ class PpoTrainer:
         self._updater = Updater(base, (policy, self._optimiser), self._critic, config)
         foreseeing = ppo.all_actions and config.reward.credit == "token" and ppo.reward_clip is None
         self._foresight = reward.foresight(base.embeddings) if foreseeing else None
-        self._state = RunState(maths.KlController(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon))
+        self._state = RunState(
+            maths.KlController(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon), config.governor.topic_price
+        )
         self._seconds: dict[str, float] = {}
 
     def run(self) -> PpoResult:
@@ -120,6 +127,7 @@ class PpoTrainer:
         self._state.judgements.append(judgement)
         self._observe(metrics, judgement)
         if metrics.updates:
+            self._state.topic_price = self._next_topic_price(metrics.topic)
             self._state.controller = self._state.controller.updated(metrics.kl, metrics.episodes)  # 8
             self._save(iteration + 1)
             checkpoint.slim(self._folder, iteration, keep=f"{POLICY}/")
@@ -135,6 +143,8 @@ class PpoTrainer:
             old = old_policy(self._base, scored, micro_batches, config, local=self._rollouts.local)
             states = self._critic.states(scored.samples, old.states)
         rewards = shaped(scored, old, self._state.controller.coefficient, config)  # 5
+        if self._topic is not None:
+            rewards = rewards + self._state.topic_price * self._topic.rewards(scored.samples, mask)
         values = self._critic.values(states, rewards, mask, first=iteration == 0)  # 6
         estimate = maths.gae(rewards, values, mask, ppo.gamma, ppo.lam)
         advantages, unit = estimate.advantages, 1.0
@@ -145,7 +155,7 @@ class PpoTrainer:
         if not from_sampler:
             weights = maths.truncated_importance_weights(old.logprobs, scored.sampled, mask, ppo.tis_cap)
         with self._phase("update"):  # 7
-            targets = Targets(scored, old, states, values, estimate.returns, advantages, weights, unit, self._foresight)
+            targets = Targets(scored, old, states, values, estimate.returns, advantages, weights, unit, self._tilt)
             figures = self._updater.run(
                 order,
                 targets,
@@ -160,6 +170,15 @@ class PpoTrainer:
             seconds=dict(self._seconds),
             **figures.means(),
         )
+
+    def _tilt(self, turns: Sequence[Turn]) -> Tilt | None:
+        """What every candidate token would earn at the answers' places, as far as it is known."""
+        if self._foresight is None:
+            return None
+        tilt = self._foresight.tilt(turns)
+        if self._topic is None or not self._state.topic_price:
+            return tilt
+        return joined(tilt, self._topic.tilt(turns, self._state.topic_price, self._base.device))
 
     def _sample(self, iteration: int, rollouts: Rollouts) -> list[Sample]:
         ppo, rollout = self._config.ppo, self._config.rollout
@@ -176,7 +195,7 @@ class PpoTrainer:
         mask, samples = scored.mask, scored.samples
         kl = float(torch.where(mask, maths.kl(scored.sampled, scored.reference), 0.0).sum(1).mean())
         rows = [row[keep].tolist() for row, keep in zip(scored.reference, mask, strict=True)]
-        seen = conduct([sample.response_ids for sample in samples], rows, kl)
+        seen = conduct([sample.response_ids for sample in samples], rows, kl, self._kept(samples))
         self._state.baseline = self._state.baseline or (seen if self._starts_at_base() else self._measure_base())
         mean = float(scored.scores.mean())
         metrics = IterationMetrics(
@@ -192,6 +211,8 @@ class PpoTrainer:
             distinct_across=seen.distinct_across,
             perplexity=seen.perplexity,
             kl_coefficient=self._state.controller.coefficient,
+            topic=seen.topic,
+            topic_price=self._state.topic_price,
             seconds=dict(self._seconds),
         )
         return metrics, judge(seen, self._state.baseline, self._config.governor)
@@ -203,7 +224,15 @@ class PpoTrainer:
     def _measure_base(self) -> Conduct:
         """The base's own conduct, for a run that goes on from an adapter."""
         samples = self._sample(0, LocalRollouts(self._base, adapter=None, batch=self._config.rollout.batch))
-        return conduct([s.response_ids for s in samples], [s.logprobs for s in samples], kl=0.0)
+        return conduct([s.response_ids for s in samples], [s.logprobs for s in samples], 0.0, self._kept(samples))
+
+    def _next_topic_price(self, kept: float) -> float:
+        config, baseline = self._config.governor, self._state.baseline
+        assert baseline is not None, "the base has been measured before any update"
+        return priced(self._state.topic_price, kept, baseline.topic, config.topic_rate)
+
+    def _kept(self, samples: Sequence[Sample]) -> float:
+        return self._topic.kept(samples) if self._topic else 1.0
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

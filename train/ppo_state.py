@@ -17,6 +17,7 @@ class RunState:
 
     Attributes:
         controller: of the KL coefficient.
+        topic_price: paid for keeping to the prompt.
         baseline: the base's own conduct, once measured.
         before: answers of the policy that training began with.
         metrics: of every iteration so far.
@@ -24,6 +25,7 @@ class RunState:
     """
 
     controller: KlController
+    topic_price: float = 0.0
     baseline: Conduct | None = None
     before: tuple[Sample, ...] = ()
     metrics: list[IterationMetrics] = field(default_factory=list)
@@ -33,6 +35,7 @@ class RunState:
         """As JSON holds it."""
         return {
             "kl_coefficient": self.controller.coefficient,
+            "topic_price": self.topic_price,
             "baseline": asdict(self.baseline) if self.baseline else None,
             "metrics": [asdict(metrics) for metrics in self.metrics],
             "judgements": [asdict(judgement) for judgement in self.judgements],
@@ -45,6 +48,7 @@ class RunState:
     def restore(self, record: dict[str, Any]) -> None:
         """Go back to what `record` gave."""
         self.controller = replace(self.controller, coefficient=record["kl_coefficient"])
+        self.topic_price = record["topic_price"]
         self.baseline = Conduct(**record["baseline"]) if record["baseline"] else None
         self.metrics = [IterationMetrics(**metrics) for metrics in record["metrics"]]
         self.judgements = [Judgement(j["within"], tuple(j["breaches"])) for j in record["judgements"]]

@@ -15,7 +15,8 @@ from train.config import TrainConfig
 from train.critic import Critic
 from train.errors import TrainingDiverged
 from train.experience import Old, Scored
-from train.reward.foresight import Foresight
+from train.packing import Turn
+from train.reward.foresight import Tilt
 
 RATIO_TOLERANCE = {"exact": 0.0, "float32": 1e-3, "bfloat16": 1.0}
 """How far a ratio of the first minibatch may be from 1: old log-probs by a pass of the trainer itself, by the local
@@ -25,7 +26,7 @@ sampler, by the local sampler with half-precision weights."""
 @dataclass(frozen=True, slots=True)
 class Targets:
     """What the losses aim at. Tensors (B, T), `states` (B, T, H); `unit`: reward of one unit of advantage;
-    `foresight`: rewards of candidate tokens, or None."""
+    `tilt`: gives rewards of candidate tokens at the places of some answers, or None."""
 
     scored: Scored
     old: Old
@@ -35,7 +36,7 @@ class Targets:
     advantages: Tensor
     weights: Tensor | None
     unit: float = 1.0
-    foresight: Foresight | None = None
+    tilt: Callable[[Sequence[Turn]], Tilt | None] = lambda _turns: None
 
 
 @dataclass(slots=True)
@@ -139,13 +140,14 @@ class Updater:
     ) -> dict[str, float]:
         ppo = self._config.ppo
         turns = [targets.scored.samples[row] for row in micro]
+        tilt = targets.tilt(turns)
         found = policy_pass(
             self._base,
             turns,
             temperature=self._config.rollout.temperature,
             entropy_grad=ppo.entropy_coefficient > 0,
             reference=targets.scored.reference_states[rows] if ppo.kl_estimator == "exact" else None,
-            tilt=None if targets.foresight is None else targets.foresight.tilt(turns),
+            tilt=tilt,
         )
         mask, width = found.mask, found.mask.shape[1]
         old = targets.old.logprobs[rows, :width]
@@ -161,7 +163,7 @@ class Updater:
         )
         entropy = maths.masked_mean(found.entropy, mask)
         loss = policy.loss - ppo.entropy_coefficient * entropy
-        if targets.foresight is not None:
+        if tilt is not None:
             loss = loss - maths.masked_mean(found.expected, mask) / targets.unit
         if ppo.kl_in == "loss":
             price = found.kl

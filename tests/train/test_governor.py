@@ -32,6 +32,7 @@ def test_answers_of_one_token_repeat_nothing() -> None:
         (Conduct(1.0, 0.71, 8.0, 0.0), "across"),
         (Conduct(1.0, 0.9, 12.1, 0.0), "perplexity"),
         (Conduct(1.0, 0.9, 8.0, 9.1), "KL"),
+        (Conduct(1.0, 0.9, 8.0, 0.0, topic=0.79), "wording"),
     ],
 )
 def test_each_bound_is_named_when_it_breaks(seen: Conduct, word: str) -> None:
