@@ -17,13 +17,15 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+Pairs = Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
+"""Two answers to the training prompt of a number."""
 FLIPPED = 0.15
 ANSWER_TOKENS = 48
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 360, 200
@@ -35,6 +37,7 @@ class Result:
     """One cycle's outcome.
 
     Attributes:
+        cycle: how many, this one included, have learnt from the votes so far.
         win_rate: against the base's answers to the same held-out prompts, ties half; with its 95% interval.
         utility: mean of the hidden utility, base and policy.
         kl: nats an answer, on held-out prompts.
@@ -45,6 +48,7 @@ class Result:
     """
 
     utility_name: str
+    cycle: int
     votes: int
     decisive: int
     reward_accuracy: float
@@ -111,43 +115,101 @@ class Bench:
         return found
 
 
-def cast(bench: Bench, utility: Any, pairs: Sequence[tuple[int, ...]], decisive: int, seed: int) -> Any:
-    """Noisy votes on the base's pairs until so many are decisive; ties are cast beside them."""
-    from train.reward.votes import Answer, Votes
+@dataclass
+class Ballots:
+    """What voters have said so far: (preferred answer, the other one, whether it was a tie) of each pair."""
 
-    rng = random.Random(seed)
-    index: dict[Any, int] = {}
-    rows: list[tuple[int, int, bool]] = []
+    rows: list[tuple[Any, Any, bool]] = field(default_factory=list)
+
+    def votes(self) -> Any:
+        """As the reward model's fit takes them; every pair is a conversation of its own, twenty voters take turns."""
+        from train.reward.votes import Votes
+
+        index: dict[Any, int] = {}
+        n = len(self.rows)
+        first, second = (np.array([index.setdefault(row[at], len(index)) for row in self.rows]) for at in (0, 1))
+        return Votes(
+            answers=tuple(index),
+            first=first,
+            second=second,
+            tied=np.array([row[2] for row in self.rows], dtype=bool),
+            both_bad=np.zeros(n, dtype=bool),
+            weight=np.ones(n),
+            margin=np.zeros(n),
+            conversation=np.arange(n),
+            voter=np.arange(n) % 20,
+            reasons=tuple(() for _ in range(n)),
+        )
+
+
+def cast(bench: Bench, ballots: Ballots, hidden: Any, pairs: Pairs, decisive: int, seed: int) -> None:
+    """Noisy votes on a policy's pairs until so many more are decisive; ties are cast beside them."""
+    from train.reward.votes import Answer
+
+    rng, found = random.Random(seed), 0
     for at in rng.sample(range(len(bench.train)), len(bench.train)):
         prompt = bench.train[at]
-        a, b = (Answer(bench.ids(prompt), pairs[2 * at + side]) for side in (0, 1))
+        a, b = (Answer(bench.ids(prompt), response) for response in pairs(at))
         if a == b:
             continue
-        margin = utility.margin(prompt.messages, bench.text(a.response_ids), bench.text(b.response_ids))
-        tied = abs(margin) <= utility.tie_margin
+        margin = hidden.margin(prompt.messages, bench.text(a.response_ids), bench.text(b.response_ids))
+        tied = abs(margin) <= hidden.tie_margin
         if (margin < 0) != (not tied and rng.random() < FLIPPED):
             a, b = b, a
-        rows.append((index.setdefault(a, len(index)), index.setdefault(b, len(index)), tied))
-        if sum(not row[2] for row in rows) == decisive:
+        ballots.rows.append((a, b, tied))
+        found += not tied
+        if found == decisive:
             break
-    n = len(rows)
-    first, second, tie = (np.array(column) for column in zip(*rows, strict=True))
-    return Votes(
-        answers=tuple(index),
-        first=first,
-        second=second,
-        tied=tie.astype(bool),
-        both_bad=np.zeros(n, dtype=bool),
-        weight=np.ones(n),
-        margin=np.zeros(n),
-        conversation=np.arange(n),
-        voter=np.arange(n) % 20,
-        reasons=tuple(() for _ in range(n)),
-    )
 
 
-def one(bench: Bench, name: str, decisive: int, settings: Mapping[str, Any], seed: int) -> Result:
-    """Votes, reward model, PPO and the true verdict."""
+def pairs_of_base(bench: Bench) -> Pairs:
+    """The base's cached answers."""
+    answers = bench.answers("train", bench.train, 2, seed=11)
+    return lambda at: (answers[2 * at], answers[2 * at + 1])
+
+
+def pairs_of_policy(bench: Bench, seed: int) -> Pairs:
+    """Two answers of the policy in place, drawn a batch of prompts at a time, as the voters come to them."""
+    from train.sampler import LocalRollouts
+
+    rollouts = LocalRollouts(bench.base, batch=64)
+    drawn: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    order = random.Random(seed).sample(range(len(bench.train)), len(bench.train))  # the voters' own
+
+    def pair(at: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if at not in drawn:
+            begin = order.index(at)
+            batch = [i for i in order[begin : begin + 32] if i not in drawn]
+            samples = rollouts.generate(
+                [bench.ids(bench.train[i]) for i in batch],
+                2,
+                max_tokens=ANSWER_TOKENS,
+                temperature=1.0,
+                seed=seed + begin,
+            )
+            for place, i in enumerate(batch):
+                drawn[i] = samples[2 * place].response_ids, samples[2 * place + 1].response_ids
+        return drawn[at]
+
+    return pair
+
+
+def campaign(
+    bench: Bench, name: str, decisive: int, cycles: int, settings: Mapping[str, Any], seed: int
+) -> Iterator[Result]:
+    """Cycle after cycle: votes on the pairs of the policy in office, then a new policy from all votes so far."""
+    from feedback.simulator.utilities import utility
+
+    ballots, hidden = Ballots(), utility(name)
+    with tempfile.TemporaryDirectory() as folder:
+        for cycle in range(cycles):
+            pairs = pairs_of_policy(bench, seed + 1000 * cycle) if cycle else pairs_of_base(bench)
+            cast(bench, ballots, hidden, pairs, decisive, seed + 1000 * cycle)
+            yield one(bench, name, cycle + 1, ballots.votes(), settings, Path(folder))
+
+
+def one(bench: Bench, name: str, cycle: int, votes: Any, settings: Mapping[str, Any], work: Path) -> Result:
+    """Reward model, PPO and the true verdict; the chosen policy stays in place."""
     from feedback.simulator.utilities import true_win_rate, utility
     from train.base import POLICY
     from train.config import TrainConfig
@@ -159,42 +221,37 @@ def one(bench: Bench, name: str, decisive: int, settings: Mapping[str, Any], see
 
     config = TrainConfig.model_validate(settings)
     hidden = utility(name)
-    pairs = bench.answers("train", bench.train, 2, seed=11)
     answered = bench.answers("held_out", bench.held_out, 1, seed=12)
-    votes = cast(bench, hidden, pairs, decisive, seed)
-
-    print(f"  {len(votes)} votes, {votes.decisive} decisive", flush=True)
+    print(f"  cycle {cycle}: {len(votes)} votes, {votes.decisive} decisive", flush=True)
     began = time.perf_counter()
     layers = layers_of(bench.base.depth, config.reward.depths)
     prompt_ids = [bench.ids(prompt) for prompt in bench.train]
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        vocabulary = vocabulary_for(work, bench.tokenizer, bench.base.head.shape[0], prompt_ids)
-        pooled = FeatureReader(bench.base, layers, vocabulary, work, config.reward.batch_tokens).read(votes.answers)
-        read = time.perf_counter()
-        made = refresh(
-            pooled,
-            votes,
-            config.reward,
-            layers=layers,
-            vocabulary=vocabulary,
-            base_fingerprint=bench.base.fingerprint,
-        )
-        fitted = time.perf_counter()
-        print(f"  reward model: {made.judgement.metrics()}", flush=True)
-        bench.base.adapters.add(POLICY, config.seed)
-        rollouts = LocalRollouts(bench.base, batch=config.rollout.batch, dtype=config.rollout.dtype)
-        result = PpoTrainer(
-            bench.base,
-            rollouts,
-            made.head,
-            prompt_ids,
-            topic=Topic.of(bench.tokenizer, bench.base.head.shape[0], prompt_ids),
-            config=config,
-            folder=work / "ppo",
-            observe=_say,
-        ).run()
-        rollouts.close()
+    vocabulary = vocabulary_for(work, bench.tokenizer, bench.base.head.shape[0], prompt_ids)
+    pooled = FeatureReader(bench.base, layers, vocabulary, work, config.reward.batch_tokens).read(votes.answers)
+    read = time.perf_counter()
+    made = refresh(
+        pooled,
+        votes,
+        config.reward,
+        layers=layers,
+        vocabulary=vocabulary,
+        base_fingerprint=bench.base.fingerprint,
+    )
+    fitted = time.perf_counter()
+    print(f"  reward model: {made.judgement.metrics()}", flush=True)
+    bench.base.adapters.add(POLICY, config.seed)
+    rollouts = LocalRollouts(bench.base, batch=config.rollout.batch, dtype=config.rollout.dtype)
+    result = PpoTrainer(
+        bench.base,
+        rollouts,
+        made.head,
+        prompt_ids,
+        topic=Topic.of(bench.tokenizer, bench.base.head.shape[0], prompt_ids),
+        config=config,
+        folder=work / f"ppo-{cycle}",
+        observe=_say,
+    ).run()
+    rollouts.close()
     ended = time.perf_counter()
     seconds = {"features": read - began, "reward": fitted - read, "ppo": ended - fitted, "cycle": ended - began}
     for phase in ("sample", "score", "old", "update"):
@@ -209,6 +266,7 @@ def one(bench: Bench, name: str, decisive: int, settings: Mapping[str, Any], see
     topic = utility("on_topic")
     return Result(
         utility_name=name,
+        cycle=cycle,
         votes=len(votes),
         decisive=votes.decisive,
         reward_accuracy=made.judgement.accuracy,
@@ -279,6 +337,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--utility", action="append", default=[])
     parser.add_argument("--decisive", type=int, default=128)
+    parser.add_argument(
+        "--cycles", type=int, default=1, help="each with as many votes, on the pairs of the last policy"
+    )
     parser.add_argument("--seed", type=int, default=5, help="of the voters: whom they misjudge, which pairs they see")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, help="append one JSON line a utility")
@@ -294,21 +355,23 @@ def main() -> None:
         settings.setdefault(section, {})[name] = json.loads(value)
     for name in arguments.utility or ["warm_words", "plain_words", "short_first_sentence", "on_topic", "mix"]:
         print(f"{name}: {arguments.decisive} decisive votes, {settings or 'defaults'}", flush=True)
-        result = one(bench, name, arguments.decisive, settings, arguments.seed)
-        for question, old, new in result.samples:
-            print(f"  Q: {question}\n    base:   {old[:150]!r}\n    policy: {new[:150]!r}")
-        print(
-            f"{name}: win {result.win_rate:.3f} [{result.interval[0]:.2f}, {result.interval[1]:.2f}] "
-            f"utility {result.utility[0]:.2f} to {result.utility[1]:.2f}, reward model {result.reward_accuracy:.2f}, "
-            f"KL {result.kl:.1f}, distinct {result.distinct_within:.2f}/{result.distinct_across:.2f}, "
-            f"perplexity x{result.perplexity:.2f}, topic {result.topic[0]:.2f} to {result.topic[1]:.2f}, "
-            f"length {result.length[0]:.0f} to {result.length[1]:.0f}, chosen {result.chosen}, {result.seconds}, "
-            f"{result.peak_gib} GiB",
-            flush=True,
-        )
-        if arguments.out:
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(asdict(result) | {"settings": settings}) + "\n")
+        for result in campaign(bench, name, arguments.decisive, arguments.cycles, settings, arguments.seed):
+            for question, old, new in result.samples:
+                print(f"  Q: {question}\n    base:   {old[:150]!r}\n    policy: {new[:150]!r}")
+            print(
+                f"{name}: cycle {result.cycle}: win {result.win_rate:.3f} "
+                f"[{result.interval[0]:.2f}, {result.interval[1]:.2f}] "
+                f"utility {result.utility[0]:.2f} to {result.utility[1]:.2f}, "
+                f"reward model {result.reward_accuracy:.2f}, "
+                f"KL {result.kl:.1f}, distinct {result.distinct_within:.2f}/{result.distinct_across:.2f}, "
+                f"perplexity x{result.perplexity:.2f}, topic {result.topic[0]:.2f} to {result.topic[1]:.2f}, "
+                f"length {result.length[0]:.0f} to {result.length[1]:.0f}, chosen {result.chosen}, {result.seconds}, "
+                f"{result.peak_gib} GiB",
+                flush=True,
+            )
+            if arguments.out:
+                with arguments.out.open("a") as file:
+                    file.write(json.dumps(asdict(result) | {"settings": settings}) + "\n")
 
 
 if __name__ == "__main__":
