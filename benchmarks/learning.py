@@ -322,6 +322,7 @@ def _say(metrics: Any, judgement: Any) -> None:
         f"  it {metrics.iteration} score {metrics.score:+.2f} kl {metrics.kl:.1f} len {metrics.length:.0f} "
         f"within {metrics.distinct_within:.2f} across {metrics.distinct_across:.2f} ppl {metrics.perplexity:.1f} "
         f"topic {metrics.topic:.2f} at {metrics.topic_price:.2f} "
+        f"fluency {metrics.fluency_price:.2f} "
         f"ev {metrics.explained_variance:+.2f} ent {metrics.entropy:.2f} clip {metrics.clip_fraction:.2f} "
         f"akl {metrics.approx_kl:.3f} grad {metrics.grad_norm:.2f} beta {metrics.kl_coefficient:.3f} "
         f"{'; '.join(judgement.breaches)} { {k: round(v, 1) for k, v in metrics.seconds.items()} }",

@@ -12,8 +12,9 @@ from train.base import CRITIC, Base, states_pass
 from train.config import TrainConfig
 from train.heads import ValueHead
 from train.packing import Turn, groups
+from train.reward.protocol import TokenRewardModel
 
-RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4)
+RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 """Strengths that the critic's fit chooses from."""
 
 
@@ -27,11 +28,14 @@ class Critic:
         adapter: whether the critic has a LoRA adapter of its own.
     """
 
-    def __init__(self, base: Base, config: TrainConfig) -> None:
+    def __init__(self, base: Base, reward: TokenRewardModel, config: TrainConfig) -> None:
         ppo = config.ppo
+        self._reward = reward
         self._base, self._ppo, self._budget = base, ppo, ppo.pass_tokens
         self.adapter = ppo.critic == "lora"
-        self.head = ValueHead(base.width).to(base.device)
+        # columns of few and plain meaning would drown among hundreds; a closed-form fit may trust them, AdamW may not
+        told = reward.standing_width if self.refitted else 0
+        self.head = ValueHead(base.width + told, told).to(base.device)
         self.weights: list[nn.Parameter] = list(self.head.parameters())
         if self.adapter:
             base.adapters.add(CRITIC, config.seed + 1)
@@ -39,7 +43,12 @@ class Critic:
         self.optimiser = checkpoint.adamw(self.weights, ppo.value_learning_rate, ppo.betas, 0.0)
 
     def states(self, turns: Sequence[Turn], policy_states: Tensor) -> Tensor:
-        """What the value head reads, (B, T, H): the policy's own states, or those of the critic's adapter."""
+        """What the value head reads, (B, T, H + standing): how the answer stands beside the policy's own states.
+
+        A critic with an adapter, or one that isn't refitted, reads hidden states alone.
+        """
+        if self.refitted:
+            return torch.cat([policy_states.float(), self._standing(turns, policy_states)], dim=-1)
         if not self.adapter:
             return policy_states
         states = torch.zeros_like(policy_states)
@@ -48,6 +57,19 @@ class Critic:
                 found, mask = states_pass(self._base, [turns[row] for row in batch], adapter=CRITIC)
             states[torch.tensor(batch, device=policy_states.device), : mask.shape[1]] = found.float()
         return states
+
+    @property
+    def refitted(self) -> bool:
+        """Whether the head is fitted in closed form on each iteration's answers, and not trained between."""
+        return self._ppo.critic_refit and self._ppo.critic == "trunk"
+
+    def _standing(self, turns: Sequence[Turn], like: Tensor) -> Tensor:
+        ids = torch.zeros(like.shape[:2], dtype=torch.long, device=like.device)
+        mask = torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
+        for row, turn in enumerate(turns):
+            ids[row, : len(turn.response_ids)] = torch.tensor(turn.response_ids, device=like.device)
+            mask[row, : len(turn.response_ids)] = True
+        return self._reward.standing(ids, mask)
 
     def values(self, states: Tensor, rewards: Tensor, mask: Tensor, *, first: bool) -> Tensor:
         """Values (B, T), from a head that is refitted on what was sampled (always, or before the first step).
@@ -60,8 +82,7 @@ class Critic:
         """
         ppo = self._ppo
         self.head.calibrate(states[mask])
-        refit = ppo.critic_refit and not self.adapter
-        if refit or (first and ppo.critic_warmup):
+        if self.refitted or (first and ppo.critic_warmup):
             returns = maths.gae(rewards, torch.zeros_like(rewards), mask, ppo.gamma, 1.0).returns
             return cross_fitted_values(self.head, states, returns, mask)
         with torch.no_grad():

@@ -1,7 +1,8 @@
 """The governor against over-optimisation: past some distance from the base, reward still rises while answers get worse.
 
 (Gao et al. 2022: the true reward follows d (alpha - beta log d), d = sqrt(KL).) The governor watches what the reward
-model can't see: repetition, how strange the answers are to the base, and the distance itself.
+model can't see: repetition, how strange the answers are to the base, whether they keep to the question, and the
+distance itself. Near a bound, what breaks it is priced; a step that went past one is taken half back.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from train.config import GovernorConfig
+
+DEAREST_TOPIC = 3.0
+"""Highest price of the topic, in standard deviations of the score."""
+DEAREST_FLUENCY = 1.0
+"""Furthest that the reference is sharpened: to half its temperature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +93,41 @@ def judge(seen: Conduct, baseline: Conduct, config: GovernorConfig) -> Judgement
     return Judgement(not breaches, tuple(breaches))
 
 
-def choose(scores: Sequence[float], judgements: Sequence[Judgement]) -> int:
-    """Index of the policy to publish: the best score before the first breach; 0 (the start) if the first one breaks.
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What PPO pays and charges beside the score; they follow how the policy fares against the bounds.
 
-    What comes after a breach has been shaped by it, even where it looks well again.
+    Attributes:
+        topic: reward for taking up all of a prompt's wording, in standard deviations of the score.
+        fluency: how far the reference of the KL is sharpened: its logits are multiplied by 1 + this.
+        kl: factor on the KL's coefficient.
     """
-    best = 0
-    for index, judgement in enumerate(judgements):
-        if not judgement.within:
-            break
-        if scores[index] > scores[best]:
-            best = index
-    return best
+
+    topic: float = 0.0
+    fluency: float = 0.0
+    kl: float = 1.0
+
+    def after(self, seen: Conduct, baseline: Conduct, judgement: Judgement, config: GovernorConfig) -> Prices:
+        """The prices of the next iteration: Lagrange multipliers, which rise with a shortfall and fall without one.
+
+        Args:
+            seen: conduct of the policy just judged.
+            baseline: the base's own.
+            judgement: of `seen`; a breach makes the KL dearer for good.
+            config: rates and bounds.
+        """
+        if not config.enabled:
+            return self
+        shortfall = config.topic_aim * baseline.topic - seen.topic
+        strangeness = math.log(seen.perplexity / baseline.perplexity / config.perplexity_aim)
+        return Prices(
+            topic=min(max(self.topic + config.topic_rate * shortfall, config.topic_price), DEAREST_TOPIC),
+            fluency=min(max(self.fluency + config.fluency_rate * strangeness, 0.0), DEAREST_FLUENCY),
+            kl=self.kl * (1.0 if judgement.within else config.breach_factor),
+        )
+
+
+def choose(scores: Sequence[float], judgements: Sequence[Judgement]) -> int:
+    """Index of the policy to publish: the best score within all bounds; 0 (the start) if there is none."""
+    within = [index for index, judgement in enumerate(judgements) if judgement.within]
+    return max(within, key=lambda index: (scores[index], -index), default=0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from train.reward.foresight import Tilt
 
+EMPHASIS = 100.0
 CHUNK_ROWS = 128
 """Rows of logits that exist at once."""
 
@@ -136,11 +137,16 @@ class ValueHead(nn.Module):
     """V = w . h / sqrt(H) + b, read in the state in which a token is chosen. Starts at zero: no opinion.
 
     Hidden states of a language model have a few huge features; each is divided by a running scale that the first batch
-    fixes, so that one learning rate fits all bases.
+    fixes, so that one learning rate fits all bases. The last `told` columns are no hidden states but facts: they count
+    `EMPHASIS` times as much, so that no ridge that tames the hidden states takes them away.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, told: int = 0) -> None:
         super().__init__()
+        assert 0 <= told <= width, f"{told} of {width} columns"
+        emphasis = torch.ones(width)
+        emphasis[width - told :] = EMPHASIS
+        self.register_buffer("emphasis", emphasis, persistent=False)
         self.weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("mean", torch.zeros(width))
@@ -148,6 +154,7 @@ class ValueHead(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    emphasis: Tensor
 
     def calibrate(self, states: Tensor) -> None:
         """Fix mean and scale from states (M, H), once; later calls change nothing."""
@@ -159,7 +166,7 @@ class ValueHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """States (..., H) to values (...,), float32."""
-        normal = (states.float() - self.mean) / self.scale.clamp(min=1e-6)
+        normal = (states.float() - self.mean) / self.scale.clamp(min=1e-6) * self.emphasis
         values: Tensor = (normal @ self.weight) / states.shape[-1] ** 0.5 + self.bias
         return values
 
@@ -189,5 +196,6 @@ class ValueHead(nn.Module):
             self.bias.copy_(regression.biases[which])
 
     def _normal(self, states: Tensor) -> Tensor:
-        normal: Tensor = ((states.float() - self.mean) / self.scale.clamp(min=1e-6)).double() / states.shape[-1] ** 0.5
-        return normal
+        normal = (states.float() - self.mean) / self.scale.clamp(min=1e-6) * self.emphasis
+        spread: Tensor = normal.double() / states.shape[-1] ** 0.5
+        return spread

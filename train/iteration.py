@@ -24,7 +24,7 @@ class IterationMetrics:
         distinct_within: see `governor.Conduct`; so are the next two.
         distinct_across: of all answers together.
         perplexity: under the base.
-        kl_coefficient: in force during the iteration; so is `topic_price`.
+        kl_coefficient: in force during the iteration; so are `topic_price` and `fluency_price` (`governor.Prices`).
         topic: see `governor.Conduct`.
         sampler_mismatch: mean |log-prob of the sampler - old log-prob|, nats a token.
         explained_variance: of the values before the update, against the returns.
@@ -54,6 +54,7 @@ class IterationMetrics:
     kl_coefficient: float
     topic: float = 1.0
     topic_price: float = 0.0
+    fluency_price: float = 0.0
     sampler_mismatch: float = 0.0
     explained_variance: float = 0.0
     entropy: float = 0.0

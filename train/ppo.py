@@ -4,12 +4,12 @@ One iteration, numbered as in `PpoTrainer._iterate`:
 
  1. sample answers from the policy
  2. score them: one adapters-off pass gives the reference's log-probs and the reward model's view
- 3. judge the policy that sampled (the governor); past its bounds, stop
+ 3. judge the policy that sampled (the governor); past its bounds, go half the way back and judge again
  4. old log-probs, and the states that the critic reads
  5. rewards less the KL's price
  6. values and generalised advantages, whitened
  7. minibatches: clipped policy loss, clipped value loss, gradient clipping, early stop on KL
- 8. steer the KL coefficient, checkpoint
+ 8. steer the prices of KL, topic and fluency, checkpoint
 
 What to watch (`IterationMetrics`): the score should rise, and KL with it, slowly; entropy falls; the clip fraction
 stays below about 0.2; explained variance above 0; distinct bigrams and perplexity near the base's.
@@ -32,7 +32,7 @@ from train.config import TrainConfig
 from train.critic import Critic
 from train.errors import BaseMismatch, CycleInterrupted
 from train.experience import Scored, old_policy, score, shaped
-from train.governor import Conduct, Judgement, choose, conduct, judge
+from train.governor import Conduct, Judgement, Prices, choose, conduct, judge
 from train.iteration import IterationMetrics, PpoResult
 from train.order import SAMPLING, plan, prompt_at, seed_for
 from train.packing import Turn
@@ -41,7 +41,7 @@ from train.reward.foresight import Tilt
 from train.reward.protocol import TokenRewardModel
 from train.rollout import Rollouts, Sample
 from train.sampler import LocalRollouts
-from train.topic import Topic, joined, priced
+from train.topic import Topic, joined
 from train.update import Targets, Updater
 
 __all__ = ["IterationMetrics", "PpoResult", "PpoTrainer"]
@@ -82,14 +82,15 @@ class PpoTrainer:
         self._folder, self._topic = folder, topic
         self._observe, self._progress, self._should_stop = observe, progress, should_stop
         ppo = config.ppo
-        self._critic = Critic(base, config)
+        self._critic = Critic(base, reward, config)
         policy = base.adapters.parameters(POLICY)
         self._optimiser = checkpoint.adamw(policy, ppo.learning_rate, ppo.betas, ppo.weight_decay)
         self._updater = Updater(base, (policy, self._optimiser), self._critic, config)
         foreseeing = ppo.all_actions and config.reward.credit == "token" and ppo.reward_clip is None
         self._foresight = reward.foresight(base.embeddings) if foreseeing else None
         self._state = RunState(
-            maths.KlController(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon), config.governor.topic_price
+            maths.KlController(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon),
+            Prices(topic=config.governor.topic_price if topic and config.governor.enabled else 0.0),
         )
         self._seconds: dict[str, float] = {}
 
@@ -103,8 +104,8 @@ class PpoTrainer:
         """
         iteration = self._resume()
         while True:
-            after = self._iterate(iteration)
-            if self._state.metrics[-1].updates == 0:
+            after, moved = self._iterate(iteration)
+            if not moved:
                 break
             iteration += 1
         chosen = choose([metrics.objective for metrics in self._state.metrics], self._state.judgements)
@@ -112,8 +113,12 @@ class PpoTrainer:
         self._base.adapters.load_state(POLICY, checkpoint.below(tensors, POLICY))
         return PpoResult(chosen, tuple(self._state.metrics), tuple(self._state.judgements), self._state.before, after)
 
-    def _iterate(self, iteration: int) -> tuple[Sample, ...]:
-        """Sample and judge the policy; update it unless it is the last or out of bounds. Returns the answers."""
+    def _iterate(self, iteration: int) -> tuple[tuple[Sample, ...], bool]:
+        """Sample and judge the policy, then update it, or take it half back if it is out of bounds.
+
+        Returns:
+            The answers, and whether there is a next policy to judge.
+        """
         config, self._seconds = self._config, {}
         with self._phase("sample"):  # 1
             samples = self._sample(iteration, self._rollouts)
@@ -121,30 +126,48 @@ class PpoTrainer:
             scored = score(self._base, samples, self._reward, config)
         metrics, judgement = self._judge(iteration, scored)  # 3
         self._state.before = self._state.before or tuple(replace(sample, states=None) for sample in samples)
-        if iteration < config.ppo.iterations and judgement.within:
+        last = iteration >= config.ppo.iterations
+        if not last and judgement.within:
             metrics = self._improve(iteration, scored, metrics)
         self._state.metrics.append(metrics)
         self._state.judgements.append(judgement)
         self._observe(metrics, judgement)
-        if metrics.updates:
-            self._state.topic_price = self._next_topic_price(metrics.topic)
-            self._state.controller = self._state.controller.updated(metrics.kl, metrics.episodes)  # 8
+        moved = metrics.updates > 0 or (not last and not judgement.within and self._back_off())
+        if moved:  # 8
+            self._steer(metrics, judgement)
             self._save(iteration + 1)
             checkpoint.slim(self._folder, iteration, keep=f"{POLICY}/")
-        return tuple(samples)
+        return tuple(samples), moved
+
+    def _steer(self, metrics: IterationMetrics, judgement: Judgement) -> None:
+        """Set the next iteration's prices."""
+        state = self._state
+        assert state.baseline is not None, "the base has been measured before any update"
+        state.controller = state.controller.updated(metrics.kl, metrics.episodes)
+        state.prices = state.prices.after(_conduct_of(metrics), state.baseline, judgement, self._config.governor)
+
+    def _back_off(self) -> bool:
+        """Go half the way back to the last policy within bounds; False if there has been none."""
+        good = [at for at, judgement in enumerate(self._state.judgements) if judgement.within]
+        if not good:
+            return False
+        tensors, _ = checkpoint.load(self._folder, good[-1])
+        before, now = checkpoint.below(tensors, POLICY), self._base.adapters.state(POLICY)
+        self._base.adapters.load_state(POLICY, {name: (before[name] + now[name]) / 2 for name in now})
+        return True
 
     def _improve(self, iteration: int, scored: Scored, metrics: IterationMetrics) -> IterationMetrics:
         """Steps 4 to 7."""
-        config, ppo, mask = self._config, self._config.ppo, scored.mask
+        config, ppo, mask, prices = self._config, self._config.ppo, scored.mask, self._state.prices
         order = plan(iteration, scored.samples, ppo, config.seed)
         from_sampler = self._rollouts.local and ppo.old_logprobs == "sampler"
         with self._phase("old"):  # 4
             micro_batches = [micro for minibatch in order[0] for micro in minibatch]
             old = old_policy(self._base, scored, micro_batches, config, local=self._rollouts.local)
             states = self._critic.states(scored.samples, old.states)
-        rewards = shaped(scored, old, self._state.controller.coefficient, config)  # 5
+        rewards = shaped(scored, old, metrics.kl_coefficient, config)  # 5
         if self._topic is not None:
-            rewards = rewards + self._state.topic_price * self._topic.rewards(scored.samples, mask)
+            rewards = rewards + prices.topic * self._topic.rewards(scored.samples, mask)
         values = self._critic.values(states, rewards, mask, first=iteration == 0)  # 6
         estimate = maths.gae(rewards, values, mask, ppo.gamma, ppo.lam)
         advantages, unit = estimate.advantages, 1.0
@@ -155,12 +178,23 @@ class PpoTrainer:
         if not from_sampler:
             weights = maths.truncated_importance_weights(old.logprobs, scored.sampled, mask, ppo.tis_cap)
         with self._phase("update"):  # 7
-            targets = Targets(scored, old, states, values, estimate.returns, advantages, weights, unit, self._tilt)
+            targets = Targets(
+                scored,
+                old,
+                states,
+                values,
+                estimate.returns,
+                advantages,
+                weights,
+                unit,
+                tilt=self._tilt,
+                sharpening=1.0 + prices.fluency,
+            )
             figures = self._updater.run(
                 order,
                 targets,
                 exact=not from_sampler,
-                coefficient=self._state.controller.coefficient,
+                coefficient=metrics.kl_coefficient,
                 step_done=lambda done: self._progress("update", done, ppo.epochs * metrics.episodes),
             )
         return replace(
@@ -176,9 +210,10 @@ class PpoTrainer:
         if self._foresight is None:
             return None
         tilt = self._foresight.tilt(turns)
-        if self._topic is None or not self._state.topic_price:
+        price = self._state.prices.topic
+        if self._topic is None or not price:
             return tilt
-        return joined(tilt, self._topic.tilt(turns, self._state.topic_price, self._base.device))
+        return joined(tilt, self._topic.tilt(turns, price, self._base.device))
 
     def _sample(self, iteration: int, rollouts: Rollouts) -> list[Sample]:
         ppo, rollout = self._config.ppo, self._config.rollout
@@ -197,22 +232,23 @@ class PpoTrainer:
         rows = [row[keep].tolist() for row, keep in zip(scored.reference, mask, strict=True)]
         seen = conduct([sample.response_ids for sample in samples], rows, kl, self._kept(samples))
         self._state.baseline = self._state.baseline or (seen if self._starts_at_base() else self._measure_base())
-        mean = float(scored.scores.mean())
+        mean, prices = float(scored.scores.mean()), self._state.prices
         metrics = IterationMetrics(
             iteration=iteration,
             episodes=len(samples),
             score=mean,
             score_std=float(scored.scores.std(unbiased=False)),
             kl=kl,
-            objective=mean - self._state.controller.coefficient * kl,
+            objective=mean - self._config.ppo.kl_coefficient * kl,
             length=float(mask.sum(1).float().mean()),
             eos_share=sum(sample.finish_reason == "stop" for sample in samples) / len(samples),
             distinct_within=seen.distinct_within,
             distinct_across=seen.distinct_across,
             perplexity=seen.perplexity,
-            kl_coefficient=self._state.controller.coefficient,
+            kl_coefficient=self._state.controller.coefficient * prices.kl,
             topic=seen.topic,
-            topic_price=self._state.topic_price,
+            topic_price=prices.topic,
+            fluency_price=prices.fluency,
             seconds=dict(self._seconds),
         )
         return metrics, judge(seen, self._state.baseline, self._config.governor)
@@ -225,11 +261,6 @@ class PpoTrainer:
         """The base's own conduct, for a run that goes on from an adapter."""
         samples = self._sample(0, LocalRollouts(self._base, adapter=None, batch=self._config.rollout.batch))
         return conduct([s.response_ids for s in samples], [s.logprobs for s in samples], 0.0, self._kept(samples))
-
-    def _next_topic_price(self, kept: float) -> float:
-        config, baseline = self._config.governor, self._state.baseline
-        assert baseline is not None, "the base has been measured before any update"
-        return priced(self._state.topic_price, kept, baseline.topic, config.topic_rate)
 
     def _kept(self, samples: Sequence[Sample]) -> float:
         return self._topic.kept(samples) if self._topic else 1.0
@@ -271,3 +302,8 @@ class PpoTrainer:
         """What must be equal for a run to be the same run."""
         config = self._config.model_dump(mode="json", include={"seed", "reward", "lora", "ppo", "governor", "rollout"})
         return {"base": self._base.fingerprint, "reward_model": self._reward.model_id, "config": config}
+
+
+def _conduct_of(metrics: IterationMetrics) -> Conduct:
+    names = ("distinct_within", "distinct_across", "perplexity", "kl", "topic")
+    return Conduct(**{name: getattr(metrics, name) for name in names})

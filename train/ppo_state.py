@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from train.governor import Conduct, Judgement
+from train.governor import Conduct, Judgement, Prices
 from train.iteration import IterationMetrics
 from train.maths import KlController
 from train.rollout import Sample
@@ -17,7 +17,7 @@ class RunState:
 
     Attributes:
         controller: of the KL coefficient.
-        topic_price: paid for keeping to the prompt.
+        prices: the governor's.
         baseline: the base's own conduct, once measured.
         before: answers of the policy that training began with.
         metrics: of every iteration so far.
@@ -25,7 +25,7 @@ class RunState:
     """
 
     controller: KlController
-    topic_price: float = 0.0
+    prices: Prices = field(default_factory=Prices)
     baseline: Conduct | None = None
     before: tuple[Sample, ...] = ()
     metrics: list[IterationMetrics] = field(default_factory=list)
@@ -35,7 +35,7 @@ class RunState:
         """As JSON holds it."""
         return {
             "kl_coefficient": self.controller.coefficient,
-            "topic_price": self.topic_price,
+            "prices": asdict(self.prices),
             "baseline": asdict(self.baseline) if self.baseline else None,
             "metrics": [asdict(metrics) for metrics in self.metrics],
             "judgements": [asdict(judgement) for judgement in self.judgements],
@@ -48,7 +48,7 @@ class RunState:
     def restore(self, record: dict[str, Any]) -> None:
         """Go back to what `record` gave."""
         self.controller = replace(self.controller, coefficient=record["kl_coefficient"])
-        self.topic_price = record["topic_price"]
+        self.prices = Prices(**record["prices"])
         self.baseline = Conduct(**record["baseline"]) if record["baseline"] else None
         self.metrics = [IterationMetrics(**metrics) for metrics in record["metrics"]]
         self.judgements = [Judgement(j["within"], tuple(j["breaches"])) for j in record["judgements"]]

@@ -20,8 +20,6 @@ from train.packing import Turn
 from train.reward.features import prompt_rarity
 from train.reward.foresight import Tilt
 
-DEAREST = 3.0
-"""Highest price, in standard deviations of the score."""
 SHORTEST = 3
 """Letters of a word that can carry a topic."""
 
@@ -118,8 +116,3 @@ class Topic:
 def joined(tilt: Tilt, extra: tuple[Tensor, Tensor]) -> Tilt:
     """A tilt with more ids and what they earn."""
     return Tilt(tilt.pools, tilt.tables, torch.cat((tilt.ids, extra[0]), 1), torch.cat((tilt.extra, extra[1]), 1))
-
-
-def priced(price: float, kept: float, target: float, rate: float) -> float:
-    """The multiplier's next value: it rises with the shortfall of `kept` below `target` and falls above it."""
-    return min(max(price + rate * (target - kept), 0.0), DEAREST)

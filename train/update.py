@@ -26,7 +26,8 @@ sampler, by the local sampler with half-precision weights."""
 @dataclass(frozen=True, slots=True)
 class Targets:
     """What the losses aim at. Tensors (B, T), `states` (B, T, H); `unit`: reward of one unit of advantage;
-    `tilt`: gives rewards of candidate tokens at the places of some answers, or None."""
+    `tilt`: gives rewards of candidate tokens at the places of some answers, or None; `sharpening`: factor on
+    the reference's logits, for an exact KL."""
 
     scored: Scored
     old: Old
@@ -37,6 +38,11 @@ class Targets:
     weights: Tensor | None
     unit: float = 1.0
     tilt: Callable[[Sequence[Turn]], Tilt | None] = lambda _turns: None
+    sharpening: float = 1.0
+
+    def reference(self, rows: Tensor) -> Tensor:
+        """The sharpened reference's states at some rows: the head has no bias, so scaled states give scaled logits."""
+        return self.sharpening * self.scored.reference_states[rows]
 
 
 @dataclass(slots=True)
@@ -146,7 +152,9 @@ class Updater:
             turns,
             temperature=self._config.rollout.temperature,
             entropy_grad=ppo.entropy_coefficient > 0,
-            reference=targets.scored.reference_states[rows] if ppo.kl_estimator == "exact" else None,
+            reference=targets.sharpening * targets.scored.reference_states[rows]
+            if ppo.kl_estimator == "exact"
+            else None,
             tilt=tilt,
         )
         mask, width = found.mask, found.mask.shape[1]
@@ -179,7 +187,8 @@ class Updater:
             mask,
             ppo.value_clip,
         )
-        self._backward(ppo.value_coefficient * value.loss * share)
+        if not self._critic.refitted:  # a head that is fitted anew each iteration has nothing to learn from steps
+            self._backward(ppo.value_coefficient * value.loss * share)
         with torch.no_grad():
             drift = torch.where(mask, found.logprobs - old, 0.0).abs().max()
         return {

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from train.config import GovernorConfig
-from train.governor import Conduct, Judgement, choose, conduct, judge
+from train.governor import Conduct, Judgement, Prices, choose, conduct, judge
 
 BASE = Conduct(distinct_within=1.0, distinct_across=0.9, perplexity=8.0, kl=0.0)
 
@@ -47,10 +47,30 @@ def test_on_the_bounds_is_within() -> None:
     assert judge(Conduct(0.8, 0.72 + 1e-9, 12.0, 9.0), BASE, GovernorConfig()).within
 
 
-def test_the_best_before_the_first_breach_is_chosen() -> None:
+def test_the_best_within_all_bounds_is_chosen() -> None:
     good, bad = Judgement(True), Judgement(False, ("x",))
     assert choose([0.0, 1.0, 2.0], [good, good, good]) == 2
     assert choose([0.0, 1.0, 9.0], [good, good, bad]) == 1
-    assert choose([0.0, 1.0, 9.0, 10.0], [good, good, bad, good]) == 1
-    assert choose([0.0, -1.0], [good, good]) == 0
-    assert choose([0.0], [bad]) == 0
+    # after a breach half the step is taken back: what follows is within on its own account
+    assert choose([0.0, 1.0, 9.0, 3.0], [good, good, bad, good]) == 3
+    assert choose([1.0, 1.0], [good, good]) == 0
+    assert choose([9.0, 9.0], [bad, bad]) == 0
+
+
+def test_prices_follow_shortfalls_by_hand() -> None:
+    config = GovernorConfig()
+    base = Conduct(1.0, 0.9, 8.0, 0.0, topic=0.5)
+    good, bad = Judgement(True), Judgement(False, ("x",))
+    # aim 1.1 * 0.5 = 0.55; 0.45 seen; 6 a unit of shortfall
+    short = Prices(topic=0.5).after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.45), base, good, config)
+    assert short.topic == pytest.approx(0.5 + 6 * 0.10)
+    assert (short.fluency, short.kl) == (0.0, 1.0)
+    # above the aim it falls, but never below where it began
+    assert short.after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.95), base, good, config).topic == 0.5
+    # perplexity 8 * 1.15 * e^0.3: 0.3 nats beyond the aim
+    strange = Prices(topic=0.5).after(Conduct(1.0, 0.9, 8 * 1.15 * math.exp(0.3), 2.0, topic=0.55), base, bad, config)
+    assert strange.fluency == pytest.approx(0.3)
+    assert strange.kl == 1.5
+    assert strange.after(base, base, good, config).fluency == pytest.approx(0.3 - math.log(1.15))
+    assert strange.after(base, base, bad, config).kl == pytest.approx(2.25)
+    assert Prices().after(base, base, bad, GovernorConfig(enabled=False)) == Prices()

@@ -45,6 +45,11 @@ class WantsTokens:
     def foresight(self, embeddings: Tensor) -> None:
         return None
 
+    standing_width: int = 0
+
+    def standing(self, token_ids: Tensor, response_mask: Tensor) -> Tensor:
+        return torch.zeros((*token_ids.shape, 0))
+
 
 def config(**ppo: object) -> TrainConfig:
     settings = {
@@ -188,15 +193,30 @@ def test_early_stop_leaves_the_minibatch_that_went_too_far_unused(base: Base, tm
     assert result.metrics[0].updates == 1
 
 
-def test_the_governor_stops_and_the_last_good_policy_is_chosen(base: Base, tmp_path: Path) -> None:
+def test_a_step_past_a_bound_is_taken_half_back_and_the_best_policy_within_is_chosen(
+    base: Base, tmp_path: Path
+) -> None:
     settings = config(iterations=12)
     bounded = settings.governor.model_copy(update={"enabled": True, "max_kl": 4.0, "min_distinct_ratio": 0.0})
-    bounded = bounded.model_copy(update={"max_perplexity_ratio": 1e9})
+    bounded = bounded.model_copy(update={"max_perplexity_ratio": 1e9, "fluency_rate": 0.0})
     result = train(base, tmp_path, settings.model_copy(update={"governor": bounded}))
-    assert not result.judgements[-1].within
-    assert "KL" in result.judgements[-1].breaches[0]
-    assert len(result.metrics) < 13
-    assert result.chosen < len(result.metrics) - 1
+    within = [judgement.within for judgement in result.judgements]
+    assert len(within) == 13
+    assert not all(within)
+    broken = within.index(False)
+    assert "KL" in result.judgements[broken].breaches[0]
+    assert result.metrics[broken].updates == 0
+    assert result.metrics[broken + 1].kl_coefficient == pytest.approx(1.5 * result.metrics[broken].kl_coefficient)
+    policies = [
+        {k: v for k, v in checkpoint.load(tmp_path, at)[0].items() if k.startswith(f"{POLICY}/")}
+        for at in range(broken - 1, broken + 2)
+    ]
+    for name, tensor in policies[2].items():
+        torch.testing.assert_close(tensor, (policies[0][name] + policies[1][name]) / 2)
+    assert within[result.chosen]
+    assert result.metrics[result.chosen].objective == max(
+        m.objective for m, kept in zip(result.metrics, within, strict=True) if kept
+    )
     tensors, _ = checkpoint.load(tmp_path, result.chosen)
     kept = {k.removeprefix(f"{POLICY}/"): v for k, v in tensors.items() if k.startswith(f"{POLICY}/")}
     assert digest(kept) == digest(base.adapters.state(POLICY))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from train.topic import DEAREST, Topic, priced
+from train.topic import Topic
 
 TEXTS = ["<s>", "bread", " bread", " Bread", " fresh", " the", "...", " to", " oven", " cool"]
 
@@ -76,9 +76,3 @@ def test_every_spelling_that_would_be_paid_is_foreseen() -> None:
         assert rows[place, [1, 2, 3, 4]].tolist() == pytest.approx([bread_pays] * 3 + [fresh_pays])
     assert rows[3].nonzero()[:, 0].tolist() == [8]
     assert float(rows[3, 8]) == pytest.approx(2.0)
-
-
-def test_the_price_follows_the_shortfall_within_bounds() -> None:
-    assert priced(0.3, kept=0.4, target=0.5, rate=6.0) == pytest.approx(0.9)
-    assert priced(0.3, kept=0.6, target=0.5, rate=6.0) == 0.0
-    assert priced(2.9, kept=0.0, target=0.5, rate=6.0) == DEAREST

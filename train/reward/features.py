@@ -25,6 +25,8 @@ from train.reward import tokens
 
 EARLY_TOKENS = 8.0
 LENGTH_UNIT = 64.0
+STANDING = 9 + len(tokens.COLUMNS)
+"""Columns of `standing`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,24 @@ def surface(token_ids: Tensor, response_mask: Tensor, table: Tensor) -> Tensor:
     length = mask.sum(dim=1, keepdim=True).expand_as(mask) / LENGTH_UNIT * mask
     running = torch.stack([first_sentence, sentences_so_far, repeated(token_ids, response_mask), length], dim=-1)
     return torch.cat([rows[..., : len(tokens.COLUMNS)], running], dim=-1)
+
+
+def standing(token_ids: Tensor, response_mask: Tensor, table: Tensor) -> Tensor:
+    """How an answer stands before each of its tokens is chosen, (B, L, STANDING), for a critic.
+
+    Whether the first sentence still runs, how many have ended, how far along the answer is (linearly, fading as
+    `opening` does, and per token so far), what these mean together; and the class of the token before.
+    """
+    classes = len(tokens.COLUMNS)
+    shape = surface(token_ids, response_mask, table)
+    mask = response_mask.float()
+    position = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    along, fading, share = position / LENGTH_UNIT, torch.exp(-position / EARLY_TOKENS), 1 / (1 + position)
+    first, ended = shape[..., classes], shape[..., classes + 1]
+    now = torch.stack([first, ended, along, fading, share, first * fading, first * along, ended * along], dim=-1)
+    before = torch.cat([shape[..., :classes], shape[..., classes + 2 : classes + 3]], dim=-1)
+    before = torch.cat([torch.zeros_like(before[:, :1]), before[:, :-1]], dim=1)
+    return torch.cat([now, before], dim=-1) * mask.unsqueeze(-1)
 
 
 def repeated(token_ids: Tensor, response_mask: Tensor) -> Tensor:

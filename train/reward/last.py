@@ -72,6 +72,15 @@ class LastHead:
         last = torch.where(response_mask, place, -1).amax(dim=1, keepdim=True)
         return torch.where((place == last) & response_mask, scores.float().unsqueeze(1), 0.0)
 
+    @property
+    def standing_width(self) -> int:
+        """No column: the critic's own states must do."""
+        return 0
+
+    def standing(self, token_ids: Tensor, response_mask: Tensor) -> Tensor:
+        """Nothing, (B, T, 0)."""
+        return torch.zeros((*token_ids.shape, 0), device=token_ids.device)
+
     def foresight(self, embeddings: Tensor) -> None:
         """Nothing: only the answer's last token is read."""
 

@@ -80,6 +80,15 @@ class MixHead:
             total += block.pooling * (block.values.float() @ weight - offset)
         return total * response_mask
 
+    @property
+    def standing_width(self) -> int:
+        """See `features.standing`."""
+        return features.STANDING
+
+    def standing(self, token_ids: Tensor, response_mask: Tensor) -> Tensor:
+        """See `features.standing`."""
+        return features.standing(token_ids, response_mask, self._tables(token_ids.device).surface)
+
     def foresight(self, embeddings: Tensor) -> Foresight:
         """The part of a token's reward that follows from token, place and prompt: see `TokenRewardModel`."""
         tables = self._tables(embeddings.device)

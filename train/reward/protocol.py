@@ -39,6 +39,21 @@ class TokenRewardModel(Protocol):
             (B, L) float32, 0 off the answer.
         """
 
+    @property
+    def standing_width(self) -> int:
+        """Columns of `standing`; 0 for none."""
+
+    def standing(self, token_ids: Tensor, response_mask: Tensor) -> Tensor:
+        """What a critic should know of an answer before each token is chosen, where this reward depends on it.
+
+        Args:
+            token_ids: (B, T), answers only.
+            response_mask: (B, T).
+
+        Returns:
+            (B, T, standing_width) float32.
+        """
+
     def foresight(self, embeddings: Tensor) -> Foresight | None:
         """What can be said of every candidate token before one is drawn; None if nothing.
 
