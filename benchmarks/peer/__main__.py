@@ -1,0 +1,121 @@
+"""Hustings beside Hugging Face TRL: the same data, the same lengths, the same allocator, one after the other.
+
+    python -m benchmarks.peer setup                    TRL's own environment (2 GB in the cache folder; once)
+    python -m benchmarks.peer reward --model FOLDER    reward-model pairs a second, held-out accuracy
+    python -m benchmarks.peer ppo --model FOLDER       PPO episodes a second, peak memory
+    python -m benchmarks.peer report [--out FILE]      the table of all runs on record
+
+Each call runs the sides in turn (A B A B with --repeats 2) and adds to the record in the cache folder; `report` reads
+it. `--side` runs one of them alone, for a machine that is not free for long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.peer import runs
+from benchmarks.peer.environment import Peer, default_folder
+from benchmarks.peer.report import report
+
+LORA = {"rank": 16, "alpha": 32}
+PAIRS = {"train_pairs": 96, "held_out_pairs": 96, "prompts": 16, "seed": 0}
+REWARD = {"batch": 8, "micro": 2, "learning_rate": 2e-4, "schedule": "constant", "seed": 0, "evaluate": True}
+PPO = {
+    "iterations": 1,
+    "batch": 16,
+    "minibatches": 4,
+    "epochs": 2,
+    "response_length": 32,
+    "temperature": 1.0,
+    "learning_rate": 1e-4,
+    "kl": 0.05,
+    "seed": 0,
+    "save": None,
+}
+SIDES = {
+    "reward": ("hustings", "hustings-mix", "trl"),
+    "ppo": ("hustings", "hustings-same-roles", "trl"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 1 when a run failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("setup", "reward", "ppo", "report"))
+    parser.add_argument("--model", type=Path, help="Hugging Face folder of a Llama-like chat model")
+    parser.add_argument("--cache", type=Path, default=default_folder(), help="of the environment and the runs")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--side", action="append", help="only this one; may be given again")
+    parser.add_argument("--answers", type=int, action="append", help="answers a prompt (ppo); default 1 and 4")
+    parser.add_argument("--out", type=Path, help="where `report` writes its JSON")
+    given = parser.parse_args(arguments)
+    peer, work = Peer(given.cache), given.cache / "runs"
+    if given.what == "report":
+        return report(runs.kept(work), given.out)
+    peer.make()
+    if given.what == "setup":
+        print(f"the peer's environment is in {given.cache}")
+        return 0
+    if given.model is None:
+        parser.error("--model is needed")
+    try:
+        for _ in range(given.repeats):
+            for side in given.side or SIDES[given.what]:
+                if given.what == "reward":
+                    reward(peer, work, given.model, side)
+                else:
+                    for answers in given.answers or (1, 4):
+                        ppo(peer, work, given.model, side, answers)
+    except runs.RunFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def reward(peer: Peer, work: Path, model: Path, side: str) -> None:
+    """One run of one side: train on the pairs, judge on the held-out ones, save for PPO."""
+    job = {**REWARD, **LORA, **_data(work, model), "model": str(model), "save": str(_reward_folder(work, side))}
+    if side == "trl":
+        figures = runs.theirs(peer, "reward", job, work)
+    else:
+        figures = runs.ours("reward", {**job, "head": "mix" if side == "hustings-mix" else "last"}, work)
+    runs.keep(work, "reward", side, {**figures, "pairs_per_s": round(figures["pairs"] / figures["wall_s"], 4)})
+
+
+def ppo(peer: Peer, work: Path, model: Path, side: str, answers: int) -> None:
+    """One run of one side; the reward model comes from a run of `reward` (made now where there is none)."""
+    same_roles = side == "hustings-same-roles"
+    source = "trl" if side == "trl" else "hustings" if same_roles else "hustings-mix"
+    if not _reward_folder(work, source).exists():
+        reward(peer, work, model, source)
+    prompts = _data(work, model)["prompts"][: PPO["batch"] // answers]
+    job = {**PPO, **LORA, "model": str(model), "reward": str(_reward_folder(work, source)), "answers": answers}
+    if side == "trl":
+        repeated = [prompt for prompt in prompts for _ in range(answers)]
+        figures = runs.theirs(peer, "ppo", {**job, "prompts": repeated, "value": "lora"}, work)
+    else:
+        roles = {"head": "last", "critic": "lora"} if same_roles else {"head": "mix", "critic": "trunk"}
+        figures = runs.ours("ppo", {**job, "prompts": prompts, **roles}, work)
+    figures["episodes_per_s"] = round(figures["episodes"] / figures["wall_s"], 4)
+    runs.keep(work, f"ppo-{answers}", side, figures)
+
+
+def _reward_folder(work: Path, side: str) -> Path:
+    return work / f"reward-{side}"
+
+
+def _data(work: Path, model: Path) -> dict[str, list[dict[str, list[int]]]]:
+    """Token ids for both sides, made once."""
+    path = work / "data.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(runs.ours("data", {**PAIRS, "model": str(model)}, work)))
+    found: dict[str, list[dict[str, list[int]]]] = json.loads(path.read_text())
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
