@@ -3,6 +3,7 @@
     python -m benchmarks.peer setup                    TRL's own environment (2 GB in the cache folder; once)
     python -m benchmarks.peer reward --model FOLDER    reward-model pairs a second, held-out accuracy
     python -m benchmarks.peer ppo --model FOLDER       PPO episodes a second, peak memory
+    python -m benchmarks.peer learning --model FOLDER --votes FOLDER   true win rate after the same wall time
     python -m benchmarks.peer report [--out FILE]      the table of all runs on record
 
 Each call runs the sides in turn (A B A B with --repeats 2) and adds to the record in the cache folder; `report` reads
@@ -18,15 +19,16 @@ from pathlib import Path
 
 from benchmarks.peer import runs
 from benchmarks.peer.environment import Peer, default_folder
+from benchmarks.peer.learning import learn
 from benchmarks.peer.report import report
 
 LORA = {"rank": 16, "alpha": 32}
-PAIRS = {"train_pairs": 96, "held_out_pairs": 96, "prompts": 16, "seed": 0}
-REWARD = {"batch": 8, "micro": 2, "learning_rate": 2e-4, "schedule": "constant", "seed": 0, "evaluate": True}
+PAIRS = {"train_pairs": 64, "held_out_pairs": 64, "prompts": 8, "seed": 0}
+REWARD = {"batch": 4, "micro": 2, "learning_rate": 3e-4, "schedule": "constant", "seed": 0, "evaluate": True}
 PPO = {
     "iterations": 1,
-    "batch": 16,
-    "minibatches": 4,
+    "batch": 8,
+    "minibatches": 2,
     "epochs": 2,
     "response_length": 32,
     "temperature": 1.0,
@@ -44,12 +46,18 @@ SIDES = {
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 1 when a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("setup", "reward", "ppo", "report"))
+    parser.add_argument("what", choices=("setup", "reward", "ppo", "learning", "report"))
     parser.add_argument("--model", type=Path, help="Hugging Face folder of a Llama-like chat model")
     parser.add_argument("--cache", type=Path, default=default_folder(), help="of the environment and the runs")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--side", action="append", help="only this one; may be given again")
     parser.add_argument("--answers", type=int, action="append", help="answers a prompt (ppo); default 1 and 4")
+    parser.add_argument("--votes", type=Path, help="cache of benchmarks.learning (learning)")
+    parser.add_argument("--utility", default="plain_words", help="the voters' hidden taste (learning)")
+    parser.add_argument("--decisive", type=int, default=128, help="votes that name a winner (learning)")
+    parser.add_argument("--seed", type=int, default=6, help="of the voters (learning)")
+    parser.add_argument("--seconds", type=float, help="TRL's time; default what our cycle took (learning)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of TRL's PPO (learning); 1e-3 is ours")
     parser.add_argument("--out", type=Path, help="where `report` writes its JSON")
     given = parser.parse_args(arguments)
     peer, work = Peer(given.cache), given.cache / "runs"
@@ -61,18 +69,28 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if given.model is None:
         parser.error("--model is needed")
+    if given.what == "learning" and given.votes is None:
+        parser.error("--votes is needed")
     try:
         for _ in range(given.repeats):
-            for side in given.side or SIDES[given.what]:
-                if given.what == "reward":
-                    reward(peer, work, given.model, side)
-                else:
-                    for answers in given.answers or (1, 4):
-                        ppo(peer, work, given.model, side, answers)
+            measure(peer, work, given)
     except runs.RunFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def measure(peer: Peer, work: Path, given: argparse.Namespace) -> None:
+    """Each side once."""
+    if given.what == "learning":
+        learn(peer, work, given)
+        return
+    for side in given.side or SIDES[given.what]:
+        if given.what == "reward":
+            reward(peer, work, given.model, side)
+        else:
+            for answers in given.answers or (1, 4):
+                ppo(peer, work, given.model, side, answers)
 
 
 def reward(peer: Peer, work: Path, model: Path, side: str) -> None:

@@ -1,7 +1,7 @@
 """Our side of the comparison, in a process of its own: `python -m benchmarks.peer.ours WHAT JOB.json ANSWER.json`.
 
-WHAT is `data` (token ids for both sides), `reward` (the `last` or the `mix` head) or `ppo`. Jobs and answers are those
-of the scripts in `theirs/`; only the training itself is timed.
+WHAT is `data` (token ids for both sides), `reward` (the `last` or the `mix` head), `ppo`, or the parts of
+`learning_data`. Jobs and answers are those of the scripts in `theirs/`; only the training itself is timed.
 """
 
 from __future__ import annotations
@@ -190,7 +190,16 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    what = {"data": tokens, "reward": reward, "ppo": ppo}[sys.argv.pop(1)]
+    from benchmarks.peer import learning_data
+
+    parts = {
+        "data": tokens,
+        "reward": reward,
+        "ppo": ppo,
+        "votes": learning_data.votes,
+        "verdict": learning_data.verdict,
+    }
+    what = parts[sys.argv.pop(1)]
     usage.answer(what(usage.job()))
 
 

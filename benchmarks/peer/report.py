@@ -18,16 +18,40 @@ MEASURES = {"reward": ("pairs_per_s", "peak_gib", "accuracy"), "ppo": ("episodes
 def report(rows: Sequence[Figures], out: Path | None) -> int:
     """Print the table; 1 when there is nothing to print."""
     lines = [line for bench in sorted({row["bench"] for row in rows}) for line in compare(bench, rows)]
-    if not lines:
+    learnt = [row for row in rows if row["bench"].startswith("learning-")]
+    if not lines and not learnt:
         print("no runs of both sides on record yet")
         return 1
     print("| work | measure | side | median (least, most; runs) | TRL | ratio | processor time, ratio | aim |")
     print("|---|---|---|---|---|---|---|---|")
     for line in lines:
         print(shown(line))
+    if learnt:
+        print(
+            "\n| votes of | side | seconds | true win rate [95%] | utility, base to policy | KL, nats | topic overlap |"
+        )
+        print("|---|---|---|---|---|---|---|")
+    for row in learnt:
+        print(shown_learning(row))
     if out is not None:
-        out.write_text(json.dumps({"comparisons": lines, "runs": list(rows)}, indent=1) + "\n")
+        out.write_text(json.dumps({"comparisons": lines, "runs": [slim(row) for row in rows]}, indent=1) + "\n")
     return 0
+
+
+def shown_learning(row: Figures) -> str:
+    """A row of the second table."""
+    low, high = row["interval"]
+    before, after = row["utility"]
+    topic = " to ".join(f"{x:.2f}" for x in row["topic"])
+    who = row["who"] + (f", learning rate {row['learning_rate']:g}" if "learning_rate" in row else "")
+    cells = [row["bench"].removeprefix("learning-"), who, f"{row['seconds']['cycle']:.0f}"]
+    cells += [
+        f"{row['win_rate']:.2f} [{low:.2f}, {high:.2f}]",
+        f"{before:.2f} to {after:.2f}",
+        f"{row['kl']:.1f}",
+        topic,
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def compare(bench: str, rows: Sequence[Figures]) -> list[dict[str, Any]]:
@@ -37,7 +61,7 @@ def compare(bench: str, rows: Sequence[Figures]) -> list[dict[str, Any]]:
     kind = bench.split("-", maxsplit=1)[0]
     found = []
     for who in sorted(name for name, mine in of.items() if name != TRL and mine and peer):
-        for measure in MEASURES[kind]:
+        for measure in MEASURES.get(kind, ()):
             ours, theirs = spread(of[who], measure), spread(peer, measure)
             line = {"bench": bench, "side": who, "measure": measure, "ours": ours, "theirs": theirs}
             line["ratio"] = round(ours["median"] / theirs["median"], 3)
@@ -47,6 +71,11 @@ def compare(bench: str, rows: Sequence[Figures]) -> list[dict[str, Any]]:
             line["aim"] = AIMS.get((kind, measure))
             found.append(line)
     return found
+
+
+def slim(row: Figures) -> Figures:
+    """Without the long lists."""
+    return {name: value for name, value in row.items() if name not in ("samples", "log", "losses")}
 
 
 def spread(rows: Sequence[Figures], measure: str) -> dict[str, float]:

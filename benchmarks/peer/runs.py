@@ -15,6 +15,7 @@ from benchmarks.peer.environment import PASSIVE, Peer
 from deploy.launch import preload
 
 Figures = dict[str, Any]
+OLD_TRL = frozenset({"ppo", "losses"})
 
 
 class RunFailed(Exception):
@@ -23,13 +24,17 @@ class RunFailed(Exception):
 
 def ours(what: str, job: Figures, work: Path) -> Figures:
     """Run a part of `benchmarks.peer.ours`."""
-    environment = {**os.environ, **PASSIVE, **preload(openmp=False)}
-    return _run([sys.executable, "-m", "benchmarks.peer.ours", what], environment, job, work)
+    return _run([sys.executable, "-m", "benchmarks.peer.ours", what], our_environment(), job, work)
+
+
+def our_environment() -> dict[str, str]:
+    """Of our side's processes: as the trainer has it under `hustings up`."""
+    return {**os.environ, **PASSIVE, **preload(openmp=False)}
 
 
 def theirs(peer: Peer, script: str, job: Figures, work: Path) -> Figures:
     """Run a script of `theirs/` in the peer's environment; PPO under the TRL that has it."""
-    return _run(peer.command(script), peer.environment(old_trl=script != "reward"), job, work)
+    return _run(peer.command(script), peer.environment(old_trl=script in OLD_TRL), job, work)
 
 
 def _run(command: list[str], environment: dict[str, str], job: Figures, work: Path) -> Figures:
