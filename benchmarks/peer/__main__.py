@@ -23,13 +23,13 @@ from benchmarks.peer.learning import learn
 from benchmarks.peer.report import report
 
 LORA = {"rank": 16, "alpha": 32}
-PAIRS = {"train_pairs": 64, "held_out_pairs": 64, "prompts": 8, "seed": 0}
+PAIRS = {"train_pairs": 64, "held_out_pairs": 64, "prompts": 16, "seed": 0}
 REWARD = {"batch": 4, "micro": 2, "learning_rate": 3e-4, "schedule": "constant", "seed": 0, "evaluate": True}
 PPO = {
     "iterations": 1,
-    "batch": 8,
-    "minibatches": 2,
-    "epochs": 2,
+    "batch": 16,
+    "minibatches": 4,
+    "epochs": 1,
     "response_length": 32,
     "temperature": 1.0,
     "learning_rate": 1e-4,
