@@ -41,7 +41,7 @@ format: setup-dev ## rewrite the sources to the house format
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-bench: setup-dev ## the benchmarks, with ratios against peers in one run
+bench: setup-dev ## the benchmarks; ARGS="peer" measures TRL beside us (an hour; installs it in the cache folder first)
 	$(PY) -m benchmarks $(ARGS)
 
 clean: ## forget the environment and caches; data folders stay

@@ -18,11 +18,17 @@ def commands(model: str) -> dict[str, list[list[str]]]:
     features = str(cache_dir() / "bench" / "reward_head")
     head = ["benchmarks.reward_head"]
     arguments = ["--model", model, "--cache", features]
+    learnt = str(cache_dir() / "bench" / "learning")
+    peer = ["benchmarks.peer"]
     return {
         "engine": [["benchmarks.engine", model, "--swap"]],
         "reward_head": [[*head, "sample", *arguments], [*head, "fit", *arguments]],
-        "learning": [
-            ["benchmarks.learning", "run", "--model", model, "--cache", str(cache_dir() / "bench" / "learning")]
+        "learning": [["benchmarks.learning", "run", "--model", model, "--cache", learnt]],
+        "peer": [
+            [*peer, "reward", "--model", model, "--repeats", "2"],
+            [*peer, "ppo", "--model", model, "--repeats", "2"],
+            [*peer, "learning", "--model", model, "--votes", learnt],
+            [*peer, "report"],
         ],
     }
 
