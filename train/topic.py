@@ -59,9 +59,10 @@ class Topic:
 
     def asked(self, turn: Turn) -> Tensor:
         """The prompt's words, once each, rising; those that count for nothing left out."""
-        words = self.word[list(turn.prompt_ids)].unique()
+        words = torch.unique(self.word[list(turn.prompt_ids)])
         words = words[words >= 0]
-        return words[self.weight[words] > 0]
+        counting: Tensor = words[self.weight[words] > 0]
+        return counting
 
     def kept(self, turns: Sequence[Turn]) -> float:
         """Mean over answers of the share of the prompt's words, by weight, that the answer takes up."""
