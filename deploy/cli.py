@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from deploy.config import HustingsConfig, load, to_toml
-from deploy.data import forget, lineage
+from deploy.data import forget, import_, lineage
 from deploy.errors import ConfigError, DeployError, ModelError
 from deploy.options import ConfigFile, DataDir, Kafka, Model, Overrides, serving_flags
 from deploy.releases import app as releases_app
@@ -156,6 +156,7 @@ def train(
 app.command()(simulate)
 app.command()(forget)
 app.command()(lineage)
+app.command("import")(import_)
 app.add_typer(releases_app, name="releases")
 
 

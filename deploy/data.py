@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -78,6 +80,59 @@ def lineage(
     _tell(asdict(line), as_json=as_json)
 
 
+class ImportKind(StrEnum):
+    """What `import` can read."""
+
+    PREFERENCES = "preferences"
+    PROMPTS = "prompts"
+
+
+_KINDS: dict[ImportKind, Literal["preferences", "prompts"]] = {
+    ImportKind.PREFERENCES: "preferences",
+    ImportKind.PROMPTS: "prompts",
+}
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file.")],
+    *,
+    kind: Annotated[ImportKind, typer.Option(help="What the rows are.")] = ImportKind.PREFERENCES,
+    name: Annotated[str | None, typer.Option(help="Of the data set; by default the file's.")] = None,
+    prompt: Annotated[str, typer.Option(help="The column of the prompt.")] = "prompt",
+    chosen: Annotated[str, typer.Option(help="The column of the better answer.")] = "chosen",
+    rejected: Annotated[str, typer.Option(help="The column of the other answer.")] = "rejected",
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+) -> None:
+    """Start warm: read preferences (prompt, chosen, rejected; plain or conversational) or prompts into the dataset.
+
+    They count in training as votes do, and nowhere else: not for releases, not on the leaderboard. Importing a file
+    twice adds nothing.
+
+    Examples:
+
+        hustings import preferences.jsonl
+
+        hustings import questions.parquet --kind prompts --prompt question
+    """
+    resolved = load(config, (), {"data_dir": data_dir})
+    from feedback.dataset import Dataset
+    from feedback.dataset.importing import Columns, import_file
+    from feedback.privacy import Redactor
+
+    label = re.sub(r"[^A-Za-z0-9_-]+", "-", name or file.name.split(".")[0])[:40]
+    done = import_file(
+        Dataset(resolved.paths.dataset),
+        file,
+        _KINDS[kind],
+        name=label,
+        columns=Columns(prompt, chosen, rejected),
+        redactor=Redactor(resolved.feedback.privacy),
+    )
+    same = f"; {done.same} left out, whose two answers are the same" if done.same else ""
+    typer.echo(f"{done.read} rows read, {done.new} of them new{same}")
+
+
 @contextmanager
 def _opened(config: HustingsConfig) -> Iterator[tuple[Ledger, Dataset]]:
     from feedback.dataset import Dataset
@@ -125,8 +180,3 @@ def _lines(facts: Any, margin: str) -> Iterator[str]:
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             yield f"{margin}{key}: {'none' if shown in (None, '') else shown}"
-
-
-def default_name(file: Path) -> str:
-    """A name for what is imported: the file's own."""
-    return file.name.split(".")[0]

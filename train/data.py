@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from feedback.dataset import Dataset, SnapshotPurged, Weigh
+from feedback.dataset import Dataset, Snapshot, SnapshotPurged, Weigh
+from feedback.dataset.snapshots import TableName
 from train.demonstrations import Edit, read_edits
 from train.errors import SnapshotGone
 from train.reward.votes import Votes, read_votes
+from train.texts import TextReader
+
+PROMPT_COLUMNS = ("prompt", "prompt_token_ids")
+VOTE_COLUMNS = (
+    *PROMPT_COLUMNS,
+    *(f"{side}{what}" for side in ("chosen", "rejected") for what in ("", "_token_ids", "_finish_reason")),
+    "vote_id",
+    "conversation_id",
+    "voter",
+    "outcome",
+    "margin",
+    "weight",
+    "reasons",
+    "edited",
+)
+"""What training reads; the rest of a row stays on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +77,9 @@ class VotesSource(Protocol):
 class DatasetVotes:
     """`VotesSource` on the dataset's folder."""
 
-    def __init__(self, root: Path, weigh: Weigh | None = None) -> None:
+    def __init__(self, root: Path, weigh: Weigh | None = None, texts: TextReader | None = None) -> None:
         self._dataset = Dataset(root, weigh)
+        self._texts = texts
 
     def freeze(self) -> str:
         """See `VotesSource`."""
@@ -73,11 +91,20 @@ class DatasetVotes:
             loaded = self._dataset.load_snapshot(snapshot)
         except SnapshotPurged as error:
             raise SnapshotGone(str(error)) from error
-        preferences, ties = loaded.preferences.to_pylist(), loaded.ties.to_pylist()
+        preferences, ties = (self._rows(loaded, name) for name in ("preferences", "ties"))
         votes = read_votes(preferences, ties)
-        shown = _prompts(row["prompt_token_ids"] for row in loaded.prompts.to_pylist())
+        shown = _prompts(row["prompt_token_ids"] for row in self._rows(loaded, "prompts"))
         prompts = Prompts(shown or tuple(a.prompt_ids for a in votes.answers))
         return TrainingData(votes, prompts, read_edits((*preferences, *ties)))
+
+    def _rows(self, snapshot: Snapshot, table: TableName) -> list[Mapping[str, Any]]:
+        columns = PROMPT_COLUMNS if table == "prompts" else VOTE_COLUMNS
+        rows: Iterator[Mapping[str, Any]] = (
+            row for batch in snapshot.batches(table, list(columns)) for row in batch.to_pylist()
+        )
+        if self._texts is None:
+            return list(rows)
+        return [self._texts.prompt(row) if table == "prompts" else self._texts.vote(row) for row in rows]
 
     def vote_ids(self, snapshot: str) -> frozenset[str]:
         """See `VotesSource`."""

@@ -245,18 +245,20 @@ class Trainer:
         from train.base import Base
         from train.cycle import Tools
         from train.data import DatasetVotes
+        from train.texts import TextReader
 
         torch.set_num_threads(self._config.threads or len(os.sched_getaffinity(0)))
         self._status.update(phase="snapshot", message="loading the base model", force=True)
         device = self._config.device
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         folder = model_folder(self._model)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         yield Tools(
             paths=self._paths,
             model=folder,
             base=Base.load(folder, self._config.lora, device=device),
-            tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
-            votes=DatasetVotes(self._paths.dataset, weigher(self._feedback.voters)),
+            tokenizer=tokenizer,
+            votes=DatasetVotes(self._paths.dataset, weigher(self._feedback.voters), TextReader.of(tokenizer)),
             status=self._status,
             rollouts=self._serving_rollouts if self._serve_url and self._operator_token else None,
             incumbent=self._incumbent,

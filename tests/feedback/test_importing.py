@@ -1,0 +1,136 @@
+"""Preference and prompt data sets of others become votes and prompts of ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from feedback.dataset import Dataset
+from feedback.dataset.importing import IMPORTED, Columns, Imported, ImportRefused, import_file
+from feedback.privacy import PrivacyConfig, Redactor
+
+PLAIN = [
+    {"prompt": "Why is the sky blue?", "chosen": "Scattering.", "rejected": "Paint."},
+    {"prompt": "Two plus two?", "chosen": "Four.", "rejected": "Five."},
+    {"prompt": "Two plus two?", "chosen": "4", "rejected": "Five."},
+]
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def preferences(dataset: Dataset) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = dataset.load_snapshot(dataset.build_snapshot().id).preferences.to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize("name", ["plain.jsonl", "plain.parquet"])
+def test_plain_preferences_keep_their_order_and_their_winner(tmp_path: Path, name: str) -> None:
+    dataset = Dataset(tmp_path / "data")
+    done = import_file(dataset, write(tmp_path / name, PLAIN), "preferences", name="plain")
+    assert done == Imported(read=3, new=3, same=0)
+    rows = preferences(dataset)
+    assert [row["prompt"] for row in rows] == [[said("user", given["prompt"])] for given in PLAIN]
+    assert [row["chosen"] for row in rows] == [[said("assistant", given["chosen"])] for given in PLAIN]
+    assert [row["rejected"] for row in rows] == [[said("assistant", given["rejected"])] for given in PLAIN]
+    assert {row["chosen_adapter"] for row in rows} == {IMPORTED}
+    assert rows[1]["conversation_id"] == rows[2]["conversation_id"] != rows[0]["conversation_id"]
+    assert len({row["voter"] for row in rows}) == 3
+    assert rows[0]["prompt_token_ids"] == []
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_conversational_preferences_with_the_prompt_beside_them_or_within(tmp_path: Path, explicit: bool) -> None:
+    talk = [said("system", "Be brief."), said("user", "Hi"), said("assistant", "Hello."), said("user", "Why?")]
+    good, bad = said("assistant", "Because."), said("assistant", "No.")
+    row: dict[str, Any] = {"chosen": [*talk, good], "rejected": [*talk, bad]}
+    if explicit:
+        row = {"prompt": talk, "chosen": [good], "rejected": [bad]}
+    dataset = Dataset(tmp_path / "data")
+    import_file(dataset, write(tmp_path / "talks.jsonl", [row]), "preferences", name="talks")
+    assert preferences(dataset)[0]["prompt"] == talk
+    assert preferences(dataset)[0]["chosen"] == [good]
+    assert preferences(dataset)[0]["rejected"] == [bad]
+
+
+def test_importing_twice_adds_nothing_and_in_another_place_gives_the_same_snapshot(tmp_path: Path) -> None:
+    file = write(tmp_path / "plain.jsonl", PLAIN)
+    one, other = Dataset(tmp_path / "one"), Dataset(tmp_path / "other")
+    import_file(one, file, "preferences", name="plain")
+    assert import_file(one, file, "preferences", name="plain") == Imported(read=3, new=0, same=0)
+    import_file(other, file, "preferences", name="plain")
+    assert one.build_snapshot() == other.build_snapshot()
+
+
+def test_an_answer_against_itself_is_left_out(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "chosen": "Same", "rejected": "Same"}]
+    dataset = Dataset(tmp_path / "data")
+    done = import_file(dataset, write(tmp_path / "same.jsonl", rows), "preferences", name="same")
+    assert done == Imported(read=1, new=0, same=1)
+
+
+def test_winners_stand_on_both_sides(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(40)]
+    dataset = Dataset(tmp_path / "data")
+    import_file(dataset, write(tmp_path / "many.jsonl", rows), "preferences", name="many")
+    left = sum(row["chosen_position"] == "a" for row in preferences(dataset))
+    assert 8 <= left <= 32
+
+
+def test_prompts_come_plain_or_as_messages_without_a_last_answer(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Plain?", "messages": None},
+        {"question": None, "messages": [said("user", "Talk?"), said("assistant", "An answer.")]},
+    ]
+    dataset = Dataset(tmp_path / "data")
+    file = write(tmp_path / "prompts.jsonl", rows)
+    import_file(dataset, file, "prompts", name="prompts", columns=Columns(prompt="question"))
+    snapshot = dataset.load_snapshot(dataset.build_snapshot().id)
+    assert snapshot.prompts["prompt"].to_pylist() == [[said("user", "Plain?")], [said("user", "Talk?")]]
+    assert snapshot.manifest.votes == 0
+
+
+def test_personal_data_are_taken_out_on_the_way(tmp_path: Path) -> None:
+    rows = [{"prompt": "Mail ann@example.com", "chosen": "Done", "rejected": "No"}]
+    dataset = Dataset(tmp_path / "data")
+    import_file(dataset, write(tmp_path / "p.jsonl", rows), "preferences", name="p", redactor=Redactor(PrivacyConfig()))
+    assert preferences(dataset)[0]["prompt"] == [said("user", "Mail [EMAIL]")]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "Hi", "chosen": "Yes"}', "row 2: column 'rejected'"),
+        ('{"chosen": "Yes", "rejected": "No"}', "row 2: there is no column 'prompt'"),
+        ('{"prompt": [{"role": "user"}], "chosen": "Yes", "rejected": "No"}', "row 2: a message lacks 'content'"),
+        ('{"prompt": [{"role": "tool", "content": "x"}], "chosen": "Yes", "rejected": "No"}', "row 2: .*role"),
+        ("no json", "row 2: no JSON"),
+        ("[1]", "row 2: an object"),
+        ('{"prompt": "  ", "chosen": "Yes", "rejected": "No"}', "row 2: .*words to be answered"),
+    ],
+)
+def test_a_row_that_cannot_be_understood_is_named(tmp_path: Path, line: str, words: str) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text(json.dumps(PLAIN[0]) + "\n" + line + "\n")
+    with pytest.raises(ImportRefused, match=words):
+        import_file(Dataset(tmp_path / "data"), file, "preferences", name="bad")
+
+
+def test_a_file_of_another_kind_or_none_is_refused(tmp_path: Path) -> None:
+    for name in ("data.csv", "missing.jsonl"):
+        with pytest.raises(ImportRefused, match=name):
+            import_file(Dataset(tmp_path / "data"), tmp_path / name, "preferences", name="x")

@@ -1,0 +1,59 @@
+"""Texts without token ids get them from the base's tokenizer, here one token a character."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from feedback.dataset import Dataset
+from tests.feedback.events import pair, vote
+from train.data import DatasetVotes
+from train.texts import DROPPED, TextReader
+
+END = 0
+READER = TextReader(
+    lambda turns: [ord(letter) for turn in turns for letter in f"<{turn['content']}>"],
+    lambda text: [ord(letter) for letter in text],
+    END,
+)
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(map(ord, text))
+
+
+def test_only_what_is_lacking_is_read_and_a_finished_answer_gets_its_end() -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "Why?"}],
+        "prompt_token_ids": [],
+        "chosen": [{"role": "assistant", "content": "So"}],
+        "chosen_token_ids": None,
+        "chosen_finish_reason": "stop",
+        "rejected": [{"role": "assistant", "content": "No"}],
+        "rejected_token_ids": [7, 8],
+        "rejected_finish_reason": "length",
+    }
+    filled = READER.vote(row)
+    assert filled["prompt_token_ids"] == ids("<Why?>")
+    assert filled["chosen_token_ids"] == (*ids("So"), END)
+    assert filled["rejected_token_ids"] == [7, 8]
+    cut = READER.vote({**row, "chosen_finish_reason": "length"})
+    assert cut["chosen_token_ids"] == ids("So")
+
+
+def test_what_was_dropped_whole_stays_without_ids() -> None:
+    row = {"prompt": [{"role": "user", "content": DROPPED}], "prompt_token_ids": []}
+    assert READER.prompt(row) is row
+
+
+def test_a_redacted_vote_is_trained_on_as_its_text_reads_now(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    shown = pair(1).model_copy(update={"prompt_token_ids": ()})
+    dataset.append_votes([vote(0), vote(1).model_copy(update={"pair": shown})])
+    dataset.append_pairs([pair(0), shown])
+    plain = DatasetVotes(tmp_path)
+    snapshot = plain.freeze()
+    assert len(plain.load(snapshot).votes) == 1
+    data = DatasetVotes(tmp_path, texts=READER).load(snapshot)
+    assert len(data.votes) == 2
+    assert data.prompts.all == ((7, 8, 0), ids("<Question 1?>"))
+    assert {answer.prompt_ids for answer in data.votes.answers} == {(7, 8, 0), ids("<Question 1?>")}
