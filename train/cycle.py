@@ -36,7 +36,7 @@ from train.evaluate import Evaluation, evaluate, make_probes
 from train.files import write_json
 from train.ppo import PpoResult, PpoTrainer
 from train.publish import next_name, publish
-from train.reward.extract import FeatureReader, layers_of, vocabulary_for
+from train.reading import read_features
 from train.reward.judge import Judgement
 from train.reward.last import LastHead
 from train.reward.mix import MixHead
@@ -154,18 +154,16 @@ class Cycle:
     def _mix(self, data: TrainingData) -> tuple[MixHead, Judgement]:
         tools, config = self._tools, self._config.reward
         tools.status.phase("features", message="reading the voted answers")
-        shared = tools.paths.train / "reward"
-        vocabulary = vocabulary_for(shared, tools.tokenizer, tools.base.head.shape[0], data.prompts.all)
-        layers = layers_of(tools.base.depth, config.depths)
-        reader = FeatureReader(tools.base, layers, vocabulary, shared, config.batch_tokens)
-        pooled = reader.read(data.votes.answers, lambda done, all_: tools.status.phase("features", done / all_))
+        read = read_features(
+            tools, self._config, data, lambda done, total: tools.status.phase("features", done / total)
+        )
         tools.status.phase("reward")
         made = refresh(
-            pooled,
+            read.pooled,
             data.votes,
             config,
-            layers=layers,
-            vocabulary=vocabulary,
+            layers=read.layers,
+            vocabulary=read.vocabulary,
             base_fingerprint=tools.base.fingerprint,
             predecessor=self._predecessor(),
             unseen_by_predecessor=self._newer_than_predecessor(data),

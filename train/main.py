@@ -26,7 +26,7 @@ from train.process import go_second, only_trainer, shortage, signals
 from train.publish import announce_missing
 from train.status import StatusBoard
 from train.terminal import TerminalProgress
-from train.watch import is_due
+from train.watch import Ahead, is_due
 
 if TYPE_CHECKING:
     from feedback.dataset import Dataset
@@ -134,6 +134,7 @@ class Trainer:
         self._log = _event_log(bootstrap, feedback)
         self._status = StatusBoard(paths.train / "status.json", self._changed)
         self._announced = -ANNOUNCE_EVERY_S
+        self._ahead = Ahead()
         self._status.update(cycles=self._history())
 
     def run_once(self) -> int:
@@ -166,6 +167,8 @@ class Trainer:
                     },
                 )
                 if not due.now:
+                    if self._config.reward.head == "mix" and self._ahead.due(new.decisive, due.needed):
+                        self._read_ahead()
                     self._stop.wait(self._config.schedule.poll_s)
                     continue
                 log.info("cycle_due", reason=due.reason)
@@ -203,6 +206,20 @@ class Trainer:
         finally:
             gc.collect()
         return self._ended(state.number, "published", "")
+
+    def _read_ahead(self) -> None:
+        """Read the answers voted on so far; whatever goes wrong, the cycle will read them itself and say so."""
+        from train.reading import read_features
+
+        try:
+            with self._tools() as tools:
+                data = tools.votes.load(tools.votes.freeze())
+                read_features(tools, self._config, data)
+                log.info("read_ahead", answers=len(data.votes.answers))
+        except (TrainError, OSError, MemoryError) as error:
+            log.warning("not_read_ahead", reason=str(error), next="the cycle reads them itself")
+        finally:
+            gc.collect()
 
     def _held_up(self, line: str) -> None:
         self._status.update(phase="failed", message=f"{line} (the cycle goes on when that is mended)", force=True)

@@ -9,6 +9,10 @@ from typing import Protocol
 from train.config import TrainConfig
 from train.cycle_state import CycleState
 
+SHARES = (0.6, 0.85)
+"""Shares of the awaited votes at which the answers so far are read. Below half, the tables of prompts might still be
+made anew (see `reward.extract.vocabulary_for`), and with them every feature."""
+
 
 class NewVotes(Protocol):
     """Counts of what came since a snapshot."""
@@ -24,10 +28,11 @@ class NewVotes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Whether a cycle is due, and why (or what is missing)."""
+    """Whether a cycle is due, why (or what is missing), and how many new comparisons make it so."""
 
     now: bool
     reason: str
+    needed: int
 
 
 def is_due(new: NewVotes, config: TrainConfig, last: CycleState | None, now: datetime | None = None) -> Due:
@@ -42,9 +47,28 @@ def is_due(new: NewVotes, config: TrainConfig, last: CycleState | None, now: dat
     schedule = config.schedule
     needed = schedule.new_comparisons if last is not None else max(schedule.new_comparisons, config.reward.min_decisive)
     if new.decisive >= needed:
-        return Due(True, f"{new.decisive} new comparisons")
+        return Due(True, f"{new.decisive} new comparisons", needed)
     if last is not None and last.finished_at is not None and new.decisive + new.ties > 0:
         waited = (now or datetime.now(UTC)) - datetime.fromisoformat(last.finished_at)
         if waited >= timedelta(hours=schedule.max_hours):
-            return Due(True, f"{schedule.max_hours:g} hours since the last cycle")
-    return Due(False, f"waiting for votes: {new.decisive} of {needed} new comparisons")
+            return Due(True, f"{schedule.max_hours:g} hours since the last cycle", needed)
+    return Due(False, f"waiting for votes: {new.decisive} of {needed} new comparisons", needed)
+
+
+class Ahead:
+    """Tells when to read ahead, so that a cycle that becomes due finds little left to read."""
+
+    def __init__(self) -> None:
+        self._passed = 0
+
+    def due(self, decisive: int, needed: int) -> bool:
+        """Whether the votes so far have reached the next share; each counts once in the wait for a cycle.
+
+        Args:
+            decisive: votes since the last cycle's snapshot.
+            needed: how many start the next.
+        """
+        reached = sum(decisive >= share * needed for share in SHARES)
+        found = reached > self._passed
+        self._passed = reached  # a new cycle begins at no votes, and with that anew
+        return found

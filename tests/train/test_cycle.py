@@ -238,6 +238,39 @@ def test_a_second_trainer_on_the_same_folder_is_told_so(
     assert "another trainer works in" in capsys.readouterr().err
 
 
+def test_the_votes_so_far_are_read_while_a_cycle_still_waits(paths: DataPaths, tiny_model: Path) -> None:
+    from safetensors.numpy import load_file
+
+    fill(paths, tiny_model)
+    decisive = Dataset(paths.dataset).count_new(None).decisive
+    config = TrainConfig.model_validate(CONFIG)
+    waiting = config.schedule.model_copy(update={"new_comparisons": round(decisive / 0.7)})
+    stop = threading.Event()
+
+    class Progress(main.TerminalProgress):
+        def observe(self, status: dict[str, Any]) -> None:
+            if any((paths.train / "reward").glob("features-*")):
+                stop.set()
+
+    import sys
+
+    main.Trainer(
+        config=config.model_copy(update={"schedule": waiting}),
+        feedback=FeedbackConfig(),
+        paths=paths,
+        model=str(tiny_model),
+        bootstrap=None,
+        serve_url=None,
+        operator_token=None,
+        stop=stop,
+        metrics=main.TrainMetrics(),
+        progress=Progress(sys.stderr),
+    ).watch()
+    (cache,) = (paths.train / "reward").glob("features-*")
+    assert all_cycles(paths) == []
+    assert len(load_file(cache)["keys"]) == 2 * 96  # every answer is another
+
+
 def test_watching_runs_a_cycle_when_enough_votes_have_come_and_announces_it_even_to_a_broker_that_forgot(
     paths: DataPaths, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
