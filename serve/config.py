@@ -93,6 +93,8 @@ class ServeConfig(Section):
     """Rollout requests of trainers at once."""
     request_timeout_s: float = Field(default=300.0, gt=0)
     """Deadline of a person's request."""
+    stalled_client_s: float = Field(default=30.0, gt=0)
+    """Seconds that a streaming client may take nothing of what waits for it before it is hung up on."""
     rollout_timeout_s: float = Field(default=3600.0, gt=0)
     """Deadline of a trainer's request."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)

@@ -29,6 +29,9 @@ class Metrics:
             registry=registry,
         )
         self.http_in_flight = Gauge("hustings_http_in_flight", "HTTP requests being answered", registry=registry)
+        self.stalled_clients = Counter(
+            "hustings_http_stalled_clients", "Clients hung up on, for they didn't take their stream", registry=registry
+        )
         self.pairs = Counter(
             "hustings_pairs", "Pairs by the contenders' rule and how they ended", ["rule", "outcome"], registry=registry
         )

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.config import ServeConfig
 from serve.faults import Fault, unexpected_fault
 from serve.metrics import Metrics
-from serve.streams import ClientGone
+from serve.streams import ClientGone, StalledReader
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -59,6 +59,7 @@ class _Exchange:
         self._sent_bytes = 0
         self._read_bytes = 0
         self._hung_up = False
+        self._stalled = False
         self._complete = False
         self._failed = False
         factor = _ROLLOUT_BODY_FACTOR if scope["path"] == "/v1/rollouts" else 1
@@ -87,6 +88,10 @@ class _Exchange:
             await app(self._scope, self._limited_receive, self._noted_send)
         except ClientGone:
             self._hung_up = True
+        except StalledReader as error:  # returning without the answer's end makes the server hang up
+            self._stalled = True
+            self._metrics.stalled_clients.inc()
+            log.warning("hung up on a client", reason=str(error), path=self._scope["path"])
         except Exception:  # the boundary: a defect is logged with its traceback and answered without it
             self._failed = True
             log.exception("unexpected error", path=self._scope["path"])
@@ -148,6 +153,7 @@ class _Exchange:
             seconds=round(took, 4),
             bytes=self._sent_bytes,
             hung_up=self._hung_up and not self._failed,
+            stalled=self._stalled,
             request_id=self._id,
             **self._scope["state"]["log"],
         )

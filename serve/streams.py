@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serve.config import ServeConfig
 from serve.errors import DeadlinePassed
 
 T = TypeVar("T")
@@ -64,14 +66,41 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
         await _stop(*pumps)
 
 
+class StalledReader(Exception):
+    """The client takes its answer too slowly, or not at all: it is hung up on, and what it held is free again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a stream waits for its client, who holds a slot all the while.
+
+    Attributes:
+        send_s: seconds that the network may refuse to take one piece (a client that doesn't read fills its buffers).
+        whole_s: seconds that the whole stream may last, so that nobody sips it byte by byte.
+    """
+
+    send_s: float
+    whole_s: float
+
+
+def patience(config: ServeConfig) -> Patience:
+    """As configured: beyond the request's deadline a stream only waits for its client."""
+    return Patience(config.stalled_client_s, config.request_timeout_s + config.stalled_client_s)
+
+
 class EventStream(Response):
-    """A server-sent-event answer; the client's leaving closes the generator while it waits, not at its next item."""
+    """A server-sent-event answer; the client's leaving closes the generator while it waits, not at its next item.
+
+    Raises:
+        StalledReader: when it is called, and the client didn't take it in time; the generator is closed by then.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, content: AsyncGenerator[bytes, None], *, keep_alive_s: float = 15.0) -> None:
+    def __init__(self, content: AsyncGenerator[bytes, None], *, patience: Patience, keep_alive_s: float = 15.0) -> None:
         super().__init__(None)
         self._content = content
+        self._patience = patience
         self._keep_alive_s = keep_alive_s
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -82,14 +111,17 @@ class EventStream(Response):
         writer = asyncio.create_task(self._write(send))
         watcher = asyncio.create_task(_gone(receive))
         try:
-            await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            whole = self._patience.whole_s
+            await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED, timeout=whole)
             if writer.done():
                 writer.result()
+            elif not watcher.done():
+                raise StalledReader(f"the answer wasn't taken within {whole:.0f} s")
         finally:
             await _stop(writer, watcher)
 
     async def _write(self, send: Send) -> None:
-        pulse = _Pulse(send, self._keep_alive_s)
+        pulse = _Pulse(send, self._keep_alive_s, self._patience.send_s)
         pinger = asyncio.create_task(pulse.keep_alive())
         try:
             async with aclosing(self._content) as content:
@@ -103,14 +135,19 @@ class EventStream(Response):
 class _Pulse:
     """Sends a comment when nothing else was sent for a while, so that proxies keep the connection."""
 
-    def __init__(self, send: Send, every_s: float) -> None:
+    def __init__(self, send: Send, every_s: float, send_s: float) -> None:
         self._send = send
         self._every_s = every_s
+        self._send_s = send_s
         self._last = asyncio.get_running_loop().time()
 
     async def send(self, body: bytes) -> None:
         self._last = asyncio.get_running_loop().time()
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        try:
+            async with asyncio.timeout(self._send_s):
+                await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError as error:
+            raise StalledReader(f"the client read nothing for {self._send_s:.0f} s") from error
 
     async def keep_alive(self) -> None:
         loop = asyncio.get_running_loop()

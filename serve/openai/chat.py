@@ -25,7 +25,7 @@ from serve.openai.schema import ChatCompletionRequest
 from serve.openai.wire import ChoiceBuffer, Head, delta_choice, first_choice, usage
 from serve.pairs import answer_tokens
 from serve.routes.problems import OPENAI_ERRORS
-from serve.streams import EventStream, primed, unless_gone, until
+from serve.streams import EventStream, patience, primed, unless_gone, until
 
 router = APIRouter(tags=["openai"])
 log = structlog.get_logger(__name__)
@@ -89,7 +89,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request, 
     completion = _Completion(deps, body, _messages(body, deps))
     if body.stream:
         chunks = await unless_gone(request, primed(completion.chunks()))
-        return EventStream(_wire(completion, chunks, body))
+        return EventStream(_wire(completion, chunks, body), patience=patience(deps.config))
     return FastJSON(await unless_gone(request, _whole(completion, body)))
 
 

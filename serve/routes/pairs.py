@@ -20,7 +20,7 @@ from serve.http import FastJSON, request_id, sse
 from serve.identity import voter_of
 from serve.pairs import PairAsk, PairDelta, PairDone, PairEvent, PairOpened, run_pair
 from serve.routes.problems import PROBLEMS
-from serve.streams import EventStream, primed, unless_gone
+from serve.streams import EventStream, patience, primed, unless_gone
 from serve.text import Text
 
 MAX_CONTENT = 100_000
@@ -108,7 +108,8 @@ async def create_pair(body: PairRequest, request: Request, deps: Deps) -> Respon
     voter = voter_of(request, deps.secret)
     events = run_pair(deps, to_ask(body, deps), voter)
     if body.stream:
-        return EventStream(_wire(await unless_gone(request, primed(events)), request))
+        content = _wire(await unless_gone(request, primed(events)), request)
+        return EventStream(content, patience=patience(deps.config))
     return FastJSON(await unless_gone(request, _whole(events, request)))
 
 

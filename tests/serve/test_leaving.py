@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import socket
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
 
 from feedback.ledger import Ledger
 from serve.app import ServeDeps, create_app
+from serve.streams import EventStream, Patience, StalledReader
 from tests.fakes.engine import FakeEngine
 from tests.serve.conftest import TOKEN, MakeDeps
 
@@ -18,7 +23,13 @@ CHAT = {"messages": [{"role": "user", "content": "Hello?"}]}
 
 
 class Visitor:
-    """An ASGI client that hangs up when told to."""
+    """An ASGI client that hangs up when told to.
+
+    Attributes:
+        leave: set to hang up.
+        reads: clear it, and it takes nothing more.
+        sip_s: seconds that it takes for each piece.
+    """
 
     def __init__(self, app: FastAPI, path: str, body: dict[str, Any]) -> None:
         self._app = app
@@ -42,6 +53,9 @@ class Visitor:
         self._body = json.dumps(body).encode()
         self._asked = False
         self.leave = asyncio.Event()
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.sip_s = 0.0
         self.heard: list[dict[str, Any]] = []
 
     async def _receive(self) -> dict[str, Any]:
@@ -52,6 +66,8 @@ class Visitor:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:
+        await self.reads.wait()
+        await asyncio.sleep(self.sip_s)
         self.heard.append(message)
 
     async def visit(self) -> None:
@@ -114,3 +130,73 @@ async def test_leaving_a_pair_of_two_adapters_aborts_both(engine: FakeEngine, ma
     await asyncio.wait_for(visit, 5)
     assert len(engine.aborted) == 2
     assert deps.office.in_use("policy-000001") == 0
+
+
+STREAMS = [(path, body) for path, body in PATHS if body.get("stream")]
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+async def test_who_stops_reading_is_hung_up_on_and_holds_nothing(
+    make_deps: MakeDeps, engine: FakeEngine, ledger: Ledger, path: str, body: dict[str, Any]
+) -> None:
+    deps = make_deps(stalled_client_s=0.05)
+    engine.token_delay_s = 0.01
+    visitor = Visitor(create_app(deps), path, body)
+    visit = asyncio.create_task(visitor.visit())
+    await eventually(lambda: len(visitor.heard) > 2)
+    visitor.reads.clear()
+    await asyncio.wait_for(visit, 5)
+    assert visitor.heard[-1]["more_body"]
+    assert deps.people.inside == 0
+    assert engine.load().running == 0
+    assert ledger.counts().pairs == 0
+    assert deps.metrics.stalled_clients._value.get() == 1
+
+
+async def test_who_sips_is_answered_no_longer_than_the_deadline(make_deps: MakeDeps) -> None:
+    deps = make_deps(stalled_client_s=5.0, request_timeout_s=0.1)
+    visitor = Visitor(create_app(deps), "/v1/pairs", CHAT | {"stream": True})
+    visitor.sip_s = 0.03  # all of the answer would take 20 x 0.03 s
+    await asyncio.wait_for(visitor.visit(), 5)
+    assert b"took too long" in b"".join(message.get("body", b"") for message in visitor.heard)
+    assert deps.people.inside == 0
+
+
+async def test_a_stream_that_is_always_ready_is_cut_off_too_when_its_time_is_up() -> None:
+    closed = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"more"
+        finally:
+            closed.set()
+
+    async def sip(_message: Any) -> None:
+        await asyncio.sleep(0.01)
+
+    stream = EventStream(endless(), patience=Patience(send_s=5.0, whole_s=0.1))
+    with pytest.raises(StalledReader, match="wasn't taken"):
+        await asyncio.wait_for(stream({"type": "http"}, asyncio.Event().wait, sip), 5)  # type: ignore[arg-type]
+    assert closed.is_set()
+
+
+async def test_on_the_network_too_a_client_that_reads_nothing_is_hung_up_on(make_deps: MakeDeps) -> None:
+    engine = FakeEngine(answer=lambda request, index: " ".join(["x" * 5_000] * 60), max_model_len=10_000_000)
+    await engine.start()
+    deps = dataclasses.replace(make_deps(stalled_client_s=0.2, default_max_tokens=1_000_000), engine=engine)
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # small, so that they are full soon
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        server = uvicorn.Server(uvicorn.Config(create_app(deps), log_level="critical", ws="none", lifespan="off"))
+        serving = asyncio.create_task(server.serve([listening]))
+        await eventually(lambda: server.started)
+        client.connect(listening.getsockname())
+        body = json.dumps(CHAT | {"stream": True})
+        head = f"POST /v1/pairs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        client.sendall(f"{head}\r\n\r\n{body}".encode())
+        await eventually(lambda: deps.people.inside == 1)
+        await eventually(lambda: deps.people.inside == 0)
+        await eventually(lambda: deps.metrics.stalled_clients._value.get() == 1)
+        server.should_exit = server.force_exit = True
+        await serving
