@@ -16,6 +16,9 @@ class ContendersConfig(Section):
     """Share of the pairs in which a candidate (a release in state `canary`), if any, meets the office-holder."""
     anchor_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the pairs in which the bare base meets the office-holder, while an adapter is in office."""
+    gold_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the pairs of an adapter with itself in which one answer's words are jumbled, to see who reads. 0.05
+    where strangers vote (docs/voting.md); 0 where only people whom you know, or simulated voters, do."""
 
 
 class ReleasesConfig(Section):
@@ -31,6 +34,19 @@ class ReleasesConfig(Section):
     """Keep the previous office-holder loaded, so that a rollback is instant."""
     retry_s: float = Field(default=2.0, gt=0)
     """Seconds between attempts to reach an event log that doesn't answer; doubles up to a minute."""
+
+
+class RatingsConfig(Section):
+    """`[serve.ratings]`: votes that are taken, and what is made of them (docs/voting.md)."""
+
+    votes_per_minute: float = Field(default=60.0, ge=0)
+    """Votes that one voter may cast a minute in the long run (429 beyond); 0 sets no limit."""
+    vote_burst: int = Field(default=60, ge=1)
+    """Votes that one voter may cast at once after a pause."""
+    newest: int = Field(default=50_000, ge=1)
+    """Votes, the newest, that standings and voters' weights look at."""
+    fresh_s: float = Field(default=10.0, ge=0)
+    """Seconds for which standings and weights are kept before they are worked out again."""
 
 
 class ServeConfig(Section):
@@ -106,3 +122,4 @@ class ServeConfig(Section):
 
     contenders: ContendersConfig = ContendersConfig()
     releases: ReleasesConfig = ReleasesConfig()
+    ratings: RatingsConfig = RatingsConfig()

@@ -35,7 +35,7 @@ class Contests:
 
     Attributes:
         left, right: (N,) contender of each answer, 0 to K - 1, never the same one.
-        choice: (N,) `A` (left), `B` (right) or `NEITHER`.
+        choice: (N,) `A` (left), `B` (right) or `TIE`.
         longer: (N,) how much longer the left answer is, (l - r) / (l + r), from -1 to 1.
         weight: (N,) what the vote counts.
         voter: (N,) who voted, 0 to V - 1.

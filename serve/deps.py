@@ -13,6 +13,7 @@ from fastapi import Depends
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
+from feedback.config import VotersConfig
 from feedback.ledger import Ledger
 from feedback.paths import DataPaths
 from serve.config import ServeConfig
@@ -20,6 +21,8 @@ from serve.engines.base import Engine
 from serve.gate import Gate, Readiness
 from serve.metrics import Metrics
 from serve.office import Office
+from serve.rate_limit import RateLimit
+from serve.vote_book import VoteBook
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +37,7 @@ class ServeDeps:
         base_model: the base's name, as pairs and the pages tell it.
         base_fingerprint: tells the fingerprint of the base's weights, for the check of adapters; may read files.
         rng: draws contenders and positions; a test gives a seeded one.
+        voters: how far a voter's votes count.
     """
 
     config: ServeConfig
@@ -48,12 +52,19 @@ class ServeDeps:
     office: Office = field(default_factory=Office)
     readiness: Readiness = field(default_factory=Readiness)
     rng: random.Random = field(default_factory=random.SystemRandom)
+    voters: VotersConfig = field(default_factory=VotersConfig)
     people: Gate = field(init=False)
     rollouts: Gate = field(init=False)
+    vote_limit: RateLimit = field(init=False)
+    book: VoteBook = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "people", Gate(self.config.max_in_flight))
         object.__setattr__(self, "rollouts", Gate(self.config.max_rollouts_in_flight))
+        ratings = self.config.ratings
+        object.__setattr__(self, "vote_limit", RateLimit(ratings.votes_per_minute, ratings.vote_burst))
+        book = VoteBook(self.ledger, self.voters, most=ratings.newest, fresh_s=ratings.fresh_s)
+        object.__setattr__(self, "book", book)
 
 
 def deps_of(request: Request) -> ServeDeps:

@@ -1,30 +1,51 @@
-"""Standings from the ledger's tallies: win rates, Bradley-Terry strengths, position bias. Pure functions."""
+"""Standings from the ballots: win rates, strengths with intervals, position bias, length. Pure functions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from feedback.ledger import Tally
+import numpy as np
+from numpy.typing import NDArray
 
-BASE = "base"
-_PRIOR = 0.5
-"""Virtual half wins and half losses of each contender against the field, so that an unbeaten one stays finite."""
-_CONVERGED = 1e-9
+from feedback.ledger import Tally
+from feedback.voters import Ballots
+from feedback.voters.ballots import BOTH_BAD, NO_GOLD, TIE, A, B
+from serve import davidson
+from serve.davidson import Contests, Strengths
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
+DRAWS = 500
+_Z95 = 1.959964
+_DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One contender. `strength` is the Bradley-Terry log-odds of beating an average contender; ties count half."""
+    """One contender.
+
+    Attributes:
+        rank: 1 plus the number of contenders whose interval lies wholly above this one's, at equal length.
+        wins, losses, ties, both_bad: votes against another contender, each counted as one.
+        win_rate: share of the weight that it took; a tie gives half. None where no vote has weight.
+        strength: log-odds of beating an average contender; the position's bias is taken out.
+        interval: 95%, by drawing voters.
+        controlled, controlled_interval: the same with the answers' length taken out.
+    """
 
     contender: str
+    rank: int
     wins: int
     losses: int
     ties: int
     both_bad: int
     win_rate: float | None
-    strength: float | None
+    strength: float
+    interval: Interval
+    controlled: float
+    controlled_interval: Interval
 
     @property
     def votes(self) -> int:
@@ -32,57 +53,85 @@ class Standing:
         return self.wins + self.losses + self.ties + self.both_bad
 
 
-def standings(tallies: Iterable[Tally]) -> list[Standing]:
-    """Everybody who has met somebody else, the strongest first. Pairs of one adapter with itself say nothing here."""
-    counts: dict[str, dict[str, int]] = {}
-    points: dict[tuple[str, str], float] = {}
-    for tally in tallies:
-        a, b = tally.adapter_a or BASE, tally.adapter_b or BASE
-        if a == b:
-            continue
-        for_a, for_b = {"a": ("wins", "losses"), "b": ("losses", "wins")}.get(tally.choice, (tally.choice,) * 2)
-        share = {"a": 1.0, "b": 0.0}.get(tally.choice, 0.5)
-        for name, kind in ((a, _plural(for_a)), (b, _plural(for_b))):
-            mine = counts.setdefault(name, {"wins": 0, "losses": 0, "ties": 0, "both_bad": 0})
-            mine[kind] += tally.votes
-        points[a, b] = points.get((a, b), 0.0) + share * tally.votes
-        points[b, a] = points.get((b, a), 0.0) + (1 - share) * tally.votes
-    strengths = bradley_terry(points)
-    found = [_standing(name, mine, strengths.get(name)) for name, mine in counts.items()]
-    return sorted(found, key=lambda standing: (-(standing.strength or 0.0), standing.contender))
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """All standings, the strongest at equal length first, and what was found on the way.
+
+    Attributes:
+        votes: votes that the standings rest on.
+        voters: people who cast them.
+        planted, leaking: votes left out: on planted pairs, and on answers that gave away who they are.
+        position_bias, length_effect: log-odds for the left answer, and for an answer over an empty one; with intervals.
+    """
+
+    contenders: tuple[Standing, ...]
+    votes: int
+    voters: int
+    planted: int
+    leaking: int
+    position_bias: float | None = None
+    position_bias_interval: Interval | None = None
+    length_effect: float | None = None
+    length_effect_interval: Interval | None = None
 
 
-def bradley_terry(points: Mapping[tuple[str, str], float], max_rounds: int = 20_000) -> dict[str, float]:
-    """Log-strengths that add up to 0, by Hunter's minorise-maximise steps.
+def leaderboard(ballots: Ballots, weights: Floats, draws: int = DRAWS) -> Leaderboard:
+    """Everybody who has met somebody else.
 
     Args:
-        points: (winner, loser) to what the winner took off the loser: wins plus half the ties.
-
-    Each contender also has half a win and half a loss against a virtual one of strength 1.
+        weights: (N,) what each vote counts.
+        draws: bootstrap draws of the intervals.
     """
-    names = sorted({name for pair in points for name in pair})
-    games = {(i, j): points.get((i, j), 0.0) + points.get((j, i), 0.0) for i in names for j in names if i != j}
-    took = {i: sum(points.get((i, j), 0.0) for j in names if j != i) + _PRIOR for i in names}
-    strength = dict.fromkeys(names, 1.0)
-    for _ in range(max_rounds):
-        before = strength
-        strength = {
-            i: took[i]
-            / (2 * _PRIOR / (strength[i] + 1) + sum(games[i, j] / (strength[i] + strength[j]) for j in names if j != i))
-            for i in names
-        }
-        if all(abs(strength[i] / before[i] - 1) < _CONVERGED for i in names):
-            break
-    logs = {name: math.log(value) for name, value in strength.items()}
-    mean = sum(logs.values()) / len(logs) if logs else 0.0
-    return {name: value - mean for name, value in logs.items()}
+    fair = ballots.fair
+    planted, leaking = int((ballots.gold != NO_GOLD).sum()), int((ballots.contest & ballots.leak).sum())
+    told, counted = ballots.only(fair), weights[fair]
+    voters = len(np.unique(told.voter))
+    if not len(told):
+        return Leaderboard((), 0, 0, planted, leaking)
+    known, contests = _contests(told, counted)
+    names = [told.adapters[number] for number in known]
+    plain = davidson.fit(contests, control_length=False, draws=draws)
+    equal = davidson.fit(contests, control_length=True, draws=draws)
+    size = len(names)
+    low, high = equal.intervals()
+    return Leaderboard(
+        _standings(names, contests, told, plain, equal),
+        votes=len(told),
+        voters=voters,
+        planted=planted,
+        leaking=leaking,
+        position_bias=round(equal.bias, _DIGITS),
+        position_bias_interval=_interval(low[size + 1], high[size + 1]),
+        length_effect=round(equal.lengthen, _DIGITS),
+        length_effect_interval=_interval(low[size + 2], high[size + 2]),
+    )
 
 
 def left_share(tallies: Sequence[Tally]) -> float | None:
     """Share of decisive votes for the left answer; far from a half is position bias. None without such votes."""
-    left = sum(tally.votes for tally in tallies if tally.choice == "a")
-    right = sum(tally.votes for tally in tallies if tally.choice == "b")
+    left, right = _sides(tallies)
     return left / (left + right) if left + right else None
+
+
+def left_interval(tallies: Sequence[Tally]) -> Interval | None:
+    """95% interval of the share of the left, as if every vote were another person's; None without such votes."""
+    left, right = _sides(tallies)
+    return wilson(left, left + right) if left + right else None
+
+
+def left_of(ballots: Ballots) -> tuple[float, float, float] | None:
+    """Share of the left among the decisive votes on pairs that nobody planted, and its 95% interval."""
+    chosen = ballots.choice[ballots.gold == NO_GOLD]
+    left, right = int((chosen == A).sum()), int((chosen == B).sum())
+    return (left / (left + right), *wilson(left, left + right)) if left + right else None
+
+
+def wilson(hits: int, total: int) -> Interval:
+    """95% score interval of a share (Wilson, 1927)."""
+    share, z = hits / total, _Z95
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return _interval(middle - half, middle + half)
 
 
 def choices(tallies: Iterable[Tally]) -> dict[str, int]:
@@ -93,19 +142,66 @@ def choices(tallies: Iterable[Tally]) -> dict[str, int]:
     return counted
 
 
-def _plural(kind: str) -> str:
-    return "ties" if kind == "tie" else kind
+def _sides(tallies: Iterable[Tally]) -> tuple[int, int]:
+    counted = choices(tallies)
+    return counted["a"], counted["b"]
 
 
-def _standing(name: str, mine: dict[str, int], strength: float | None) -> Standing:
-    total = sum(mine.values())
-    rate = (mine["wins"] + 0.5 * (mine["ties"] + mine["both_bad"])) / total if total else None
-    return Standing(
-        name,
-        mine["wins"],
-        mine["losses"],
-        mine["ties"],
-        mine["both_bad"],
-        None if rate is None else round(rate, 4),
-        None if strength is None else round(strength, 4),
+def _contests(told: Ballots, weights: Floats) -> tuple[NDArray[np.int32], Contests]:
+    """The votes among contenders numbered from 0 (the first array says which adapters these are)."""
+    known, number = np.unique(np.concatenate([told.left, told.right]), return_inverse=True)
+    spoke = number.astype(np.int32)
+    total = np.maximum(told.length_a + told.length_b, 1)
+    return known, Contests(
+        left=spoke[: len(told)],
+        right=spoke[len(told) :],
+        choice=np.minimum(told.choice, TIE).astype(np.int8),
+        longer=(told.length_a - told.length_b) / total,
+        weight=weights,
+        voter=told.voter,
+        contenders=len(known),
     )
+
+
+def _standings(
+    names: Sequence[str], contests: Contests, told: Ballots, plain: Strengths, equal: Strengths
+) -> tuple[Standing, ...]:
+    (low, high), (low_equal, high_equal) = plain.intervals(), equal.intervals()
+    size = len(names)
+    rows = [
+        Standing(
+            contender=name,
+            rank=1 + int((low_equal[:size] > high_equal[index]).sum()),
+            **_record(index, contests, told),
+            win_rate=_win_rate(index, contests),
+            strength=round(float(plain.strength[index]), _DIGITS),
+            interval=_interval(low[index], high[index]),
+            controlled=round(float(equal.strength[index]), _DIGITS),
+            controlled_interval=_interval(low_equal[index], high_equal[index]),
+        )
+        for index, name in enumerate(names)
+    ]
+    return tuple(sorted(rows, key=lambda row: (-row.controlled, row.contender)))
+
+
+def _record(index: int, contests: Contests, told: Ballots) -> dict[str, int]:
+    is_left, is_right = contests.left == index, contests.right == index
+    met = is_left | is_right
+    return {
+        "wins": int((is_left & (told.choice == A) | is_right & (told.choice == B)).sum()),
+        "losses": int((is_left & (told.choice == B) | is_right & (told.choice == A)).sum()),
+        "ties": int((met & (told.choice == TIE)).sum()),
+        "both_bad": int((met & (told.choice == BOTH_BAD)).sum()),
+    }
+
+
+def _win_rate(index: int, contests: Contests) -> float | None:
+    points = np.array([1.0, 0.0, 0.5])[contests.choice]
+    took = np.where(contests.left == index, points, 1 - points)
+    weight = contests.weight * ((contests.left == index) | (contests.right == index))
+    total = float(weight.sum())
+    return round(float(weight @ took) / total, _DIGITS) if total else None
+
+
+def _interval(low: float, high: float) -> Interval:
+    return round(float(low), _DIGITS), round(float(high), _DIGITS)

@@ -11,7 +11,7 @@ import orjson
 from feedback.contracts import ReleaseState
 from feedback.ledger import Ledger, Release
 from serve.deps import ServeDeps
-from serve.leaderboard import choices, left_share
+from serve.leaderboard import choices, left_interval, left_share
 
 STATUS_FILE = "status.json"
 LAST_CYCLES = 20
@@ -46,6 +46,7 @@ def loop_status(deps: ServeDeps) -> dict[str, Any]:
             "total": counts.votes,
             **choices(tallies),
             "left_share": left_share(tallies),
+            "left_share_interval": left_interval(tallies),
             "per_minute": votes_per_minute(deps.ledger, now),
         },
         "outbox": {

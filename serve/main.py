@@ -148,6 +148,7 @@ class _Server:
             base_model=model_name(self._model),
             base_fingerprint=cache(lambda: base_fingerprint(model_folder(self._model))),
             metrics=metrics,
+            voters=self._feedback.voters,
         )
 
     def _lifespan(self, deps: ServeDeps, ledger: Ledger) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

@@ -35,6 +35,16 @@ class Metrics:
         self.pairs = Counter(
             "hustings_pairs", "Pairs by the contenders' rule and how they ended", ["rule", "outcome"], registry=registry
         )
+        self.pairs_leaking = Counter(
+            "hustings_pairs_leaking", "Pairs in which an answer gave away who it is", registry=registry
+        )
+        self.left_share = Gauge(
+            "hustings_votes_left_share",
+            "Share of decisive votes for the left, with bounds",
+            ["bound"],
+            registry=registry,
+        )
+        self.voters = Gauge("hustings_voters", "Voters by how far they count", ["trust"], registry=registry)
         self.votes = Counter(
             "hustings_votes", "Votes by choice, repeated or not", ["choice", "outcome"], registry=registry
         )

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from feedback.contracts import CompletionRecord, FinishReason, Message, PairShown, Position, SamplingRecord
-from serve.contenders import Matchup, choose
+from feedback.voters import names_itself
+from serve.contenders import SELF_PLAY, Matchup, choose
 from serve.deps import ServeDeps, on_thread
 from serve.engines.base import Chunk, GenerationRequest, Priority, PromptTooLong, Sampling
+from serve.gold import Jumbler, plant
 from serve.streams import merge, until
 
 POSITIONS: tuple[Position, Position] = ("a", "b")
@@ -67,12 +69,27 @@ class _Side:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    jumbler: Jumbler | None = None
 
-    def add(self, chunk: Chunk) -> None:
-        self.text.append(chunk.text)
+    @property
+    def altered(self) -> bool:
+        """Whether the text shown isn't what was sampled: then the sampler's ids don't belong to it."""
+        return self.jumbler is not None and self.jumbler.moved > 0
+
+    def add(self, chunk: Chunk) -> str:
+        """Take what was sampled; returns the text to show for it."""
+        shown = self.jumbler.add(chunk.text) if self.jumbler else chunk.text
+        self.text.append(shown)
         self.token_ids.extend(chunk.token_ids)
         self.logprobs.extend(chunk.logprobs)
         self.finish_reason = chunk.finish_reason or self.finish_reason
+        return shown
+
+    def end(self) -> str:
+        """The text still to be shown when all is sampled."""
+        shown = self.jumbler.end() if self.jumbler else ""
+        self.text.append(shown)
+        return shown
 
     def record(self) -> CompletionRecord:
         return CompletionRecord(
@@ -81,8 +98,8 @@ class _Side:
             finish_reason=self.finish_reason or "error",
             adapter=self.adapter,
             sampling=self.sampling,
-            token_ids=tuple(self.token_ids),
-            logprobs=tuple(self.logprobs),
+            token_ids=() if self.altered else tuple(self.token_ids),
+            logprobs=() if self.altered else tuple(self.logprobs),
         )
 
 
@@ -110,10 +127,11 @@ async def run_pair(deps: ServeDeps, ask: PairAsk, voter: str) -> AsyncGenerator[
     deps.readiness.require()
     with deps.people.enter():
         matchup = choose(deps.rng, deps.config.contenders, deps.office.holder, deps.office.canaries)
+        matchup, better = plant(deps.rng, deps.config.contenders.gold_share, matchup)
         outcome = "aborted"
         try:
             with deps.office.borrow(*matchup.adapters):
-                async with aclosing(_speak(deps, ask, voter, matchup)) as events:
+                async with aclosing(_speak(deps, ask, voter, matchup, better)) as events:
                     async for event in events:
                         if isinstance(event, PairDone):  # now, for the reader may stop with this event
                             outcome = "shown"
@@ -125,7 +143,9 @@ async def run_pair(deps: ServeDeps, ask: PairAsk, voter: str) -> AsyncGenerator[
             deps.metrics.pairs.labels(matchup.rule, outcome).inc()
 
 
-async def _speak(deps: ServeDeps, ask: PairAsk, voter: str, matchup: Matchup) -> AsyncGenerator[PairEvent, None]:
+async def _speak(
+    deps: ServeDeps, ask: PairAsk, voter: str, matchup: Matchup, better: Position | None
+) -> AsyncGenerator[PairEvent, None]:
     began = time.perf_counter()
     deadline = asyncio.get_running_loop().time() + deps.config.request_timeout_s
     if ask.conversation_id is not None:  # here, before the engine works; the pair's transaction decides a race
@@ -138,6 +158,8 @@ async def _speak(deps: ServeDeps, ask: PairAsk, voter: str, matchup: Matchup) ->
         _Side(position, adapter, _sampling_record(sampling, index))
         for index, (position, adapter) in enumerate(zip(POSITIONS, matchup.adapters, strict=True))
     ]
+    if better is not None:
+        next(side for side in sides if side.position != better).jumbler = Jumbler(deps.rng)
     requests = generation_requests(matchup, prompt, sampling, pair_id)
     streams = [until(deadline, deps.engine.generate(request)) for request in requests]
     by_source = [_tagged(stream, source) for source, stream in enumerate(streams)]
@@ -149,23 +171,29 @@ async def _speak(deps: ServeDeps, ask: PairAsk, voter: str, matchup: Matchup) ->
                 deps.metrics.first_token.labels("pair").observe(time.perf_counter() - began)
                 yield PairOpened(pair_id, conversation_id)
             side = sides[source + chunk.index]
-            side.add(chunk)
-            if chunk.text:
-                yield PairDelta(side.position, chunk.text)
+            if content := side.add(chunk):
+                yield PairDelta(side.position, content)
+    for side in sides:
+        if content := side.end():
+            yield PairDelta(side.position, content)
     deps.metrics.tokens.labels("pair", "in").inc(len(prompt))
     deps.metrics.tokens.labels("pair", "out").inc(sum(len(side.token_ids) for side in sides))
+    planted = any(side.jumbler is not None and side.jumbler.jumbled for side in sides)
     pair = PairShown(
         pair_id=pair_id,
         conversation_id=conversation_id,
         voter=voter,
         messages=ask.messages,
         completions=tuple(side.record() for side in sides),
-        contenders=matchup.rule,
+        contenders=matchup.rule if planted or better is None else SELF_PLAY,
         propensity=matchup.propensity,
         base_model=deps.base_model,
         prompt_token_ids=prompt,
+        gold=better if planted else None,
     )
     await on_thread(deps.ledger.record_pair, pair)
+    if any(names_itself(side.text, deps.base_model) for side in pair.completions):
+        deps.metrics.pairs_leaking.inc()
     yield PairDone(pair)
 
 

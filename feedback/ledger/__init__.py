@@ -14,7 +14,7 @@ from feedback.ledger.errors import (
     VoteConflict,
 )
 from feedback.ledger.forgetting import Forgotten
-from feedback.ledger.ledger import Ledger
+from feedback.ledger.ledger import Ledger, Place
 from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
 
@@ -32,6 +32,7 @@ __all__ = [
     "OutboxStats",
     "PairConflict",
     "ParkedRow",
+    "Place",
     "Release",
     "ReleaseConflict",
     "Tally",

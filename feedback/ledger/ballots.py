@@ -184,6 +184,17 @@ def votes_after(
     return [((at, found_id), outbox.vote_event(pair_half, vote_half)) for at, found_id, pair_half, vote_half in found]
 
 
+def place_before_newest(connection: Connection, votes_kept: int) -> tuple[int, str]:
+    """The place after which only so many votes are left, the newest; the very beginning where there are no more."""
+    found = connection.execute(
+        select(votes.c.cast_us, votes.c.vote_id)
+        .order_by(votes.c.cast_us.desc(), votes.c.vote_id.desc())
+        .offset(votes_kept)
+        .limit(1)
+    ).one_or_none()
+    return (-1, "") if found is None else (found[0], found[1])
+
+
 def votes_since(connection: Connection, moment: datetime) -> tuple[int, datetime | None]:
     """How many votes were cast since then, and when the first of them was."""
     count, first = connection.execute(

@@ -22,6 +22,8 @@ from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
 from feedback.ledger.tables import to_us
 from feedback.privacy import Redactor
 
+Place = tuple[int, str]
+"""A place in the order of the votes: time in microseconds and id."""
 BATCH = 500
 """Events that are read, or made pending again, in one transaction."""
 
@@ -153,6 +155,14 @@ class Ledger:
             if len(batch) < BATCH:
                 return
             after = batch[-1][0]
+
+    def votes_after(self, after: Place, limit: int = BATCH) -> list[tuple[Place, VoteCast]]:
+        """The next votes after a place in the order of time, each with its own place."""
+        return self._database.read(lambda connection: ballots.votes_after(connection, after, None, limit))
+
+    def place_before_newest(self, votes: int) -> Place:
+        """The place after which only so many votes are left, the newest; the very beginning where there are no more."""
+        return self._database.read(lambda connection: ballots.place_before_newest(connection, votes))
 
     def votes_since(self, moment: datetime) -> tuple[int, datetime | None]:
         """How many votes were cast since then, and when the first of them was."""

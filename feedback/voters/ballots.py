@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from feedback.contracts import PairShown, VoteCast
 from feedback.voters.leaks import names_itself
 
-A, B, NEITHER = 0, 1, 2
-"""Codes of a choice; tie and both_bad are `NEITHER`."""
+A, B, TIE, BOTH_BAD = 0, 1, 2, 3
+"""Codes of a choice."""
 BASE = "base"
 NO_GOLD = -1
-_CODES = {"a": A, "b": B}
+_CODES = {"a": A, "b": B, "tie": TIE, "both_bad": BOTH_BAD}
 
 
 class Ballot(NamedTuple):
@@ -26,7 +26,7 @@ class Ballot(NamedTuple):
 
     Attributes:
         adapter_a, adapter_b: who spoke; "base" for none.
-        choice: `A`, `B` or `NEITHER`.
+        choice: `A`, `B`, `TIE` or `BOTH_BAD`.
         gold: `A` or `B` where that answer was known to be the better one, else `NO_GOLD`.
         leak: whether an answer gave away who it is.
         prompt: a digest of the conversation, to find repeats by.
@@ -60,7 +60,7 @@ def ballot_of(vote: VoteCast) -> Ballot:
         voter=vote.voter,
         adapter_a=a.adapter or BASE,
         adapter_b=b.adapter or BASE,
-        choice=_CODES.get(vote.choice, NEITHER),
+        choice=_CODES[vote.choice],
         gold=NO_GOLD if pair.gold is None else _CODES.get(pair.gold, NO_GOLD),
         leak=any(names_itself(side.text, pair.base_model) for side in (a, b)),
         prompt=_prompt(pair),
@@ -83,7 +83,7 @@ class Ballots:
     Attributes:
         voters, adapters: names; `voter`, `left` and `right` are their numbers here.
         left, right: adapters of the answers a and b.
-        choice: `A`, `B`, `NEITHER`.
+        choice: `A`, `B`, `TIE`, `BOTH_BAD`.
         gold: `A`, `B`, `NO_GOLD`.
     """
 
@@ -120,7 +120,8 @@ class Ballots:
     @property
     def decisive(self) -> NDArray[np.bool_]:
         """(N,) votes that name a winner."""
-        return self.choice != NEITHER
+        named: NDArray[np.bool_] = self.choice < TIE
+        return named
 
     @property
     def contest(self) -> NDArray[np.bool_]:
@@ -134,8 +135,8 @@ class Ballots:
 
     def only(self, kept: NDArray[np.bool_]) -> Ballots:
         """The ballots where `kept` (N,) is true; names keep their numbers."""
-        columns = {name: getattr(self, name) for name in (field.name for field in fields(self))}
-        return Ballots(**{n: c if isinstance(c, tuple) else c[kept] for n, c in columns.items()})
+        columns: dict[str, Any] = {name: getattr(self, name)[kept] for name in _TYPE_CODES}
+        return Ballots(self.voters, self.adapters, **columns)
 
 
 class BallotBox:
@@ -163,7 +164,7 @@ class BallotBox:
         """What was taken, in that order. Names are numbered by the alphabet: the order decides no number."""
         voters, voter = self._voters.in_order()
         adapters, adapter = self._adapters.in_order()
-        columns = {name: np.array(column) for name, column in self._columns.items()}
+        columns: dict[str, Any] = {name: np.array(column) for name, column in self._columns.items()}
         numbered = {"voter": voter, "left": adapter, "right": adapter}
         columns |= {name: order[columns[name]] for name, order in numbered.items()}
         columns["leak"] = columns["leak"].astype(np.bool_)

@@ -12,8 +12,12 @@ from starlette.responses import Response
 from feedback.ledger import LedgerUnavailable
 from serve.deps import Deps, ServeDeps, on_thread
 from serve.http import FastJSON
+from serve.metrics import Metrics
 from serve.routes.problems import PROBLEMS
+from serve.vote_book import VoteNews
 
+RATINGS_FRESH_S = 60.0
+"""A scrape lets standings be worked out again when they are so old, though more often is asked for elsewhere."""
 router = APIRouter(tags=["operations"])
 
 
@@ -43,9 +47,17 @@ def _scrape(deps: ServeDeps) -> bytes:
     metrics = deps.metrics
     figures: tuple[float, ...] = (math.nan,) * 4
     with contextlib.suppress(LedgerUnavailable):  # then above all the other metrics are wanted
+        _show_votes(metrics, deps.book.news(RATINGS_FRESH_S))
         stats = deps.ledger.outbox_stats()
         figures = (stats.pending, stats.unconfirmed, stats.oldest_pending_age_s, stats.parked)
     gauges = (metrics.outbox_pending, metrics.outbox_unconfirmed, metrics.outbox_age, metrics.outbox_parked)
     for gauge, figure in zip(gauges, figures, strict=True):
         gauge.set(figure)
     return generate_latest(metrics.registry)
+
+
+def _show_votes(metrics: Metrics, news: VoteNews) -> None:
+    for bound, figure in zip(("estimate", "low", "high"), news.left or (math.nan,) * 3, strict=True):
+        metrics.left_share.labels(bound).set(figure)
+    for trust, voters in news.trust().items():
+        metrics.voters.labels(trust).set(voters)

@@ -15,7 +15,7 @@ from feedback.contracts import ADAPTER_NAME_PATTERN
 from serve.deps import Deps, deps_of, on_thread
 from serve.http import FastJSON
 from serve.identity import require_operator
-from serve.leaderboard import left_share, standings
+from serve.leaderboard import left_interval, left_share
 from serve.loop_status import loop_status, release_row
 from serve.releases.manager import ReleaseManager
 from serve.routes.problems import PROBLEMS
@@ -84,11 +84,15 @@ async def reject(name: ReleaseName, deps: Deps, manager: Manager, why: Reason = 
 
 @router.get("/v1/leaderboard", response_model=None, responses=PROBLEMS)
 async def leaderboard(deps: Deps) -> Response:
-    """Contenders by Bradley-Terry strength, and the share of votes for the left answer."""
+    """Contenders by strength at equal length, with 95% intervals; position bias; what was left out (docs/voting.md)."""
     tallies = await on_thread(deps.ledger.tallies)
-    ranked = await on_thread(standings, tallies)
-    rows = [asdict(standing) | {"votes": standing.votes} for standing in ranked]
-    return FastJSON({"contenders": rows, "left_share": left_share(tallies), "votes": sum(t.votes for t in tallies)})
+    board = (await on_thread(deps.book.news)).board
+    found = asdict(board) | {
+        "contenders": [asdict(standing) | {"votes": standing.votes} for standing in board.contenders],
+        "left_share": left_share(tallies),
+        "left_share_interval": left_interval(tallies),
+    }
+    return FastJSON(found)
 
 
 @router.get("/v1/loop", response_model=None, responses=PROBLEMS)

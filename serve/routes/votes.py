@@ -12,6 +12,7 @@ from starlette.responses import Response
 from feedback.contracts import Choice, PairShown, Position, SamplingRecord
 from feedback.ledger import LedgerError, NotYourPair, UnknownPair, VoteConflict
 from serve.deps import Deps, on_thread
+from serve.errors import Overloaded
 from serve.http import FastJSON
 from serve.identity import voter_of
 from serve.routes.problems import PROBLEMS
@@ -56,8 +57,14 @@ class VoteResponse(BaseModel):
     responses=PROBLEMS | {200: {"model": VoteResponse, "description": "The same vote was there already"}},
 )
 async def cast_vote(body: VoteRequest, request: Request, deps: Deps) -> Response:
-    """Vote. 201: it is recorded; 200: it was recorded before; 409: you chose otherwise before, and that stands."""
+    """Vote. 201: it is recorded; 200: it was recorded before; 409: you chose otherwise before, and that stands;
+    429: you vote faster than people read."""
     voter = voter_of(request, deps.secret)
+    try:
+        deps.vote_limit.take(voter)
+    except Overloaded:
+        deps.metrics.votes_refused.labels("too_fast").inc()
+        raise
     try:
         outcome = await on_thread(
             deps.ledger.record_vote,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from feedback.voters.ballots import NEITHER, A, B
+from feedback.voters.ballots import TIE, A, B
 from serve import davidson
 from serve.davidson import Contests, fit, log_posterior
 
@@ -35,8 +35,8 @@ def contests(rows: list[tuple[int, int, int]], contenders: int, voters: int = 7)
 
 def both_ways(wins: int, losses: int, ties: int) -> list[tuple[int, int, int]]:
     """Contender 0 against 1, each half with 0 at the left; the counts must be even."""
-    half = [(0, 1, A)] * (wins // 2) + [(0, 1, B)] * (losses // 2) + [(0, 1, NEITHER)] * (ties // 2)
-    return half + [(1, 0, B)] * (wins // 2) + [(1, 0, A)] * (losses // 2) + [(1, 0, NEITHER)] * (ties // 2)
+    half = [(0, 1, A)] * (wins // 2) + [(0, 1, B)] * (losses // 2) + [(0, 1, TIE)] * (ties // 2)
+    return half + [(1, 0, B)] * (wins // 2) + [(1, 0, A)] * (losses // 2) + [(1, 0, TIE)] * (ties // 2)
 
 
 def drawn(truth: list[float], votes: int, seed: int, *, tie: float = 0.0, bias: float = 0.0) -> Contests:
@@ -176,7 +176,7 @@ def test_swapping_the_sides_and_renaming_change_what_they_should(seed: int, cont
     told = drawn(list(rng.normal(0, 1, contenders)), 60, seed=seed, tie=-0.5, bias=0.3)
     found = fit(told, control_length=False)
     assert found.strength.sum() == pytest.approx(0, abs=1e-6)
-    swapped = np.where(told.choice < NEITHER, 1 - told.choice, told.choice).astype(np.int8)
+    swapped = np.where(told.choice < TIE, 1 - told.choice, told.choice).astype(np.int8)
     mirrored = fit(replace(told, left=told.right, right=told.left, choice=swapped), control_length=False)
     assert mirrored.strength == pytest.approx(found.strength, abs=1e-5)
     assert mirrored.bias == pytest.approx(-found.bias, abs=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from feedback.ledger import Ledger, LedgerUnavailable
 from feedback.paths import DataPaths
-from serve.app import ServeDeps
+from serve.app import ServeDeps, create_app
 from tests.fakes.engine import FakeEngine
 from tests.serve.conftest import client_of
 
@@ -58,17 +58,29 @@ async def test_the_loop_page_does_without_a_trainer(
 
 
 async def test_the_leaderboard_counts_votes_between_different_adapters(
-    client: httpx.AsyncClient, deps: ServeDeps, engine: FakeEngine
+    make_deps: Callable[..., ServeDeps], engine: FakeEngine
 ) -> None:
-    await vote(client, "a")
-    assert (await client.get("/v1/leaderboard")).json() == {"contenders": [], "left_share": 1.0, "votes": 1}
-    engine._usable.add("policy-000001")
-    deps.office.set_canaries(("policy-000001",))
-    for _ in range(20):
+    deps = make_deps(ratings={"fresh_s": 0})
+    async with client_of(create_app(deps)) as client:
         await vote(client, "a")
-    body = (await client.get("/v1/leaderboard")).json()
+        empty = (await client.get("/v1/leaderboard")).json()
+        assert (empty["contenders"], empty["left_share"], empty["votes"]) == ([], 1.0, 0)
+        engine._usable.add("policy-000001")
+        deps.office.set_canaries(("policy-000001",))
+        for number in range(20):
+            await vote(client, "b" if number % 4 == 3 else "a")
+        body = (await client.get("/v1/leaderboard")).json()
+        metrics = (await client.get("/metrics")).text
     assert {row["contender"] for row in body["contenders"]} == {"base", "policy-000001"}
-    assert sum(row["wins"] for row in body["contenders"]) == sum(row["losses"] for row in body["contenders"]) > 0
+    wins, losses = (sum(row[kind] for row in body["contenders"]) for kind in ("wins", "losses"))
+    assert wins == losses == body["votes"] > 0
+    for row in body["contenders"]:
+        assert row["interval"][0] <= row["strength"] <= row["interval"][1]
+    assert body["position_bias"] > 0
+    assert body["left_share"] == 16 / 21
+    assert body["left_share_interval"][0] > 0.5
+    assert f'hustings_votes_left_share{{bound="estimate"}} {16 / 21}' in metrics
+    assert 'hustings_voters{trust="whole"} 1.0' in metrics
 
 
 async def test_metrics_carry_route_templates_and_no_ids(client: httpx.AsyncClient) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from feedback.voters import Ballots, ballot_of, names_itself
-from feedback.voters.ballots import NEITHER, A, B
+from feedback.voters.ballots import BOTH_BAD, TIE, A, B
 from tests.feedback.events import vote
 
 
@@ -12,7 +12,7 @@ def test_a_votes_ballot_holds_what_the_pair_and_the_vote_say() -> None:
     assert (ballot.adapter_a, ballot.adapter_b, ballot.choice, ballot.gold) == ("base", "policy-000001", B, -1)
     assert (ballot.length_a, ballot.length_b) == (len("Left 1"), len("Right 1"))
     assert ballot.cast_ms - ballot.shown_ms == 500
-    assert [ballot_of(vote(n)).choice for n in range(4)] == [A, B, NEITHER, NEITHER]
+    assert [ballot_of(vote(n)).choice for n in range(4)] == [A, B, TIE, BOTH_BAD]
 
 
 def test_one_prompt_has_one_digest() -> None:

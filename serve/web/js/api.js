@@ -87,6 +87,11 @@ export async function loopState(signal) {
   return (await send("v1/loop", { signal })).json();
 }
 
+/** The standings of the leaderboard. */
+export async function standings(signal) {
+  return (await send("v1/leaderboard", { signal })).json();
+}
+
 /** An operator's act on the releases: `policy-000002/promote`, `policy-000002/reject` or `rollback`. */
 export async function changeRelease(act, reason, token) {
   const headers = { Authorization: `Bearer ${token}` };

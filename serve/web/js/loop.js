@@ -4,6 +4,7 @@ import { loopState } from "./api.js";
 import { chart } from "./chart.js";
 import { byId, h, icon } from "./dom.js";
 import { DASH, figure, percent, since } from "./format.js";
+import { Leaderboard } from "./leaderboard.js";
 import { Picture } from "./picture.js";
 import { Releases } from "./releases.js";
 import { setUpTheme } from "./toggle.js";
@@ -133,3 +134,4 @@ class LoopPage {
 
 setUpTheme();
 new LoopPage();
+new Leaderboard();

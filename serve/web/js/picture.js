@@ -67,6 +67,7 @@ function progressBar(label) {
   };
 }
 
+const between = (interval) => (interval ? ` (${percent(interval[0])} to ${percent(interval[1])})` : "");
 const shareOf = (part, whole) => (typeof part === "number" && whole > 0 ? part / whole : null);
 
 /** Draws the loop into `place` and keeps it up to date. */
@@ -124,7 +125,7 @@ export class Picture {
       `A ${count(a)}, B ${count(b)}, tie ${count(tie)}, both bad ${count(bad)}`,
       [
         typeof votes.per_minute === "number" ? `${figure(votes.per_minute)} a minute` : null,
-        typeof votes.left_share === "number" ? `${percent(votes.left_share)} chose the left` : null,
+        typeof votes.left_share === "number" ? `${percent(votes.left_share)} chose the left${between(votes.left_share_interval)}` : null,
       ]
         .filter(Boolean)
         .join(", "),

@@ -1,0 +1,112 @@
+"""What serving knows of the votes: light ballots of the newest, read from the ledger as they come, and what follows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from feedback.config import VotersConfig
+from feedback.ledger import Ledger, Place
+from feedback.voters import Ballot, Ballots, ballot_of, vote_weights, voter_weights
+from serve.leaderboard import Leaderboard, leaderboard, left_of
+
+LATE_US = 60_000_000
+"""A vote may reach the ledger so long after its time: the last minute is read again each time."""
+_BEGINNING: Place = (-1, "")
+
+
+@dataclass(frozen=True, slots=True)
+class VoteNews:
+    """What the votes say at one moment.
+
+    Attributes:
+        left: share of the decisive votes that went left, and its 95% interval; planted pairs aside.
+        weights: each voter's weight, 0 to 1.
+    """
+
+    board: Leaderboard
+    left: tuple[float, float, float] | None
+    weights: dict[str, float]
+
+    def trust(self) -> dict[str, int]:
+        """Voters who count whole (nine tenths or more), in part, and hardly (under a tenth)."""
+        found = list(self.weights.values())
+        whole, hardly = sum(weight >= 0.9 for weight in found), sum(weight < 0.1 for weight in found)
+        return {"whole": whole, "part": len(found) - whole - hardly, "hardly": hardly}
+
+
+class VoteBook:
+    """Keeps the ballots in memory and works out standings and weights at most every `fresh_s`. For any thread.
+
+    Args:
+        most: ballots kept, the newest.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        voters: VotersConfig,
+        *,
+        most: int,
+        fresh_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger = ledger
+        self._voters = voters
+        self._most = most
+        self._fresh_s = fresh_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._ballots: dict[str, tuple[Place, Ballot]] = {}
+        self._read_to: Place | None = None
+        self._known = 0
+        self._news: VoteNews | None = None
+        self._at = -float("inf")
+
+    def news(self, fresh_s: float | None = None) -> VoteNews:
+        """Standings and weights, at most `fresh_s` old (None: as configured); blocks.
+
+        Raises:
+            LedgerUnavailable: the ledger can't be read.
+        """
+        with self._lock:
+            if self._news is None or self._clock() - self._at >= (self._fresh_s if fresh_s is None else fresh_s):
+                self._refresh()
+            assert self._news is not None, "a refresh leaves news"
+            return self._news
+
+    def voter_weights(self) -> dict[str, float]:
+        """Each voter's weight, 0 to 1; who is missing has not voted, and counts whole."""
+        return self.news().weights
+
+    def _refresh(self) -> None:
+        changed = self._read()
+        if changed or self._news is None:
+            ballots = Ballots.of(ballot for _, ballot in self._ballots.values())
+            board = leaderboard(ballots, vote_weights(ballots, self._voters))
+            self._news = VoteNews(board, left_of(ballots), voter_weights(ballots, self._voters))
+        self._at = self._clock()
+
+    def _read(self) -> bool:
+        """Take in what is new; True where anything is. Votes that somebody wanted forgotten are."""
+        total = self._ledger.counts().votes
+        if total < self._known:
+            self._ballots.clear()
+            self._read_to = None
+        self._known = total
+        before = len(self._ballots), self._read_to
+        if self._read_to is None:
+            self._read_to = self._ledger.place_before_newest(self._most)
+        after: Place = (self._read_to[0] - LATE_US, "")
+        while batch := self._ledger.votes_after(after):
+            after = batch[-1][0]
+            for place, vote in batch:
+                if vote.vote_id not in self._ballots:
+                    self._ballots[vote.vote_id] = (place, ballot_of(vote))
+            self._read_to = max(self._read_to, after)
+        for vote_id in sorted(self._ballots, key=lambda key: self._ballots[key][0])[: -self._most]:
+            del self._ballots[vote_id]
+        return before != (len(self._ballots), self._read_to)

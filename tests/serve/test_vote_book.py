@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from feedback.config import VotersConfig
+from feedback.contracts import PairShown
+from feedback.ledger import Ledger
+from serve.vote_book import VoteBook
+from tests.feedback.events import pair
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def cast(ledger: Ledger, number: int) -> None:
+    shown: PairShown = pair(number).model_copy(update={"conversation_id": f"c{number}"})
+    ledger.record_pair(shown)
+    ledger.record_vote(pair_id=shown.pair_id, voter=shown.voter, choice="b")
+
+
+def test_new_votes_are_taken_in_when_the_news_are_old(ledger: Ledger) -> None:
+    clock = Clock()
+    book = VoteBook(ledger, VotersConfig(), most=100, fresh_s=10, clock=clock)
+    assert book.news().board.votes == 0
+    cast(ledger, 1)
+    assert book.news().board.votes == 0
+    clock.now = 10.0
+    first = book.news()
+    assert (first.board.votes, first.board.contenders[0].wins) == (1, 1)
+    assert book.voter_weights() == {"v_1": 1.0}
+    for number in range(2, 7):
+        cast(ledger, number)
+    clock.now = 20.0
+    assert book.news().board.votes == 6
+    clock.now = 30.0
+    assert book.news().board.votes == 6
+
+
+def test_only_the_newest_are_kept(ledger: Ledger) -> None:
+    for number in range(6):
+        cast(ledger, number)
+    book = VoteBook(ledger, VotersConfig(), most=4, fresh_s=0)
+    assert book.news().board.votes == 4
+    cast(ledger, 6)
+    assert book.news().board.votes == 4
+    assert "p6" in {ballot.pair_id for _, ballot in book._ballots.values()}
+
+
+def test_a_vote_that_comes_late_to_the_ledger_is_not_missed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = VoteBook(ledger, VotersConfig(), most=100, fresh_s=0)
+    cast(ledger, 1)
+    assert book.news().board.votes == 1
+    real = Ledger.votes_after
+    late = real(ledger, (-1, ""))[0][1]
+    late = late.model_copy(update={"vote_id": "vote_late", "cast_at": late.cast_at - timedelta(seconds=20)})
+    place = (int(late.cast_at.timestamp() * 1e6), "vote_late")
+    monkeypatch.setattr(Ledger, "votes_after", lambda self, after: [(place, late)] if after < place else [])
+    assert book.news().board.votes == 2
