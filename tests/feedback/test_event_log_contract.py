@@ -313,7 +313,9 @@ def _read_values(consumer: EventConsumer, wanted: set[bytes], timeout_s: float =
 def test_a_group_that_waits_for_a_member_gone_in_its_join_is_left_for_another(
     embedded_broker: Embedded, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("feedback.kafka_log.STUCK_JOIN_S", 6.0)  # a join takes 3 to 5 s, a gone member's time-out 11
+    monkeypatch.setattr(
+        "feedback.kafka_log.consumer.STUCK_JOIN_S", 6.0
+    )  # a join takes 3 to 5 s, a gone member's time-out 11
     log = embedded_broker.log()
     log.ensure_topics([unique])
     with closing(log.producer()) as producer:
