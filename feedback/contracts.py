@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ADAPTER_NAME_PATTERN = r"^policy-[0-9]{6}$"
 """Names of published adapters: immutable, never used twice (a reused name can serve stale prefix-cache blocks)."""
@@ -31,6 +31,18 @@ Position = Literal["a", "b", "c", "d"]
 Choice = Literal["a", "b", "tie", "both_bad"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 AdapterName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN)]
+
+# Bounds of what a record may hold: far above what serving lets in, and low enough that no record of a stranger can
+# stop a table that is built of it, or fill the memory.
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Text = Annotated[str, Field(max_length=1_000_000)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+LogProb = Annotated[float, Field(allow_inf_nan=False)]
+TokenIds = Annotated[tuple[TokenId, ...], Field(max_length=1_000_000)]
+LogProbs = Annotated[tuple[LogProb, ...], Field(max_length=1_000_000)]
+Reason = Annotated[str, Field(max_length=256)]
+MAX_COMMENT = 10_000
+MAX_EDITED = 100_000
 
 
 class ContractError(ValueError):
@@ -85,13 +97,13 @@ class Message(Contract):
     """One turn of a conversation, in the conversational format of TRL and OpenAI."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: Text
 
 
 class SamplingRecord(Contract):
     """How a completion was sampled. `seed` is None where the engine chose."""
 
-    temperature: float = Field(ge=0)
+    temperature: float = Field(ge=0, allow_inf_nan=False)
     top_p: float = Field(gt=0, le=1)
     max_tokens: int = Field(ge=1)
     seed: int | None = None
@@ -103,16 +115,22 @@ class CompletionRecord(Contract):
     Attributes:
         adapter: the adapter that spoke, or None for the base model.
         token_ids: the sampler's own ids, the ones to train on; never re-tokenised text.
-        logprobs: natural-log probability of each id under the sampler, same length.
+        logprobs: natural-log probability of each id under the sampler, same length; or none at all.
     """
 
     position: Position
-    text: str
+    text: Text
     finish_reason: FinishReason
-    adapter: str | None
+    adapter: Name | None
     sampling: SamplingRecord
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
+    token_ids: TokenIds = ()
+    logprobs: LogProbs = ()
+
+    @model_validator(mode="after")
+    def _one_logprob_a_token(self) -> Self:
+        if self.logprobs and len(self.logprobs) != len(self.token_ids):
+            raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.token_ids)} token_ids; one each is needed")
+        return self
 
 
 class PairShown(Event):
@@ -127,15 +145,15 @@ class PairShown(Event):
             judges (docs/voting.md); such a pair compares no adapters and trains nothing.
     """
 
-    pair_id: str
-    conversation_id: str
-    voter: str
-    messages: tuple[Message, ...] = Field(min_length=1)
+    pair_id: Name
+    conversation_id: Name
+    voter: Name
+    messages: tuple[Message, ...] = Field(min_length=1, max_length=10_000)
     completions: tuple[CompletionRecord, ...] = Field(min_length=2, max_length=4)
-    contenders: str
+    contenders: Name
     propensity: float = Field(gt=0, le=1)
-    base_model: str
-    prompt_token_ids: tuple[int, ...] = ()
+    base_model: Name
+    prompt_token_ids: TokenIds = ()
     gold: Position | None = None
     shown_at: AwareDatetime = Field(default_factory=utc_now)
 
@@ -143,13 +161,13 @@ class PairShown(Event):
 class VoteCast(Event):
     """A voter chose. The pair travels inside, so that a vote can be understood alone and needs no join."""
 
-    vote_id: str
+    vote_id: Name
     pair: PairShown
-    voter: str
+    voter: Name
     choice: Choice
-    reasons: tuple[str, ...] = ()
-    comment: str | None = None
-    edited: str | None = None
+    reasons: tuple[Reason, ...] = Field(default=(), max_length=100)
+    comment: str | None = Field(default=None, max_length=MAX_COMMENT)
+    edited: str | None = Field(default=None, max_length=MAX_EDITED)
     dwell_ms: int | None = Field(default=None, ge=0)
     cast_at: AwareDatetime = Field(default_factory=utc_now)
 
@@ -162,8 +180,8 @@ class VoterForgotten(Event):
         until: events of a later time are somebody's who came back, and are kept.
     """
 
-    event_id: str
-    voter: str
+    event_id: Name
+    voter: Name
     until: AwareDatetime
     forgotten_at: AwareDatetime = Field(default_factory=utc_now)
 

@@ -237,7 +237,9 @@ def _overdue(first_wait_s: float) -> ColumnElement[bool]:
         for sends, wait in enumerate(waits[:-1], start=1)
     ]
     last = and_(outbox.c.sends >= len(waits), outbox.c.sent_us <= now - round(waits[-1] * 1e6))
-    return or_(*steps, last)
+    # A clock that was set back: nothing can have been sent later than now.
+    ahead = outbox.c.sent_us > now + round(first_wait_s * 1e6)
+    return or_(*steps, last, ahead)
 
 
 def _pair_bytes(connection: Connection, pair_id: str) -> bytes:

@@ -1,11 +1,12 @@
 """A full disk, a lock that stays, a folder that can't be written: clear errors, nothing half done."""
 
 import sqlite3
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import event
 
-from feedback.ledger import Ledger, LedgerCounts, LedgerUnavailable, database
+from feedback.ledger import Ledger, LedgerCounts, LedgerUnavailable, database, outbox
 from tests.ledger.builders import shown
 
 
@@ -26,7 +27,7 @@ def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(path):
     event.listen(ledger._database._engine, "begin", limit)
     with pytest.raises(LedgerUnavailable, match="free some space"):
         for number in range(200):
-            ledger.record_vote(pair_id="pair_1", voter="v_ann", choice="a", comment="x" * 50_000)
+            ledger.record_vote(pair_id="pair_1", voter="v_ann", choice="a", edited="x" * 50_000)
             ledger.record_pair(shown(f"more_{number}"))
     counts = ledger.counts()
     assert counts.pairs + counts.votes == len(ledger.pending(1000))
@@ -51,3 +52,40 @@ def test_a_file_where_the_folder_should_be_says_so(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(LedgerUnavailable, match="choose another --data-dir"):
         Ledger.open(f"sqlite:///{tmp_path / 'file' / 'ledger.sqlite3'}")
+
+
+def test_a_read_only_database_refuses_the_vote_and_says_what_to_do(path):
+    ledger = Ledger.open(f"sqlite:///{path}")
+    ledger.record_pair(shown())
+
+    def forbid(connection):
+        connection.exec_driver_sql("PRAGMA query_only=ON")
+
+    event.listen(ledger._database._engine, "begin", forbid)
+    with pytest.raises(LedgerUnavailable, match="read-only; make it writable"):
+        ledger.record_vote(pair_id="pair_1", voter="v_ann", choice="a")
+    event.remove(ledger._database._engine, "begin", forbid)
+    assert ledger.counts().votes == 0
+    ledger.close()
+
+
+def test_a_clock_that_was_set_back_delays_nothing_for_long(ledger, monkeypatch):
+    """What was sent "tomorrow" can't have been: it is overdue at once, and no age is below nothing."""
+    real = outbox.utc_now
+    monkeypatch.setattr(outbox, "utc_now", lambda: real() + timedelta(days=1))
+    ledger.record_pair(shown())
+    ledger.mark_sent([row.seq for row in ledger.pending(10)])
+    ledger.record_pair(shown("pair_2"))
+    monkeypatch.setattr(outbox, "utc_now", real)
+    assert ledger.outbox_stats().oldest_pending_age_s == 0
+    assert ledger.requeue(None, overdue_s=60) == 1
+    assert [row.event_id for row in ledger.pending(10)] == ["pair_1", "pair_2"]
+
+
+def test_a_clock_that_was_set_forward_repeats_events_and_loses_none(ledger, monkeypatch):
+    ledger.record_pair(shown())
+    ledger.mark_sent([row.seq for row in ledger.pending(10)])
+    assert ledger.requeue(None, overdue_s=60) == 0
+    real = outbox.utc_now
+    monkeypatch.setattr(outbox, "utc_now", lambda: real() + timedelta(days=1))
+    assert ledger.requeue(None, overdue_s=60) == 1
