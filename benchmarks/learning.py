@@ -227,7 +227,8 @@ def one(bench: Bench, name: str, cycle: int, votes: Any, settings: Mapping[str, 
     layers = layers_of(bench.base.depth, config.reward.depths)
     prompt_ids = [bench.ids(prompt) for prompt in bench.train]
     vocabulary = vocabulary_for(work, bench.tokenizer, bench.base.head.shape[0], prompt_ids)
-    pooled = FeatureReader(bench.base, layers, vocabulary, work, config.reward.batch_tokens).read(votes.answers)
+    reader = FeatureReader(bench.base, layers, vocabulary, work, config.reward.batch_tokens)
+    pooled = reader.read(votes.answers)
     read = time.perf_counter()
     made = refresh(
         pooled,
@@ -236,6 +237,7 @@ def one(bench: Bench, name: str, cycle: int, votes: Any, settings: Mapping[str, 
         layers=layers,
         vocabulary=vocabulary,
         base_fingerprint=bench.base.fingerprint,
+        spread=reader.token_covariance(),
     )
     fitted = time.perf_counter()
     print(f"  reward model: {made.judgement.metrics()}", flush=True)

@@ -83,6 +83,7 @@ def load(model: Path, cache: Path) -> SimpleNamespace:
     from transformers import AutoTokenizer
 
     from train.base import Base
+    from train.reward.config import RewardConfig
     from train.reward.extract import FeatureReader, layers_of, vocabulary_for
     from train.reward.votes import Answer
 
@@ -91,7 +92,7 @@ def load(model: Path, cache: Path) -> SimpleNamespace:
     base = Base.load(model)
     prompts = [a.prompt_ids for a, row in zip(answers, rows, strict=True) if row["split"] == "train"]
     vocabulary = vocabulary_for(cache, AutoTokenizer.from_pretrained(model), base.head.shape[0], prompts)
-    reader = FeatureReader(base, layers_of(base.depth, (0.0, 0.27, 0.53)), vocabulary, cache, 2048)
+    reader = FeatureReader(base, layers_of(base.depth, RewardConfig().depths), vocabulary, cache, 2048)
     started = time.monotonic()
     pooled = reader.read(answers)
     print(f"features of {len(answers)} answers: {time.monotonic() - started:.1f} s")

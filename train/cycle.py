@@ -165,6 +165,7 @@ class Cycle:
             layers=read.layers,
             vocabulary=read.vocabulary,
             base_fingerprint=tools.base.fingerprint,
+            spread=read.spread,
             predecessor=self._predecessor(),
             unseen_by_predecessor=self._newer_than_predecessor(data),
             seed=self._config.seed,

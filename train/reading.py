@@ -38,9 +38,10 @@ class ReadingTools(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Features of all voted answers by block, and what they were read with."""
+    """Features of all voted answers by block, their tokens' covariance, and what they were read with."""
 
     pooled: dict[str, Array]
+    spread: dict[str, Array]
     layers: tuple[int, ...]
     vocabulary: Vocabulary
 
@@ -56,4 +57,5 @@ def read_features(
     vocabulary = vocabulary_for(folder, tools.tokenizer, tools.base.head.shape[0], data.prompts.all)
     layers = layers_of(tools.base.depth, config.reward.depths)
     reader = FeatureReader(tools.base, layers, vocabulary, folder, config.reward.batch_tokens)
-    return Read(reader.read(data.votes.answers, progress), layers, vocabulary)
+    pooled = reader.read(data.votes.answers, progress)
+    return Read(pooled, reader.token_covariance(), layers, vocabulary)

@@ -75,7 +75,7 @@ def _mix(base: Any, job: dict[str, Any], config: Any) -> tuple[dict[str, Any], A
     from transformers import AutoTokenizer
 
     from train.reward.extract import FeatureReader, layers_of, vocabulary_for
-    from train.reward.mix import fit_weights, make_head
+    from train.reward.mix import answer_views, fit_weights, make_head
 
     votes, held = _votes(job["train"]), _votes(job["held_out"])
     layers = layers_of(base.depth, config.depths)
@@ -86,7 +86,8 @@ def _mix(base: Any, job: dict[str, Any], config: Any) -> tuple[dict[str, Any], A
         vocabulary = vocabulary_for(Path(folder), tokenizer, base.head.shape[0], prompts)
         reader = FeatureReader(base, layers, vocabulary, Path(folder), config.batch_tokens)
         pooled = reader.read(votes.answers)
-        weights = fit_weights(pooled, votes, np.arange(len(votes)))
+        seen = answer_views(pooled, votes, reader.token_covariance())
+        weights = fit_weights(pooled, votes, np.arange(len(votes)), seen)
         figures = {**span.done(), "peak_gib": usage.peak_gib()}
         difference = weights.differences(reader.read(held.answers), held.first, held.second)
     if job["save"]:

@@ -21,7 +21,7 @@ from train.reward.features import Sequences, Vocabulary
 from train.reward.probe import Array
 from train.reward.votes import Answer
 
-FEATURES_VERSION = 3
+FEATURES_VERSION = 4
 """Raised when the meaning of a block changes: older cache files are then left alone and a new one is begun."""
 Progress = Callable[[int, int], None]
 Stored = NDArray[Any]
@@ -85,15 +85,26 @@ class FeatureReader:
         if missing:
             fresh = self._compute(missing, progress)
             fresh["keys"] = np.array([list(bytes.fromhex(a.key)) for a in missing], dtype=np.uint8)
-            cached = {n: np.concatenate([cached[n], v]) if cached else v for n, v in fresh.items()}
+            cached = {n: _joined(n, cached[n], v) if cached else v for n, v in fresh.items()}
             self.folder.mkdir(parents=True, exist_ok=True)
             _replace(self.path, cached)
             known = _keys(cached)
         rows = np.array([known[answer.key] for answer in answers])
         return {name: cached[name][rows].astype(np.float64) for name in features.block_names(self.layers)}
 
+    def token_covariance(self) -> dict[str, Array]:
+        """Covariance of the hidden states of all answer tokens ever read, by block, (k, k) each."""
+        cached = load_file(self.path)
+        return {f"state:{layer}": covariance(cached[f"moment:{layer}"]) for layer in self._turned}
+
+    @property
+    def _turned(self) -> tuple[int, ...]:
+        """Layers whose tokens' covariance is kept: the lowest and the deepest."""
+        return tuple(sorted({self.layers[0], self.layers[-1]}))
+
     def _compute(self, answers: Sequence[Answer], progress: Progress) -> dict[str, Stored]:
         found: dict[str, list[Tensor | None]] = {n: [None] * len(answers) for n in features.block_names(self.layers)}
+        moments = {layer: torch.zeros((), dtype=torch.float64) for layer in self._turned}
         done = 0
         for chunk in reference_pass(self.base, answers, self.layers, budget=self.budget, logprobs=False):
             packed = chunk.packed
@@ -101,9 +112,30 @@ class FeatureReader:
             for block in features.blocks(batch, self.vocabulary, self.layers):
                 for row, values in zip(chunk.rows, features.pool(block).cpu(), strict=True):
                     found[block.name][row] = values
+            for layer in self._turned:
+                moments[layer] = moments[layer] + moment(chunk.hidden[layer][packed.sequence_response_mask]).cpu()
             done += len(chunk.rows)
             progress(done, len(answers))
-        return {name: torch.stack([v for v in rows if v is not None]).numpy() for name, rows in found.items()}
+        kept = {name: torch.stack([v for v in rows if v is not None]).numpy() for name, rows in found.items()}
+        return kept | {f"moment:{layer}": total.numpy() for layer, total in moments.items()}
+
+
+def moment(states: Tensor) -> Tensor:
+    """Sums of 1, x and x x' over tokens in one matrix, (k + 1, k + 1) float64, for states (tokens, k): they add up."""
+    rows = torch.cat([states.double(), states.new_ones(len(states), 1, dtype=torch.float64)], dim=1)
+    return rows.T @ rows
+
+
+def covariance(total: Stored) -> Array:
+    """Covariance of the tokens whose `moment`s were added up, (k, k)."""
+    wide = total.astype(np.float64)
+    count = wide[-1, -1]
+    mean = wide[-1, :-1] / count
+    return np.asarray(wide[:-1, :-1] / count - np.outer(mean, mean))
+
+
+def _joined(name: str, old: Stored, new: Stored) -> Stored:
+    return old + new if name.startswith("moment:") else np.concatenate([old, new])
 
 
 def _keys(cached: Mapping[str, Stored]) -> dict[str, int]:

@@ -17,24 +17,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from train.errors import OneSidedVotes, TrainingDiverged
+from train.errors import OneSidedVotes
 from train.reward import features, tokens
+from train.reward.families import View, structures, views
 from train.reward.features import Sequences, Vocabulary
 from train.reward.foresight import Foresight
 from train.reward.probe import Array, Outcomes, Rows
-from train.reward.scales import Scaled, fit_with_scales
+from train.reward.scales import Averaged, average
 from train.reward.votes import Votes
 
 FORMAT = 1
 BAD_WEIGHT = 0.25
 """What it counts, of a vote, that each answer of a both_bad lost against the average answer."""
-_SHAPE_FAMILIES = {
-    "words": ("starts_word", "characters", "rank"),
-    "sentences": ("sentence_end", "newline", "first_sentence", "sentences_so_far"),
-    "marks": ("question", "exclamation", "digit", "punctuation", "capital"),
-    "length": ("end_of_turn", "length"),
-    "repetition": ("repeated",),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +142,19 @@ class MixHead:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A linear score over pooled features: `sum_b (x_b - mean_b) . weight_b`, in logits; `nu` is the tie weight."""
+    """A linear score over pooled features: `sum_b (x_b - mean_b) . weight_b`, in logits.
+
+    Attributes:
+        weight: by block, (k,).
+        nu: the tie weight.
+        variance: prior variance of each family.
+        averaged: the fits that it is made of.
+    """
 
     weight: dict[str, Array]
     nu: float
     variance: dict[str, float]
+    averaged: Averaged
 
     def differences(self, pooled: Mapping[str, Array], first: Rows, second: Rows) -> Array:
         """Score of the first minus score of the second answer, logits, (n,)."""
@@ -160,65 +162,81 @@ class Weights:
         return np.asarray(np.sum(parts, axis=0))
 
 
-def fit_weights(pooled: Mapping[str, Array], votes: Votes, rows: Rows) -> Weights:
-    """Fit on the votes of `rows` (indices).
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Votes as rows of feature differences.
+
+    Attributes:
+        families: by family, differences (n, k) whose mean squared row norm is 1.
+        views: by family, the view that made them, and its factor.
+        outcomes: what voters said, (n,).
+        vote: index of the vote that each row comes from, (n,).
+        widths: columns of each block.
+    """
+
+    families: dict[str, Array]
+    views: dict[str, tuple[View, float]]
+    outcomes: Outcomes
+    vote: Rows
+    widths: dict[str, int]
+
+
+def pose(pooled: Mapping[str, Array], votes: Votes, rows: Rows, seen: Mapping[str, View] | None = None) -> Problem:
+    """The votes of `rows` as a problem to fit.
 
     Args:
         pooled: features of all answers by block, (answers, k).
         votes: all votes.
         rows: which of them to learn from.
+        seen: `answer_views` of the votes; without, plain views are made.
 
     Raises:
         OneSidedVotes: no feature tells the answers apart.
         TrainingDiverged: a feature is not finite.
     """
-    first, second, outcomes = _rows(votes, rows)
+    seen = answer_views(pooled, votes, {}) if seen is None else seen
+    first, second, outcomes, vote = _rows(votes, rows)
     used = np.unique(np.concatenate([votes.first[rows], votes.second[rows]]))
-    families: dict[str, Array] = {}
-    sources: dict[str, tuple[str, list[int] | slice, Array]] = {}
-    for block, columns, name in _families(pooled):
-        values = pooled[block][:, columns]
-        if not np.isfinite(values[used]).all():
-            raise TrainingDiverged(f"features of block {block} are not finite: the base model's weights are damaged")
-        mean, spread = values[used].mean(axis=0), values[used].std(axis=0)
-        inverse = np.where(spread > 1e-6 * max(float(spread.max()), 1e-9), 1 / np.maximum(spread, 1e-12), 0.0)
-        average = np.vstack([values, mean])  # row -1: the average answer
-        rows_of = (average[first] - average[second]) * inverse
-        norm = float(np.sqrt((rows_of**2).sum(axis=1).mean()))
+    found: dict[str, Array] = {}
+    kept: dict[str, tuple[View, float]] = {}
+    for name, view in seen.items():
+        block = pooled[view.block]
+        values = np.vstack([block, block[used].mean(axis=0)])  # row -1: the average answer
+        differences = view.of(values[first] - values[second])
+        norm = float(np.sqrt((differences**2).sum(axis=1).mean()))
         if norm > 1e-9:
-            families[name] = rows_of / norm
-            sources[name] = (block, columns, inverse / norm)
-    if not families:
+            found[name] = differences / norm
+            kept[name] = (view, 1 / norm)
+    if not found:
         raise OneSidedVotes("every voted pair holds two answers with equal features; nothing can be learnt from them")
-    scaled = fit_with_scales(families, outcomes)
-    return _collapse(scaled, families, sources, pooled)
+    return Problem(found, kept, outcomes, vote, {block: values.shape[1] for block, values in pooled.items()})
 
 
-def _collapse(
-    scaled: Scaled,
-    families: Mapping[str, Array],
-    sources: Mapping[str, tuple[str, list[int] | slice, Array]],
-    pooled: Mapping[str, Array],
+def answer_views(pooled: Mapping[str, Array], votes: Votes, spread: Mapping[str, Array]) -> dict[str, View]:
+    """Every family's view, with statistics of all voted answers (their features, not who won): see `views`."""
+    return views(pooled, np.unique(np.concatenate([votes.first, votes.second])), spread)
+
+
+def fit_weights(
+    pooled: Mapping[str, Array], votes: Votes, rows: Rows, seen: Mapping[str, View] | None = None
 ) -> Weights:
-    """Add the families' weights up, a vector a block."""
-    weight = {name: np.zeros(values.shape[1]) for name, values in pooled.items()}
-    for name, rows in families.items():
-        block, columns, unit = sources[name]
-        weight[block][columns] += scaled.variance[name] * (rows.T @ scaled.fit.dual) * unit
-    return Weights(weight, scaled.nu, scaled.variance)
+    """Fit on the votes of `rows`; arguments and errors are those of `pose`."""
+    problem = pose(pooled, votes, rows, seen)
+    return collapse(average(problem.families, problem.outcomes, structures(list(problem.families))), problem)
 
 
-def _families(pooled: Mapping[str, Array]) -> list[tuple[str, list[int] | slice, str]]:
-    """Blocks, and for the shape blocks their parts too: (block, columns, name)."""
-    names = (*tokens.COLUMNS, "first_sentence", "sentences_so_far", "repeated", "length")
-    found: list[tuple[str, list[int] | slice, str]] = [(block, slice(None), block) for block in pooled]
-    for block in sorted({"surface", "opening"} & pooled.keys()):
-        for family, members in _SHAPE_FAMILIES.items():
-            found.append((block, [names.index(member) for member in members], f"{block}.{family}"))
-    return found
+def collapse(averaged: Averaged, problem: Problem) -> Weights:
+    """Add structures and families up, a vector a block."""
+    weight = {block: np.zeros(width) for block, width in problem.widths.items()}
+    for share, scaled in averaged.parts:
+        for name, variance in scaled.variance.items():
+            view, factor = problem.views[name]
+            dual = problem.families[name].T @ scaled.fit.dual
+            weight[view.block][view.columns] += share * variance * factor * view.back(dual)
+    return Weights(weight, averaged.nu, averaged.variance(), averaged)
 
 
-def _rows(votes: Votes, rows: Rows) -> tuple[Rows, Rows, Outcomes]:
+def _rows(votes: Votes, rows: Rows) -> tuple[Rows, Rows, Outcomes, Rows]:
     """Comparisons to learn from: the votes, then both_bad's answers as losers against the average answer (-1)."""
     bad = rows[votes.both_bad[rows]]
     losers = np.concatenate([votes.first[bad], votes.second[bad]])
@@ -229,7 +247,7 @@ def _rows(votes: Votes, rows: Rows) -> tuple[Rows, Rows, Outcomes]:
         weight=np.concatenate([votes.weight[rows], np.tile(votes.weight[bad] * BAD_WEIGHT, 2)]),
         margin=np.concatenate([votes.margin[rows], np.zeros(len(losers))]),
     )
-    return first, second, outcomes
+    return first, second, outcomes, np.concatenate([rows, bad, bad])
 
 
 def make_head(

@@ -63,17 +63,20 @@ def log_likelihood(difference: Array, outcomes: Outcomes, nu: float) -> Array:
     return outcomes.weight * chosen
 
 
-def fit(kernel: Array, outcomes: Outcomes, nu: float, *, steps: int = 50) -> Fit:
+def fit(kernel: Array, outcomes: Outcomes, nu: float, *, start: Array | None = None, steps: int = 50) -> Fit:
     """The maximum a posteriori fit.
 
     Args:
         kernel: prior covariance of the score differences, (n, n).
         outcomes: the votes.
         nu: Davidson's tie weight; above 0 if there are ties.
+        start: the dual to begin from, (n,); the optimum does not depend on it.
+        steps: of Newton's method, at most.
     """
     n = len(kernel)
-    dual, f = np.zeros(n), np.zeros(n)
-    best = -np.inf
+    dual = np.zeros(n) if start is None else start
+    f = kernel @ dual
+    best = -np.inf if start is None else _objective(kernel, dual, outcomes, nu)
     for _ in range(steps):
         gradient, bend = _slopes(f, outcomes, nu)
         root = np.sqrt(bend)

@@ -13,10 +13,11 @@ from train.base import Base
 from train.errors import NotEnoughVotes
 from train.reward import judge
 from train.reward.config import RewardConfig
+from train.reward.families import View
 from train.reward.features import Vocabulary
 from train.reward.judge import Judgement
 from train.reward.last import LastHead, normalised, score_all, train_last
-from train.reward.mix import MixHead, fit_weights, make_head
+from train.reward.mix import MixHead, answer_views, fit_weights, make_head
 from train.reward.probe import Array, Rows
 from train.reward.votes import Votes, folds
 
@@ -42,6 +43,7 @@ def refresh(
     layers: tuple[int, ...],
     vocabulary: Vocabulary,
     base_fingerprint: str,
+    spread: Mapping[str, Array] | None = None,
     predecessor: MixHead | None = None,
     unseen_by_predecessor: Callable[[int], bool] = lambda row: False,
     seed: int = 0,
@@ -53,6 +55,7 @@ def refresh(
         votes: the snapshot's.
         config: settings.
         layers, vocabulary, base_fingerprint: what the features were made with.
+        spread: covariance of answer tokens by block (`FeatureReader.token_covariance`).
         predecessor: the last head, if its features are the same.
         unseen_by_predecessor: whether the vote in a row was cast after the predecessor's snapshot.
         seed: of the folds.
@@ -62,15 +65,17 @@ def refresh(
         RewardRefused: no better than a coin, a length meter, or worse than the predecessor.
     """
     _require_votes(votes, config)
+    seen = answer_views(pooled, votes, spread or {})
     # Hundreds of votes make small matrices: beside serving, BLAS threads that wait for each other cost a factor of 16.
     with threadpool_limits(1 if len(votes) < MANY_VOTES else None, user_api="blas"):
         return _refresh(
-            pooled, votes, config, layers, vocabulary, base_fingerprint, predecessor, unseen_by_predecessor, seed
+            pooled, seen, votes, config, layers, vocabulary, base_fingerprint, predecessor, unseen_by_predecessor, seed
         )
 
 
 def _refresh(  # noqa: PLR0917 - `refresh`, within its limit of threads
     pooled: Mapping[str, Array],
+    seen: Mapping[str, View],
     votes: Votes,
     config: RewardConfig,
     layers: tuple[int, ...],
@@ -80,16 +85,16 @@ def _refresh(  # noqa: PLR0917 - `refresh`, within its limit of threads
     unseen_by_predecessor: Callable[[int], bool],
     seed: int,
 ) -> Refreshed:
-    predicted = out_of_fold(pooled, votes, votes.conversation, config.folds, seed)
+    predicted = out_of_fold(pooled, seen, votes, votes.conversation, config.folds, seed)
     decisive = np.flatnonzero(~votes.tied)
     calm = judge.temperature(predicted[decisive], votes.weight[decisive])
     predicted = calm * predicted
-    fitted = fit_weights(pooled, votes, np.arange(len(votes)))
+    fitted = fit_weights(pooled, votes, np.arange(len(votes)), seen)
     head = make_head(
         fitted, pooled, votes, layers=layers, vocabulary=vocabulary, base_fingerprint=base_fingerprint, metrics={}
     )
     judged = judgement(predicted, head.scores(pooled), votes)
-    judged = replace(judged, new_voters=_on_new_voters(pooled, votes, config.folds, seed))
+    judged = replace(judged, new_voters=_on_new_voters(pooled, seen, votes, config.folds, seed))
     _refuse(judged, votes, config)
     if predecessor is not None and predecessor.weights.keys() == dict(pooled).keys():
         rows = np.array([r for r in decisive if unseen_by_predecessor(int(r))], dtype=np.int64)
@@ -118,7 +123,9 @@ def refresh_last(base: Base, votes: Votes, config: RewardConfig, seed: int) -> t
     return normalised(head, scores, judged.metrics()), judged
 
 
-def out_of_fold(pooled: Mapping[str, Array], votes: Votes, groups: Rows, count: int, seed: int) -> Array:
+def out_of_fold(  # noqa: PLR0917 - what, seen how, by whom, in how many folds
+    pooled: Mapping[str, Array], seen: Mapping[str, View], votes: Votes, groups: Rows, count: int, seed: int
+) -> Array:
     """Score difference (logits) of each vote from a fit that saw no vote of its group, (n,).
 
     Raises:
@@ -132,8 +139,8 @@ def out_of_fold(pooled: Mapping[str, Array], votes: Votes, groups: Rows, count: 
     fold = folds(groups, min(count, distinct), seed)
     predicted = np.zeros(len(votes))
     for held in np.unique(fold):
-        seen, unseen = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
-        weights = fit_weights(pooled, votes, seen)
+        learnt, unseen = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
+        weights = fit_weights(pooled, votes, learnt, seen)
         predicted[unseen] = weights.differences(pooled, votes.first[unseen], votes.second[unseen])
     return predicted
 
@@ -184,10 +191,10 @@ def response_lengths(votes: Votes) -> Rows:
     return np.array([len(answer.response_ids) for answer in votes.answers], dtype=np.int64)
 
 
-def _on_new_voters(pooled: Mapping[str, Array], votes: Votes, count: int, seed: int) -> float:
+def _on_new_voters(pooled: Mapping[str, Array], seen: Mapping[str, View], votes: Votes, count: int, seed: int) -> float:
     if len(np.unique(votes.voter)) < MIN_VOTERS:
         return float("nan")
-    predicted = out_of_fold(pooled, votes, votes.voter, count, seed)
+    predicted = out_of_fold(pooled, seen, votes, votes.voter, count, seed)
     return judge.accuracy(predicted[~votes.tied])
 
 
