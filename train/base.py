@@ -7,7 +7,7 @@ Policy and critic are LoRA adapters; the reference is the base with adapters off
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from train.errors import ModelUnusable
 from train.heads import score_tokens
 from train.lora import AdapterSet
 from train.packing import ATTENTION, Layout, Packed, TreeLayout, Turn, gather_rows, groups, install_attention, pack
+from train.recompute import recomputed
 from train.reward.foresight import Tilt
 
 POLICY = "policy"
@@ -76,11 +77,13 @@ class Base:
         path: the folder that it was read from.
         adapters: the LoRA layers.
         fingerprint: sha256 of architecture and weights.
+        gradient_checkpointing: whether passes with a gradient keep only what enters each block.
     """
 
     def __init__(self, model: Any, path: Path, settings: LoraSettings, fingerprint: str) -> None:
         self.path = path
         self.fingerprint = fingerprint
+        self.gradient_checkpointing = False
         self._model = model
         model.requires_grad_(False)
         model.eval()
@@ -167,7 +170,9 @@ class Base:
 
     def forward(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Run tokens (1, N) under a layout with the active adapter; final hidden states (N, H), after the last norm."""
-        output = self._model.model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
+        sparing = self.gradient_checkpointing and torch.is_grad_enabled()
+        with recomputed(self._model.model.layers, self.adapters) if sparing else nullcontext():
+            output = self._model.model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
         states: Tensor = output.last_hidden_state[0]
         return states
 

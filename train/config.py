@@ -47,6 +47,10 @@ class SftConfig(Section):
 class PpoConfig(Section):
     """`[train.ppo]`: the policy's optimisation."""
 
+    advantage: Literal["gae", "rloo", "grpo"] = "gae"
+    """`gae`: generalised advantage estimation over a critic, token by token. `rloo`: an answer's reward less the mean
+    of the other answers to its prompt. `grpo`: its distance from the prompt's mean over their standard deviation. The
+    last two build no critic and want `answers_per_prompt` of at least 2, better 4."""
     iterations: int = Field(default=6, ge=1)
     """Rounds of sample, score, update; the governor may end them sooner."""
     episodes: int = Field(default=64, ge=1)
@@ -93,12 +97,17 @@ class PpoConfig(Section):
     all_actions: bool = True
     """Take the part of a token's reward that is known of every candidate token (its own class and embedding, whether it
     takes up the prompt) by its mean over the vocabulary, not by the one token that was sampled: less noise, and words
-    that were never sampled are weighed too. Without effect on a head that foresees nothing, with `credit = "end"` and
-    with a `reward_clip`."""
+    that were never sampled are weighed too. Without effect on a head that foresees nothing, with `credit = "end"`, with
+    `grpo`, and with a `reward_clip`, `reward_scaling` or `missing_eos_score`."""
     whiten_advantages: bool = True
-    """Whiten the advantages over an iteration's real tokens."""
+    """Whiten the advantages over an iteration's real tokens (not those of `grpo`, which are normalised already)."""
+    reward_scaling: Literal["none", "batch", "running"] = "none"
+    """Divide rewards by the standard deviation of the answers' scores: of this iteration's (`batch`) or of all so far
+    (`running`). Nothing is shifted. The reward model's scores have deviation 1 on the voted answers already."""
     reward_clip: float | None = Field(default=None, gt=0)
-    """Bound on a token's reward before the KL is paid; None for none."""
+    """Bound on a token's reward, once scaled, before the KL is paid; None for none."""
+    missing_eos_score: float | None = None
+    """Score of an answer that was cut off, in place of the reward model's; None leaves it that."""
     missing_eos_penalty: float = Field(default=0.0, ge=0)
     """Taken from the last token of an answer that was cut off. 0: answers are cut by the token budget, not by fault."""
     tis_cap: float = Field(default=2.0, ge=1)
@@ -107,17 +116,28 @@ class PpoConfig(Section):
     """Where old log-probs and values come from: the local sampler's own record (saves a pass; exact to rounding), or a
     pass of the trainer. Remote rollouts are always recomputed."""
     critic: Literal["trunk", "lora"] = "trunk"
-    """Value head on the policy's own detached hidden states, or with a LoRA adapter of its own."""
+    """Value head on the policy's own detached hidden states, or with a LoRA adapter of its own (which begins as the
+    reward model's, if `reward.head` is `last`)."""
     value_learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW's, of the critic."""
     value_coefficient: float = Field(default=1.0, gt=0)
     """Weight of the value loss (a trunk critic shares no weight with the policy: a mere scale there)."""
     critic_warmup: int = Field(default=1, ge=0)
-    """Extra passes over the first iteration's episodes for the value head before the policy moves."""
+    """Passes over the first iteration's answers for the critic, before the policy moves. A critic that begins at the
+    reward model (`reward.head = "last"`, `critic = "lora"`) takes so many epochs of gradient steps; any other is fitted
+    in closed form, cross-fitted, whatever the number. 0 for none."""
     critic_refit: bool = True
     """Fit the value head on the trunk anew on each iteration's answers, in closed form and cross-fitted."""
     max_approx_kl: float | None = Field(default=0.2, gt=0)
     """An iteration's updates stop when a minibatch's approximate KL to the sampling policy (nats a token) tops this."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each block and compute the rest again on the way back: same bits, about a third of the
+    activations' memory, about a third slower updates."""
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether the loss prices the KL over the whole vocabulary."""
+        return self.kl_estimator == "exact" and self.kl_in == "loss"
 
 
 class GovernorConfig(Section):
@@ -195,11 +215,34 @@ class TrainConfig(Section):
         """The warm start's learning rate."""
         return self.sft.learning_rate
 
+    @property
+    def foresees(self) -> bool:
+        """Whether PPO sees a token's reward as the reward model tells it, so that others' could be foreseen."""
+        ppo = self.ppo
+        plain = ppo.reward_clip is None and ppo.reward_scaling == "none" and ppo.missing_eos_score is None
+        return ppo.all_actions and plain and self.reward.credit == "token" and ppo.advantage != "grpo"
+
     @field_validator("ppo")
     @classmethod
     def _exact_kl_in_loss(cls, ppo: PpoConfig) -> PpoConfig:
         if ppo.kl_estimator == "exact" and ppo.kl_in != "loss":
             raise ValueError('train.ppo.kl_estimator = "exact" wants train.ppo.kl_in = "loss"')
+        return ppo
+
+    @field_validator("ppo")
+    @classmethod
+    def _kl_with_a_gradient(cls, ppo: PpoConfig) -> PpoConfig:
+        if ppo.kl_estimator == "k1" and ppo.kl_in == "loss" and ppo.kl_coefficient > 0:
+            raise ValueError(
+                'train.ppo.kl_estimator = "k1" wants train.ppo.kl_in = "reward": as a loss it pulls nowhere'
+            )
+        return ppo
+
+    @field_validator("ppo")
+    @classmethod
+    def _others_to_compare_with(cls, ppo: PpoConfig) -> PpoConfig:
+        if ppo.advantage != "gae" and ppo.answers_per_prompt < 2:
+            raise ValueError(f'train.ppo.advantage = "{ppo.advantage}" wants train.ppo.answers_per_prompt of 2 or more')
         return ppo
 
     @field_validator("ppo")

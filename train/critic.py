@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from train import checkpoint, maths
 from train.base import CRITIC, Base, states_pass
 from train.config import TrainConfig
+from train.errors import TrainingDiverged
 from train.heads import ValueHead
 from train.packing import Turn, groups
-from train.reward.protocol import TokenRewardModel
+from train.reward.protocol import StartsCritic, TokenRewardModel
 
 RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 """Strengths that the critic's fit chooses from."""
@@ -29,6 +30,11 @@ class Critic:
     """
 
     def __init__(self, base: Base, reward: TokenRewardModel, config: TrainConfig) -> None:
+        """Args:
+        base: the model; gets the critic's adapter.
+        reward: tells how an answer stands; the critic begins where it is, if they share a shape.
+        config: all settings.
+        """
         ppo = config.ppo
         self._reward = reward
         self._base, self._ppo, self._budget = base, ppo, ppo.pass_tokens
@@ -40,6 +46,11 @@ class Critic:
         if self.adapter:
             base.adapters.add(CRITIC, config.seed + 1)
             self.weights += base.adapters.parameters(CRITIC)
+        self._start = reward.critic_start() if isinstance(reward, StartsCritic) else None
+        if self._start is not None and not self.adapter and (self.refitted or self._start.adapter):
+            self._start = None  # refitted in closed form, or read in states that the trunk does not have
+        if self._start is not None and self._start.adapter is not None:
+            base.adapters.load_state(CRITIC, self._start.adapter)
         self.optimiser = checkpoint.adamw(self.weights, ppo.value_learning_rate, ppo.betas, 0.0)
 
     def states(self, turns: Sequence[Turn], policy_states: Tensor) -> Tensor:
@@ -71,10 +82,11 @@ class Critic:
             mask[row, : len(turn.response_ids)] = True
         return self._reward.standing(ids, mask)
 
-    def values(self, states: Tensor, rewards: Tensor, mask: Tensor, *, first: bool) -> Tensor:
+    def values(self, turns: Sequence[Turn], states: Tensor, rewards: Tensor, mask: Tensor, *, first: bool) -> Tensor:
         """Values (B, T), from a head that is refitted on what was sampled (always, or before the first step).
 
         Args:
+            turns: the answers.
             states: (B, T, H) from `states`.
             rewards: (B, T), shaped.
             mask: (B, T).
@@ -82,16 +94,41 @@ class Critic:
         """
         ppo = self._ppo
         self.head.calibrate(states[mask])
-        if self.refitted or (first and ppo.critic_warmup):
-            returns = maths.gae(rewards, torch.zeros_like(rewards), mask, ppo.gamma, 1.0).returns
+        returns = maths.gae(rewards, torch.zeros_like(rewards), mask, ppo.gamma, 1.0).returns
+        if first and self._start is not None:
+            self.head.adopt(self._start.weight, self._start.shift, self._start.scale)
+            if ppo.critic_warmup:
+                return self._warm_up(turns, states, returns, mask)
+        elif self.refitted or (first and ppo.critic_warmup):
             return cross_fitted_values(self.head, states, returns, mask)
         with torch.no_grad():
             return torch.where(mask, self.head(states), 0.0)
 
+    def _warm_up(self, turns: Sequence[Turn], states: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+        """Train the critic alone, before the policy moves (Yuan et al. 2025); values (B, T).
+
+        Each answer's values are told before the critic steps on it: in a single pass none has seen its own return.
+        """
+        values = torch.zeros_like(returns)
+        for _ in range(self._ppo.critic_warmup):
+            for batch in groups(turns, self._ppo.micro_tokens):
+                rows = torch.tensor(batch, device=mask.device)
+                told = self.predict([turns[row] for row in batch], states[rows], mask[rows])
+                values[rows] = told.detach()
+                loss = maths.value_loss(told, told.detach(), returns[rows], mask[rows], None).loss
+                loss.backward()  # type: ignore[no-untyped-call]
+                norm = nn.utils.clip_grad_norm_(self.weights, self._ppo.max_grad_norm)
+                if not bool(torch.isfinite(norm)):
+                    raise TrainingDiverged("the critic's gradient is not finite; lower train.ppo.value_learning_rate")
+                self.optimiser.step()
+                self.optimiser.zero_grad(set_to_none=True)
+        return values
+
     def predict(self, turns: Sequence[Turn], states: Tensor, mask: Tensor) -> Tensor:
         """Values (B, T) that carry the gradient; `states` (B, T, H) are read unless the critic has an adapter."""
         if self.adapter:
-            states, _ = states_pass(self._base, turns, adapter=CRITIC)
+            found, _ = states_pass(self._base, turns, adapter=CRITIC)
+            states = nn.functional.pad(found, (0, 0, 0, mask.shape[1] - found.shape[1]))
         return torch.where(mask, self.head(states), 0.0)
 
     def state(self) -> dict[str, Tensor]:

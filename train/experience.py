@@ -25,7 +25,7 @@ class Scored:
         mask: True at real tokens.
         sampled: log-probs that the sampler recorded.
         reference: log-probs under the base.
-        reference_states: (B, T, H), the base's last hidden states, for a KL over the whole vocabulary.
+        reference_states: (B, T, H), the base's last hidden states, for a KL over the whole vocabulary; else (B, T, 0).
         rewards: of the reward model, token by token or in a lump at the end; before any penalty.
         scores: the reward model's score of each answer.
     """
@@ -41,7 +41,8 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Old:
-    """The policy that sampled, as the trainer sees it: `logprobs` (B, T), `states` (B, T, H) for the critic."""
+    """The policy that sampled, as the trainer sees it: `logprobs` (B, T), `states` (B, T, H) that a critic on its trunk
+    reads, else (B, T, 0)."""
 
     logprobs: Tensor
     states: Tensor
@@ -51,7 +52,7 @@ def score(base: Base, samples: Sequence[Sample], reward: TokenRewardModel, confi
     """One adapters-off pass gives the reference's log-probs and the states that the reward model reads."""
     mask = _mask(samples, base.device)
     reference, rewards = torch.zeros(mask.shape, device=base.device), torch.zeros(mask.shape, device=base.device)
-    states = torch.zeros((*mask.shape, base.width), device=base.device)
+    states = torch.zeros((*mask.shape, base.width if config.ppo.exact_kl else 0), device=base.device)
     chunks = reference_pass(
         base, samples, reward.layers, temperature=config.rollout.temperature, budget=config.ppo.pass_tokens
     )
@@ -65,13 +66,18 @@ def score(base: Base, samples: Sequence[Sample], reward: TokenRewardModel, confi
         answers = given.gather(1, columns.clamp(max=given.shape[1] - 1))
         rewards[rows, :width] = torch.where(packed.response_mask, answers, 0.0)
         reference[rows, :width] = chunk.logprobs
-        states[rows, :width] = chunk.states.float()
-    scores = rewards.sum(1)
+        if config.ppo.exact_kl:
+            states[rows, :width] = chunk.states.float()
+    sampled, scores = _recorded(samples, mask), rewards.sum(1)
     if not bool(torch.isfinite(scores).all()):
         raise TrainingDiverged("the reward model gave a score that is not finite; refit it on a clean snapshot")
+    if not bool(torch.isfinite(sampled).all() and torch.isfinite(reference).all()):
+        raise TrainingDiverged(
+            "the policy's log-probs are not finite; lower train.ppo.learning_rate (the incumbent is untouched)"
+        )
     if config.reward.credit == "end":
         rewards = maths.at_last_token(scores, mask)
-    return Scored(samples, mask, _recorded(samples, mask), reference, states, rewards, scores)
+    return Scored(samples, mask, sampled, reference, states, rewards, scores)
 
 
 def old_policy(
@@ -82,15 +88,15 @@ def old_policy(
     The pass runs in the `batches` of the update, so that the first ratio is 1 to the bit.
     """
     samples = scored.samples
+    kept = config.ppo.advantage == "gae"
+    states = torch.zeros((*scored.mask.shape, base.width if kept else 0), device=base.device)
     if local and config.ppo.old_logprobs == "sampler":
         width = scored.mask.shape[1]
-        states = torch.zeros((*scored.mask.shape, base.width), device=base.device)
-        for row, sample in enumerate(samples):
+        for row, sample in enumerate(samples if kept else ()):
             assert sample.states is not None, "a local sampler keeps its states"
             states[row, : min(width, len(sample.response_ids))] = sample.states
         return Old(scored.sampled, states)
     logprobs = torch.zeros(scored.mask.shape, device=base.device)
-    states = torch.zeros((*scored.mask.shape, base.width), device=base.device)
     for batch in batches:
         with torch.no_grad():
             found = policy_pass(
@@ -98,18 +104,30 @@ def old_policy(
             )
         rows, width = torch.tensor(batch, device=base.device), found.mask.shape[1]
         logprobs[rows, :width] = found.logprobs
-        states[rows, :width] = found.states.float()
+        if kept:
+            states[rows, :width] = found.states.float()
     return Old(logprobs, states)
 
 
-def shaped(scored: Scored, old: Old, coefficient: float, config: TrainConfig) -> Tensor:
-    """The rewards that PPO maximises, (B, T): clipped, with the penalty for a missing end, less the KL's price."""
+def shaped(scored: Scored, old: Old, coefficient: float, config: TrainConfig, divisor: float = 1.0) -> Tensor:
+    """The rewards that PPO maximises, (B, T): scaled, clipped, with what a missing end costs, less the KL's price.
+
+    Args:
+        scored: the answers.
+        old: the policy that sampled them.
+        coefficient: price of a nat.
+        config: `ppo` of it.
+        divisor: of the reward model's rewards.
+    """
     ppo = config.ppo
-    rewards = scored.rewards
+    rewards = scored.rewards if divisor == 1.0 else scored.rewards / divisor
     if ppo.reward_clip is not None:
         rewards = rewards.clamp(-ppo.reward_clip, ppo.reward_clip)
+    cut = torch.tensor([s.finish_reason == "length" for s in scored.samples], device=rewards.device)
+    if ppo.missing_eos_score is not None:
+        instead = maths.at_last_token(torch.full_like(scored.scores, ppo.missing_eos_score), scored.mask)
+        rewards = torch.where(cut[:, None], instead, rewards)
     if ppo.missing_eos_penalty:
-        cut = torch.tensor([s.finish_reason == "length" for s in scored.samples], device=rewards.device)
         rewards = rewards - maths.at_last_token(ppo.missing_eos_penalty * cut.float(), scored.mask)
     if ppo.kl_in == "loss" or ppo.kl_estimator == "exact":
         return rewards

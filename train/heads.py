@@ -21,9 +21,10 @@ CHUNK_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Per row, float32: `logprobs` (M,) of the given id, `entropy` (M,) of the distribution, `kl` (M,) from it to the
-    reference's, over the whole vocabulary (0 where no reference is given); `foreseen` (M,), the tilt at the given id
-    (no gradient), and `expected` (M,), its mean under the distribution (0 without a tilt)."""
+    """Per row, float32 (float64 of float64 states): `logprobs` (M,) of the given id, `entropy` (M,) of the
+    distribution, `kl` (M,) from it to the reference's, over the whole vocabulary (0 where no reference is given);
+    `foreseen` (M,), the tilt at the given id (no gradient), and `expected` (M,), its mean under the distribution
+    (0 without a tilt)."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -79,7 +80,7 @@ class _TokenScores(torch.autograd.Function):
         bends: dict[str, list[Tensor]] = {"entropy": [], "kl": [], "tilt": []}
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows, chosen = hidden[start : start + CHUNK_ROWS], ids[start : start + CHUNK_ROWS]
-            scaled = nn.functional.linear(rows, weight).float().div_(temperature)
+            scaled = at_least_float32(nn.functional.linear(rows, weight)).div_(temperature)
             total = scaled.logsumexp(-1, keepdim=True)
             logprobs.append(scaled.gather(1, chosen[:, None])[:, 0] - total[:, 0])
             scaled -= total
@@ -98,7 +99,8 @@ class _TokenScores(torch.autograd.Function):
                     lift = gains.sub_(expected[-1][:, None]).mul_(p)  # d E / d logits = p (gain - E)
                     bends["tilt"].append((lift.to(weight.dtype) @ weight) / temperature)
             if reference is not None:
-                other = nn.functional.linear(reference[start : start + CHUNK_ROWS], weight).float().div_(temperature)
+                other = at_least_float32(nn.functional.linear(reference[start : start + CHUNK_ROWS], weight))
+                other.div_(temperature)
                 gap = scaled.sub_(other).add_(other.logsumexp(-1, keepdim=True))  # log p - log q
                 kls.append(torch.linalg.vecdot(p, gap))
                 if wanted:
@@ -123,6 +125,11 @@ class _TokenScores(torch.autograd.Function):
         for name, bend in zip(ctx.kinds, bends, strict=True):
             grad = grad + given[name][:, None].to(slope.dtype) * bend
         return grad, None, None, None, None, None, None
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision made single; double stays double."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +173,16 @@ class ValueHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """States (..., H) to values (...,), float32."""
-        normal = (states.float() - self.mean) / self.scale.clamp(min=1e-6) * self.emphasis
+        normal = (at_least_float32(states) - self.mean) / self.scale.clamp(min=1e-6) * self.emphasis
         values: Tensor = (normal @ self.weight) / states.shape[-1] ** 0.5 + self.bias
         return values
+
+    def adopt(self, weight: Tensor, shift: float, scale: float) -> None:
+        """Become V = (weight . h - shift) / scale for raw states h; the head must be calibrated."""
+        with torch.no_grad():
+            raw = weight.double() / scale
+            self.weight.copy_(raw * self.scale.clamp(min=1e-6) * len(raw) ** 0.5)
+            self.bias.copy_(raw @ self.mean.double() - shift / scale)
 
     def fit(self, states: Tensor, returns: Tensor, ridge: float) -> None:
         """Ridge regression on (M, H) states and (M,) returns: a critic in closed form."""

@@ -27,12 +27,15 @@ class IterationMetrics:
         kl_coefficient: in force during the iteration; so are `topic_price` and `fluency_price` (`governor.Prices`).
         topic: see `governor.Conduct`.
         sampler_mismatch: mean |log-prob of the sampler - old log-prob|, nats a token.
+        importance_capped: share of tokens whose importance weight was cut off at `ppo.tis_cap`.
+        reward_divisor: by which `ppo.reward_scaling` divided the rewards.
         explained_variance: of the values before the update, against the returns.
         entropy: mean over tokens, nats.
         policy_loss: mean over minibatches; so are the next ones.
         value_loss: of the critic.
         approx_kl: between sampling and trained policy, nats a token.
         clip_fraction: share of tokens clipped.
+        value_clip_fraction: the same of the critic's loss.
         grad_norm: of the policy before clipping.
         first_ratio_error: largest |ratio - 1| in the first minibatch.
         updates: optimiser steps taken.
@@ -56,12 +59,15 @@ class IterationMetrics:
     topic_price: float = 0.0
     fluency_price: float = 0.0
     sampler_mismatch: float = 0.0
+    importance_capped: float = 0.0
+    reward_divisor: float = 1.0
     explained_variance: float = 0.0
     entropy: float = 0.0
     policy_loss: float = 0.0
     value_loss: float = 0.0
     approx_kl: float = 0.0
     clip_fraction: float = 0.0
+    value_clip_fraction: float = 0.0
     grad_norm: float = 0.0
     first_ratio_error: float = 0.0
     updates: int = 0

@@ -105,10 +105,15 @@ class AdapterSet:
         """The adapter's trainable weights, in a fixed order."""
         return [weight for layer in self.layers.values() for weight in (layer.lora_a[name], layer.lora_b[name])]
 
+    @property
+    def active(self) -> str | None:
+        """Name of the adapter in use."""
+        return next(iter(self.layers.values())).active
+
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
         """Switch every layer to the adapter (None: bare) and back."""
-        before = next(iter(self.layers.values())).active
+        before = self.active
         self._activate(name)
         try:
             yield

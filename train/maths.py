@@ -171,6 +171,39 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     return Advantages(advantages, (advantages + values) * keep)
 
 
+def leave_one_out(scores: Tensor, group: int) -> Tensor:
+    """REINFORCE with a leave-one-out baseline (Kool et al. 2019; RLOO, Ahmadian et al. 2024).
+
+    A_i = R_i - mean of R_j over the other answers to the same prompt.
+
+    Args:
+        scores: (B,), the answers to one prompt side by side.
+        group: answers a prompt, at least 2.
+
+    Returns:
+        (B,) float32; each group adds up to 0.
+    """
+    grouped = _grouped(scores, group)
+    others = (grouped.sum(1, keepdim=True) - grouped) / (group - 1)
+    return (grouped - others).flatten()
+
+
+def group_normalised(scores: Tensor, group: int, epsilon: float = 1e-4) -> Tensor:
+    """Group-relative advantages (GRPO, Shao et al. 2024): A_i = (R_i - mean) / (std + epsilon) over a prompt's answers.
+
+    Args:
+        scores: (B,), the answers to one prompt side by side.
+        group: answers a prompt, at least 2.
+        epsilon: keeps answers of equal score at 0. The standard deviation is the sample's (divided by group - 1).
+
+    Returns:
+        (B,) float32; each group adds up to 0.
+    """
+    grouped = _grouped(scores, group)
+    centred = grouped - grouped.mean(1, keepdim=True)
+    return (centred / (grouped.std(1, keepdim=True) + epsilon)).flatten()
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of `x` (B, T) over real tokens, scalar; 0 when there are none."""
     _same_shape(x, mask)
@@ -311,6 +344,13 @@ class KlController:
             raise ValueError(f"KL is {kl_per_answer}; the policy has diverged")
         error = min(max(kl_per_answer / self.target - 1, -0.2), 0.2)
         return replace(self, coefficient=self.coefficient * (1 + error * episodes / self.horizon))
+
+
+def _grouped(scores: Tensor, group: int) -> Tensor:
+    assert scores.dim() == 1, f"expected (B,), got {tuple(scores.shape)}"
+    assert group >= 2, "a baseline of the other answers needs two answers a prompt"
+    assert len(scores) % group == 0, f"{len(scores)} answers are no whole groups of {group}"
+    return scores.float().view(-1, group)
 
 
 def _same_shape(first: Tensor, *others: Tensor) -> None:

@@ -7,7 +7,7 @@ One iteration, numbered as in `PpoTrainer._iterate`:
  3. judge the policy that sampled (the governor); past its bounds, go half the way back and judge again
  4. old log-probs, and the states that the critic reads
  5. rewards less the KL's price
- 6. values and generalised advantages, whitened
+ 6. advantages: generalised over a critic's values and whitened, or against the other answers to the prompt
  7. minibatches: clipped policy loss, clipped value loss, gradient clipping, early stop on KL
  8. steer the prices of KL, topic and fluency, checkpoint
 
@@ -27,9 +27,9 @@ from typing import Any
 import torch
 
 from train import checkpoint, maths
+from train.advantage import advantage_estimator
 from train.base import POLICY, Base
 from train.config import TrainConfig
-from train.critic import Critic
 from train.errors import BaseMismatch, CycleInterrupted
 from train.experience import Scored, old_policy, score, shaped
 from train.governor import Conduct, Judgement, Prices, choose, conduct, judge
@@ -41,6 +41,7 @@ from train.reward.foresight import Tilt
 from train.reward.protocol import TokenRewardModel
 from train.rollout import Rollouts, Sample
 from train.sampler import LocalRollouts
+from train.scaling import RunningScale
 from train.topic import Topic, joined
 from train.update import Targets, Updater
 
@@ -82,15 +83,15 @@ class PpoTrainer:
         self._folder, self._topic = folder, topic
         self._observe, self._progress, self._should_stop = observe, progress, should_stop
         ppo = config.ppo
-        self._critic = Critic(base, reward, config)
+        base.gradient_checkpointing = ppo.gradient_checkpointing
+        self._advantages = advantage_estimator(base, reward, config)
         policy = base.adapters.parameters(POLICY)
         self._optimiser = checkpoint.adamw(policy, ppo.learning_rate, ppo.betas, ppo.weight_decay)
-        self._updater = Updater(base, (policy, self._optimiser), self._critic, config)
-        foreseeing = ppo.all_actions and config.reward.credit == "token" and ppo.reward_clip is None
-        self._foresight = reward.foresight(base.embeddings) if foreseeing else None
+        self._updater = Updater(base, (policy, self._optimiser), self._advantages.critic, config)
+        self._foresight = reward.foresight(base.embeddings) if config.foresees else None
         self._state = RunState(
             maths.KlController(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon),
-            Prices(topic=config.governor.topic_price if topic and config.governor.enabled else 0.0),
+            prices=Prices(topic=config.governor.topic_price if topic and config.governor.enabled else 0.0),
         )
         self._seconds: dict[str, float] = {}
 
@@ -164,32 +165,16 @@ class PpoTrainer:
         with self._phase("old"):  # 4
             micro_batches = [micro for minibatch in order[0] for micro in minibatch]
             old = old_policy(self._base, scored, micro_batches, config, local=self._rollouts.local)
-            states = self._critic.states(scored.samples, old.states)
-        rewards = shaped(scored, old, metrics.kl_coefficient, config)  # 5
+            divisor = self._divisor(scored)
+        rewards = shaped(scored, old, metrics.kl_coefficient, config, divisor)  # 5
         if self._topic is not None:
             rewards = rewards + prices.topic * self._topic.rewards(scored.samples, mask)
-        values = self._critic.values(states, rewards, mask, first=iteration == 0)  # 6
-        estimate = maths.gae(rewards, values, mask, ppo.gamma, ppo.lam)
-        advantages, unit = estimate.advantages, 1.0
-        if ppo.whiten_advantages:
-            unit = max(float(advantages[mask].std(unbiased=False)), 1e-8)
-            advantages = maths.masked_whiten(advantages, mask)
+        estimate = self._advantages.estimate(scored, old, rewards, first=iteration == 0)  # 6
         weights = None
         if not from_sampler:
             weights = maths.truncated_importance_weights(old.logprobs, scored.sampled, mask, ppo.tis_cap)
         with self._phase("update"):  # 7
-            targets = Targets(
-                scored,
-                old,
-                states,
-                values,
-                estimate.returns,
-                advantages,
-                weights,
-                unit,
-                tilt=self._tilt,
-                sharpening=1.0 + prices.fluency,
-            )
+            targets = Targets(scored, old, estimate, weights, self._tilt, 1.0 + prices.fluency)
             figures = self._updater.run(
                 order,
                 targets,
@@ -197,13 +182,24 @@ class PpoTrainer:
                 coefficient=metrics.kl_coefficient,
                 step_done=lambda done: self._progress("update", done, ppo.epochs * metrics.episodes),
             )
+        capped = torch.zeros_like(scored.sampled) if weights is None else (weights >= ppo.tis_cap).float()
         return replace(
             metrics,
             sampler_mismatch=float(maths.masked_mean((scored.sampled - old.logprobs).abs(), mask)),
-            explained_variance=float(maths.explained_variance(values, estimate.returns, mask)),
+            importance_capped=float(maths.masked_mean(capped, mask)),
+            reward_divisor=divisor,
+            explained_variance=estimate.explained_variance,
             seconds=dict(self._seconds),
             **figures.means(),
         )
+
+    def _divisor(self, scored: Scored) -> float:
+        """What `ppo.reward_scaling` divides rewards by."""
+        scaling = self._config.ppo.reward_scaling
+        if scaling == "none":
+            return 1.0
+        self._state.scale = (self._state.scale if scaling == "running" else RunningScale()).updated(scored.scores)
+        return self._state.scale.deviation
 
     def _tilt(self, turns: Sequence[Turn]) -> Tilt | None:
         """What every candidate token would earn at the answers' places, as far as it is known."""
@@ -276,7 +272,9 @@ class PpoTrainer:
 
     def _save(self, iteration: int) -> None:
         tensors = {f"{POLICY}/{key}": value for key, value in self._base.adapters.state(POLICY).items()}
-        tensors |= checkpoint.optimiser_tensors(self._optimiser, "policy_optimiser") | self._critic.state()
+        tensors |= checkpoint.optimiser_tensors(self._optimiser, "policy_optimiser")
+        if self._advantages.critic is not None:
+            tensors |= self._advantages.critic.state()
         record = {"identity": self._identity(), "iteration": iteration, **self._state.record()}
         checkpoint.save(self._folder, iteration, tensors, record)
 
@@ -293,7 +291,8 @@ class PpoTrainer:
                 f"{self._folder} holds a run with another base, reward model or configuration; remove it to start anew"
             )
         self._base.adapters.load_state(POLICY, checkpoint.below(tensors, POLICY))
-        self._critic.load_state(tensors)
+        if self._advantages.critic is not None:
+            self._advantages.critic.load_state(tensors)
         checkpoint.restore_optimiser(self._optimiser, tensors, "policy_optimiser")
         self._state.restore(record)
         return iteration

@@ -9,6 +9,7 @@ from train.governor import Conduct, Judgement, Prices
 from train.iteration import IterationMetrics
 from train.maths import KlController
 from train.rollout import Sample
+from train.scaling import RunningScale
 
 
 @dataclass(slots=True)
@@ -18,6 +19,7 @@ class RunState:
     Attributes:
         controller: of the KL coefficient.
         prices: the governor's.
+        scale: of the rewards.
         baseline: the base's own conduct, once measured.
         before: answers of the policy that training began with.
         metrics: of every iteration so far.
@@ -26,6 +28,7 @@ class RunState:
 
     controller: KlController
     prices: Prices = field(default_factory=Prices)
+    scale: RunningScale = field(default_factory=RunningScale)
     baseline: Conduct | None = None
     before: tuple[Sample, ...] = ()
     metrics: list[IterationMetrics] = field(default_factory=list)
@@ -36,6 +39,7 @@ class RunState:
         return {
             "kl_coefficient": self.controller.coefficient,
             "prices": asdict(self.prices),
+            "reward_scale": asdict(self.scale),
             "baseline": asdict(self.baseline) if self.baseline else None,
             "metrics": [asdict(metrics) for metrics in self.metrics],
             "judgements": [asdict(judgement) for judgement in self.judgements],
@@ -47,6 +51,7 @@ class RunState:
 
     def restore(self, record: dict[str, Any]) -> None:
         """Go back to what `record` gave."""
+        self.scale = RunningScale(**record["reward_scale"])
         self.controller = replace(self.controller, coefficient=record["kl_coefficient"])
         self.prices = Prices(**record["prices"])
         self.baseline = Conduct(**record["baseline"]) if record["baseline"] else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from train import maths
+from train.advantage import CriticTargets, Estimate
 from train.base import Base, policy_pass
 from train.config import TrainConfig
 from train.critic import Critic
@@ -22,21 +24,35 @@ RATIO_TOLERANCE = {"exact": 0.0, "float32": 1e-3, "bfloat16": 1.0}
 """How far a ratio of the first minibatch may be from 1: old log-probs by a pass of the trainer itself, by the local
 sampler, by the local sampler with half-precision weights."""
 
+MEANS = (
+    "entropy",
+    "policy_loss",
+    "value_loss",
+    "approx_kl",
+    "clip_fraction",
+    "value_clip_fraction",
+    "grad_norm",
+)
+"""Figures of an update that `IterationMetrics` holds as means over minibatches."""
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the losses aim at. Tensors (B, T), `states` (B, T, H); `unit`: reward of one unit of advantage;
-    `tilt`: gives rewards of candidate tokens at the places of some answers, or None; `sharpening`: factor on
-    the reference's logits, for an exact KL."""
+    """What the losses aim at.
+
+    Attributes:
+        scored: the answers.
+        old: the policy that sampled them.
+        estimate: their advantages, and what the critic learns.
+        weights: (B, T), importance weights that correct for the sampler, or None.
+        tilt: gives rewards of candidate tokens at the places of some answers, or None.
+        sharpening: factor on the reference's logits, for an exact KL.
+    """
 
     scored: Scored
     old: Old
-    states: Tensor
-    values: Tensor
-    returns: Tensor
-    advantages: Tensor
-    weights: Tensor | None
-    unit: float = 1.0
+    estimate: Estimate
+    weights: Tensor | None = None
     tilt: Callable[[Sequence[Turn]], Tilt | None] = lambda _turns: None
     sharpening: float = 1.0
 
@@ -66,12 +82,88 @@ class UpdateFigures:
 
     def means(self) -> dict[str, Any]:
         """All that `IterationMetrics` takes from an update."""
-        means = ("entropy", "policy_loss", "value_loss", "approx_kl", "clip_fraction", "grad_norm")
-        return {name: self.mean(name) for name in means} | {
+        return {name: self.mean(name) for name in MEANS} | {
             "updates": self.updates,
             "stopped_early": self.stopped_early,
             "first_ratio_error": self.first_ratio_error,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyObjective:
+    """Scalar `loss` that carries the gradient, `figures` of it, and the `mask` (B, T) of its rows."""
+
+    loss: Tensor
+    figures: dict[str, float]
+    mask: Tensor
+
+
+def policy_objective(
+    base: Base, micro: Sequence[int], targets: Targets, coefficient: float, config: TrainConfig
+) -> PolicyObjective:
+    """The policy's loss on some rows: the clipped surrogate, less the entropy's bonus, plus the KL's price.
+
+    L = L_clip - c_H H + (beta KL - E[foreseen]) / unit, each a mean over real tokens.
+
+    Args:
+        base: with the policy adapter.
+        micro: rows of `targets`.
+        targets: what to aim at.
+        coefficient: beta, in units of reward a nat.
+        config: `ppo` and `rollout` of it.
+    """
+    ppo = config.ppo
+    rows = torch.tensor(micro, device=targets.scored.mask.device)
+    turns = [targets.scored.samples[row] for row in micro]
+    tilt = targets.tilt(turns)
+    found = policy_pass(
+        base,
+        turns,
+        temperature=config.rollout.temperature,
+        entropy_grad=ppo.entropy_coefficient > 0,
+        reference=targets.reference(rows) if ppo.exact_kl else None,
+        tilt=tilt,
+    )
+    mask, width = found.mask, found.mask.shape[1]
+    old = targets.old.logprobs[rows, :width]
+    # what was foreseen counts by its expectation, so the sampled term must not count it again
+    surprise = (found.foreseen - found.expected.detach()) / targets.estimate.unit
+    policy = maths.policy_loss(
+        found.logprobs,
+        old,
+        targets.estimate.advantages[rows, :width] - surprise,
+        mask,
+        clip=ppo.clip,
+        weights=None if targets.weights is None else targets.weights[rows, :width],
+    )
+    entropy = maths.masked_mean(found.entropy, mask)
+    loss = policy.loss - ppo.entropy_coefficient * entropy
+    if tilt is not None:
+        loss = loss - maths.masked_mean(found.expected, mask) / targets.estimate.unit
+    if ppo.kl_in == "loss":
+        price = found.kl
+        if ppo.kl_estimator != "exact":
+            price = maths.kl(found.logprobs, targets.scored.reference[rows, :width], ppo.kl_estimator)
+        # in units of whitened advantages, as every other reward is
+        loss = loss + coefficient / targets.estimate.unit * maths.masked_mean(price, mask)
+    with torch.no_grad():
+        drift = torch.where(mask, found.logprobs - old, 0.0).abs().max()
+    figures = {
+        "policy_loss": float(policy.loss.detach()),
+        "entropy": float(entropy.detach()),
+        "approx_kl": float(policy.approx_kl),
+        "clip_fraction": float(policy.clip_fraction),
+        "ratio_error": float(torch.expm1(drift)),
+    }
+    return PolicyObjective(loss, figures, mask)
+
+
+def critic_objective(
+    critic: Critic, turns: Sequence[Turn], targets: CriticTargets, mask: Tensor, config: TrainConfig
+) -> maths.ValueLoss:
+    """The critic's clipped loss on `turns`, whose targets and `mask` (B, T) these are."""
+    values = critic.predict(turns, targets.states, mask)
+    return maths.value_loss(values, targets.values, targets.returns, mask, config.ppo.value_clip)
 
 
 class Updater:
@@ -81,7 +173,7 @@ class Updater:
         self,
         base: Base,
         policy: tuple[list[nn.Parameter], torch.optim.Optimizer],
-        critic: Critic,
+        critic: Critic | None,
         config: TrainConfig,
     ) -> None:
         self._base, self._critic, self._config = base, critic, config
@@ -118,8 +210,8 @@ class Updater:
             found.pop("ratio_error", None)
             limit = self._config.ppo.max_approx_kl
             if limit is not None and found["approx_kl"] > limit:
-                self._optimiser.zero_grad(set_to_none=True)
-                self._critic.optimiser.zero_grad(set_to_none=True)
+                for _, optimiser in self._trained():
+                    optimiser.zero_grad(set_to_none=True)
                 figures.stopped_early = True
                 break
             found["grad_norm"] = self._step()
@@ -144,83 +236,44 @@ class Updater:
     def _micro(
         self, micro: Sequence[int], rows: Tensor, targets: Targets, coefficient: float, share: float
     ) -> dict[str, float]:
-        ppo = self._config.ppo
-        turns = [targets.scored.samples[row] for row in micro]
-        tilt = targets.tilt(turns)
-        found = policy_pass(
-            self._base,
-            turns,
-            temperature=self._config.rollout.temperature,
-            entropy_grad=ppo.entropy_coefficient > 0,
-            reference=targets.sharpening * targets.scored.reference_states[rows]
-            if ppo.kl_estimator == "exact"
-            else None,
-            tilt=tilt,
-        )
-        mask, width = found.mask, found.mask.shape[1]
-        old = targets.old.logprobs[rows, :width]
-        # what was foreseen counts by its expectation, so the sampled term must not count it again
-        surprise = (found.foreseen - found.expected.detach()) / targets.unit
-        policy = maths.policy_loss(
-            found.logprobs,
-            old,
-            targets.advantages[rows, :width] - surprise,
-            mask,
-            clip=ppo.clip,
-            weights=None if targets.weights is None else targets.weights[rows, :width],
-        )
-        entropy = maths.masked_mean(found.entropy, mask)
-        loss = policy.loss - ppo.entropy_coefficient * entropy
-        if tilt is not None:
-            loss = loss - maths.masked_mean(found.expected, mask) / targets.unit
-        if ppo.kl_in == "loss":
-            price = found.kl
-            if ppo.kl_estimator != "exact":
-                price = maths.kl(found.logprobs, targets.scored.reference[rows, :width], ppo.kl_estimator)
-            # in units of whitened advantages, as every other reward is
-            loss = loss + coefficient / targets.unit * maths.masked_mean(price, mask)
-        self._backward(loss * share)
-        value = maths.value_loss(
-            self._critic.predict(turns, targets.states[rows, :width], mask),
-            targets.values[rows, :width],
-            targets.returns[rows, :width],
-            mask,
-            ppo.value_clip,
-        )
-        if not self._critic.refitted:  # a head that is fitted anew each iteration has nothing to learn from steps
-            self._backward(ppo.value_coefficient * value.loss * share)
-        with torch.no_grad():
-            drift = torch.where(mask, found.logprobs - old, 0.0).abs().max()
-        return {
-            "policy_loss": float(policy.loss.detach()),
-            "value_loss": float(value.loss.detach()),
-            "entropy": float(entropy.detach()),
-            "approx_kl": float(policy.approx_kl),
-            "clip_fraction": float(policy.clip_fraction),
-            "ratio_error": float(torch.expm1(drift)),
-        }
+        policy = policy_objective(self._base, micro, targets, coefficient, self._config)
+        self._backward(policy.loss * share)
+        figures = policy.figures
+        if self._critic is not None and targets.estimate.critic is not None:
+            turns = [targets.scored.samples[row] for row in micro]
+            aims = targets.estimate.critic.of(rows, policy.mask.shape[1])
+            value = critic_objective(self._critic, turns, aims, policy.mask, self._config)
+            if not self._critic.refitted:  # a head that is fitted anew each iteration has nothing to learn from steps
+                self._backward(self._config.ppo.value_coefficient * value.loss * share)
+            figures |= {"value_loss": float(value.loss.detach()), "value_clip_fraction": float(value.clip_fraction)}
+        return figures
 
     def _backward(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss.detach())):
             raise TrainingDiverged("a loss is not finite; lower train.ppo.learning_rate (the incumbent is untouched)")
         loss.backward()  # type: ignore[no-untyped-call]
 
+    def _trained(self) -> list[tuple[list[nn.Parameter], torch.optim.Optimizer]]:
+        """Weights and optimiser of the policy, and of the critic if there is one."""
+        critic = [] if self._critic is None else [(self._critic.weights, self._critic.optimiser)]
+        return [(self._weights, self._optimiser), *critic]
+
     def _step(self) -> float:
+        """Clip and step; the norm of the policy's gradient before clipping."""
         limit = self._config.ppo.max_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(self._weights, limit))
-        critic_norm = float(nn.utils.clip_grad_norm_(self._critic.weights, limit))
-        if not (torch.isfinite(torch.tensor([norm, critic_norm])).all()):
+        norms = [float(nn.utils.clip_grad_norm_(weights, limit)) for weights, _ in self._trained()]
+        if not all(map(math.isfinite, norms)):
             raise TrainingDiverged(
                 "a gradient is not finite; lower train.ppo.learning_rate (the incumbent is untouched)"
             )
-        for optimiser in (self._optimiser, self._critic.optimiser):
+        for _, optimiser in self._trained():
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        return norm
+        return norms[0]
 
     def _check_first_ratio(self, error: float, exact: bool) -> None:
         allowed = RATIO_TOLERANCE["exact" if exact else self._config.rollout.dtype]
-        if error > allowed:
+        if not error <= allowed:
             raise TrainingDiverged(
                 f"the first minibatch's ratio is off by {error:.2g} before any update (at most {allowed:g}): sampler"
                 " and trainer disagree about the policy"

@@ -24,6 +24,7 @@ from train.packing import TreeLayout, gather_rows, pack
 from train.reward.config import RewardConfig
 from train.reward.losses import ties_loss
 from train.reward.probe import Array, Rows
+from train.reward.protocol import CriticStart
 from train.reward.votes import Answer, Votes
 
 ADAPTER = "reward"
@@ -83,6 +84,11 @@ class LastHead:
 
     def foresight(self, embeddings: Tensor) -> None:
         """Nothing: only the answer's last token is read."""
+
+    def critic_start(self) -> CriticStart:
+        """Where a critic of the same shape may begin."""
+        adapter = self.base.adapters.state(ADAPTER) if self.lora else None
+        return CriticStart(adapter, self.weight, self.shift, self.scale)
 
     def save(self, folder: Path) -> None:
         """Write `reward.safetensors` and `reward.json` into `folder`."""

@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from train.reward.foresight import Foresight
+
+
+@dataclass(frozen=True, slots=True)
+class CriticStart:
+    """A reward model as a critic: (weight . state - shift) / scale, read in the states of its adapter.
+
+    Attributes:
+        adapter: tensors under PEFT's names; None: the bare base's states.
+        weight: (d,).
+        shift: see above.
+        scale: see above.
+    """
+
+    adapter: dict[str, Tensor] | None
+    weight: Tensor
+    shift: float
+    scale: float
+
+
+@runtime_checkable
+class StartsCritic(Protocol):
+    """A reward model of the critic's own shape: the critic may begin where it is (Ouyang et al. 2022)."""
+
+    def critic_start(self) -> CriticStart:
+        """The reward model's weights, to be copied."""
 
 
 class TokenRewardModel(Protocol):
