@@ -21,6 +21,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
     learnt = str(cache_dir() / "bench" / "learning")
     peer = ["benchmarks.peer"]
     return {
+        "voting": [["benchmarks.voting"]],
         "engine": [["benchmarks.engine", model, "--swap"]],
         "reward_head": [[*head, "sample", *arguments], [*head, "fit", *arguments]],
         "learning": [["benchmarks.learning", "run", "--model", model, "--cache", learnt]],

@@ -150,7 +150,8 @@ def budget(counts: Sequence[int], moved: Sequence[float]) -> str:
     before_count, before = 0, 0.0
     for count, shift in zip(counts, moved, strict=True):
         if abs(shift) >= 1:
-            return f"{before_count + (count - before_count) * (1 - abs(before)) / (abs(shift) - abs(before)):.0f}"
+            between = (count - before_count) * (1 - abs(before)) / (abs(shift) - abs(before))
+            return str(max(1, round(before_count + between)))
         before_count, before = count, shift
     return f"more than {counts[-1]}"
 
@@ -186,12 +187,13 @@ def worlds_table(elections: int) -> str:
     cases: list[tuple[str, World, VotersConfig]] = [
         ("as above", World(), careful),
         ("10 votes a voter", World(votes=10), careful),
+        ("20 votes a voter", World(votes=20), careful),
         ("100 votes a voter", World(votes=100), careful),
         ("careful voters prefer X in 70%", World(rate=0.7), careful),
         ("careful voters prefer X in 85%", World(rate=0.85), careful),
         ("strong tastes (standard deviation 0.17)", World(spread=8.0), careful),
         ("nothing planted", World(gold=0.0), careful),
-        ("`taste_spread` 8", World(), careful.model_copy(update={"taste_spread": 8.0})),
+        ("`taste_spread` 16", World(), careful.model_copy(update={"taste_spread": 16.0})),
         ("`taste_spread` 100", World(), careful.model_copy(update={"taste_spread": 100.0})),
     ]
     lines = ["| world | no attackers, with | 20 always for X, without | with |", "|---|---|---|---|"]

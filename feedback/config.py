@@ -30,9 +30,9 @@ class VotersConfig(Section):
     """A vote so soon after the same voter's vote before is hasty too."""
     suspicion: float = Field(default=0.1, gt=0, lt=1)
     """Share of unreliable voters that is assumed before any vote is seen."""
-    taste_spread: float = Field(default=24.0, gt=1)
-    """How alike honest voters are: their rates of preferring one adapter spread as after so many votes (24: standard
-    deviation 0.1 around a half). Smaller forgives strong tastes, and promoters with them."""
+    taste_spread: float = Field(default=32.0, gt=1)
+    """How alike honest voters are: their rates of preferring one adapter spread as after so many votes (32: standard
+    deviation 0.09 around a half). Smaller forgives strong tastes, and promoters with them."""
 
 
 class FeedbackConfig(Section):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from feedback.config import VotersConfig
+from feedback.contracts import VoterForgotten
 from feedback.ledger import Ledger, Place
 from feedback.voters import Ballot, Ballots, ballot_of, vote_weights, voter_weights
 from serve.leaderboard import Leaderboard, leaderboard, left_of
@@ -62,7 +63,7 @@ class VoteBook:
         self._lock = threading.Lock()
         self._ballots: dict[str, tuple[Place, Ballot]] = {}
         self._read_to: Place | None = None
-        self._known = 0
+        self._forgotten: frozenset[VoterForgotten] = frozenset()
         self._news: VoteNews | None = None
         self._at = -float("inf")
 
@@ -91,12 +92,12 @@ class VoteBook:
         self._at = self._clock()
 
     def _read(self) -> bool:
-        """Take in what is new; True where anything is. Votes that somebody wanted forgotten are."""
-        total = self._ledger.counts().votes
-        if total < self._known:
+        """Take in what is new; True where anything is. When a voter was forgotten, all is read again."""
+        forgotten = frozenset(self._ledger.forgotten())
+        if forgotten != self._forgotten:
             self._ballots.clear()
             self._read_to = None
-        self._known = total
+        self._forgotten = forgotten
         before = len(self._ballots), self._read_to
         if self._read_to is None:
             self._read_to = self._ledger.place_before_newest(self._most)

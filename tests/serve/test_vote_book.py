@@ -53,6 +53,16 @@ def test_only_the_newest_are_kept(ledger: Ledger) -> None:
     assert "p6" in {ballot.pair_id for _, ballot in book._ballots.values()}
 
 
+def test_a_forgotten_voter_is_forgotten_here_too(ledger: Ledger) -> None:
+    book = VoteBook(ledger, VotersConfig(), most=100, fresh_s=0)
+    for number in range(6):
+        cast(ledger, number)
+    assert set(book.voter_weights()) == {"v_0", "v_1", "v_2"}
+    ledger.forget("v_1")
+    assert set(book.voter_weights()) == {"v_0", "v_2"}
+    assert book.news().board.votes == 4
+
+
 def test_a_vote_that_comes_late_to_the_ledger_is_not_missed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     book = VoteBook(ledger, VotersConfig(), most=100, fresh_s=0)
     cast(ledger, 1)
