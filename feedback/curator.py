@@ -35,7 +35,7 @@ from feedback.contracts import (
     VoteCast,
     VoterForgotten,
 )
-from feedback.dataset import Dataset, DatasetError
+from feedback.dataset import Covering, Dataset, DatasetError
 from feedback.dataset.rows import prompt_row, vote_row
 from feedback.event_log import (
     EventConsumer,
@@ -169,6 +169,7 @@ class Curator:
         self._dataset.merge_parts()
 
     def _make_durable(self, batch: Batch) -> None:
+        _leave_out(batch, self._dataset.covering())
         new_pairs = self._dataset.unknown_pairs(pair.pair_id for pair in batch.pairs)
         new_votes = self._dataset.unknown_votes(vote.vote_id for vote in batch.votes)
         self._dataset.append_pairs(batch.pairs)
@@ -233,6 +234,15 @@ def sort_out(records: Sequence[StoredRecord]) -> Batch:
             if event_id := _id_in_the_wreck(record):
                 batch.event_ids.append(event_id)
     return batch
+
+
+def _leave_out(batch: Batch, forgotten: Covering) -> None:
+    """Drop what forgotten voters said; it is receipted all the same, so that nobody sends it again."""
+    pairs, votes = len(batch.pairs), len(batch.votes)
+    batch.pairs = [pair for pair in batch.pairs if not forgotten.pair(pair)]
+    batch.votes = [vote for vote in batch.votes if not forgotten.vote(vote)]
+    RECORDS.labels(PAIR_TOPIC, "forgotten").inc(pairs - len(batch.pairs))
+    RECORDS.labels(VOTE_TOPIC, "forgotten").inc(votes - len(batch.votes))
 
 
 def receipts(event_ids: Sequence[str]) -> list[OutgoingRecord]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from feedback.dataset.dataset import Dataset, NewData
 from feedback.dataset.errors import DatasetCorrupt, DatasetError, DatasetFull, SnapshotPurged, UnknownSnapshot
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
-from feedback.dataset.tombstones import ForgottenVoter
+from feedback.dataset.tombstones import Covering, ForgottenVoter
 from feedback.dataset.weighing import Weigh
 
 __all__ = [
+    "Covering",
     "Dataset",
     "DatasetCorrupt",
     "DatasetError",

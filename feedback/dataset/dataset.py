@@ -20,7 +20,7 @@ from feedback.dataset.ordering import in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import is_decisive
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
-from feedback.dataset.tombstones import ForgottenVoter, Tombstones
+from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones
 from feedback.dataset.weighing import Weigh
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,6 +55,7 @@ class Dataset:
         self._votes = PartStore(root / "votes")
         self._pairs = PartStore(root / "pairs")
         self._tombstones = Tombstones(root / "forgotten")
+        self._obeyed = self._tombstones.every()
         self._since: str | None = None
 
     def append_votes(self, events: Sequence[VoteCast]) -> Path | None:
@@ -100,7 +101,13 @@ class Dataset:
             DatasetFull: no room; do it again when there is.
             DatasetCorrupt: a part was changed.
         """
-        return forgetting.forget(event, self._votes, self._pairs, self._snapshots, self._tombstones)
+        stone = forgetting.forget(event, self._votes, self._pairs, self._snapshots, self._tombstones)
+        self._notice_tombstones()
+        return stone
+
+    def covering(self) -> Covering:
+        """What tells the events that are dropped because their voters were forgotten."""
+        return self._tombstones.covering()
 
     def forgotten(self) -> list[ForgottenVoter]:
         """Every voter who was forgotten, with the snapshots that had held them."""
@@ -162,6 +169,7 @@ class Dataset:
         Raises:
             UnknownSnapshot: there is no such snapshot.
         """
+        self._notice_tombstones()
         votes, pairs = self._votes.ids(), self._pairs.ids()
         if since != self._since:
             votes.set_old([] if since is None else self.vote_ids(since))
@@ -225,6 +233,14 @@ class Dataset:
     def export(self, snapshot: Snapshot, dest: Path, format: exporting.Format = "parquet") -> None:  # noqa: A002
         """Write a snapshot for others; see `feedback.dataset.export`."""
         exporting.export(snapshot, dest, format)
+
+    def _notice_tombstones(self) -> None:
+        """Ids that went with a forgotten voter, here or in another process, must not be counted any more."""
+        stones = self._tombstones.every()
+        if stones != self._obeyed:
+            self._obeyed, self._since = stones, None
+            self._votes.read_ids_anew()
+            self._pairs.read_ids_anew()
 
     def _folder(self, snapshot_id: str) -> Path:
         if not snapshot_id.isalnum():

@@ -80,6 +80,11 @@ class PartStore:
             self._rows = {name: rows for name, rows in self._rows.items() if name in there}
             return self._ids
 
+    def read_ids_anew(self) -> None:
+        """Forget which ids there are: some went from the parts."""
+        self._ids = IdIndex()
+        self._rows = {}
+
     def paths(self) -> list[Path]:
         """Every whole part, in the order of names."""
         return sorted(self.folder.glob("*.parquet"))

@@ -147,3 +147,12 @@ def test_a_tombstone_of_another_time_zone_means_the_same_moment() -> None:
     assert EVENT.covers(VOTER, datetime(2026, 11, 21, 13, 0, tzinfo=UTC))
     assert not EVENT.covers(VOTER, datetime(2026, 11, 21, 13, 0, 1, tzinfo=UTC))
     assert not EVENT.covers("v_2", START)
+
+
+def test_a_trainer_that_runs_on_does_not_count_forgotten_votes_as_new(dataset: Dataset, tmp_path: Path) -> None:
+    """Else each snapshot without them would seem to lack them, and cycle would follow cycle."""
+    trainer = Dataset(tmp_path)
+    assert trainer.count_new(None).decisive == 6
+    dataset.forget(EVENT)
+    assert trainer.count_new(None) == NewData(decisive=4, ties=4, prompts=8)
+    assert trainer.count_new(trainer.build_snapshot().id) == NewData(0, 0, 0)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from feedback.contracts import VoterForgotten
 from feedback.dataset import Dataset
 from tests.feedback.events import pair, vote
 from train.data import DatasetVotes
+from train.errors import SnapshotGone
 from train.texts import DROPPED, TextReader
 
 END = 0
@@ -57,3 +61,14 @@ def test_a_redacted_vote_is_trained_on_as_its_text_reads_now(tmp_path: Path) -> 
     assert len(data.votes) == 2
     assert data.prompts.all == ((7, 8, 0), ids("<Question 1?>"))
     assert {answer.prompt_ids for answer in data.votes.answers} == {(7, 8, 0), ids("<Question 1?>")}
+
+
+def test_a_cycle_whose_snapshot_held_a_forgotten_voter_is_told_to_end(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.append_votes([vote(0), vote(1)])
+    source = DatasetVotes(tmp_path)
+    snapshot = source.freeze()
+    dataset.forget(VoterForgotten(event_id="f", voter="v_0", until=vote(9).cast_at))
+    with pytest.raises(SnapshotGone, match="build a new one"):
+        source.load(snapshot)
+    assert source.vote_ids(snapshot) == {"w0", "w1"}

@@ -1,0 +1,84 @@
+"""`hustings forget`, `lineage` and `import` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deploy.cli import app
+from deploy.errors import ConfigError
+from feedback.dataset import Dataset
+from feedback.identity import load_or_make_secret, pseudonym
+from feedback.ledger import Ledger
+from feedback.paths import DataPaths
+from tests.feedback.events import pair
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> DataPaths:
+    made = DataPaths(tmp_path)
+    made.create()
+    return made
+
+
+def fill(paths: DataPaths, voter: str) -> str:
+    ledger, dataset = Ledger.open(paths.ledger_url), Dataset(paths.dataset)
+    shown = pair(1).model_copy(update={"voter": voter})
+    ledger.record_pair(shown)
+    vote = ledger.record_vote(pair_id=shown.pair_id, voter=voter, choice="a").vote
+    dataset.append_pairs([shown])
+    dataset.append_votes([vote])
+    dataset.build_snapshot()
+    ledger.close()
+    return vote.vote_id
+
+
+def run(paths: DataPaths, *arguments: str, answer: str = "") -> str:
+    done = CliRunner().invoke(app, [*arguments, "--data-dir", str(paths.root)], input=answer)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def test_lineage_tells_where_a_vote_went(paths: DataPaths) -> None:
+    vote_id = fill(paths, "v_ann")
+    told = json.loads(run(paths, "lineage", vote_id, "--json"))
+    assert (told["pair"], told["choice"], len(told["snapshots"]), told["adapters"]) == ("p1", "a", 1, [])
+    assert f"vote: {vote_id}" in run(paths, "lineage", "p1")
+
+
+def test_forgetting_asks_first_and_takes_the_id_of_a_vote(paths: DataPaths) -> None:
+    vote_id = fill(paths, "v_ann")
+    assert "Forget v_ann for good?" in run(paths, "forget", vote_id, answer="n\n")
+    assert json.loads(run(paths, "lineage", "p1", "--json"))["votes"]
+    told = run(paths, "forget", vote_id, answer="y\n")
+    assert "votes: 1" in told
+    assert "remedy: none" in told
+    assert json.loads(run(paths, "lineage", "v_ann", "--json"))["votes"] == 1
+    assert list(Dataset(paths.dataset).votes()) == []
+
+
+def test_forgetting_takes_a_voters_own_token(paths: DataPaths) -> None:
+    secret = load_or_make_secret(paths.secrets / "voter_key", "HUSTINGS_SECRET_OF_NOBODY")
+    fill(paths, pseudonym(secret, "my-cookie"))
+    told = json.loads(run(paths, "forget", "my-cookie", "--token", "--yes", "--json"))
+    assert (told["voter"], told["pairs"]) == (pseudonym(secret, "my-cookie"), 1)
+
+
+def test_what_is_nobodys_is_refused(paths: DataPaths) -> None:
+    with pytest.raises(ConfigError, match="--token"):
+        run(paths, "forget", "somebody", "--yes")
+    with pytest.raises(ConfigError, match="somebody"):
+        run(paths, "lineage", "somebody")
+
+
+def test_importing_says_what_was_new(paths: DataPaths, tmp_path: Path) -> None:
+    file = tmp_path / "some prefs.jsonl"
+    file.write_text(json.dumps({"prompt": "Hi", "chosen": "Yes", "rejected": "No"}) + "\n")
+    assert run(paths, "import", str(file)) == "1 rows read, 1 of them new\n"
+    assert run(paths, "import", str(file)) == "1 rows read, 0 of them new\n"
+    (vote,) = Dataset(paths.dataset).votes()
+    assert vote.pair.conversation_id.startswith("import_some-prefs_")
