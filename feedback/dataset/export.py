@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import orjson
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from feedback.dataset.errors import DatasetError, from_os
 from feedback.dataset.files import TEMPORARY_PREFIX
@@ -69,7 +71,7 @@ def export(snapshot: Snapshot, dest: Path, format: Format) -> None:  # noqa: A00
 def _write_hf(snapshot: Snapshot, dest: Path) -> None:
     for name in TABLE_NAMES:
         (dest / name).mkdir(parents=True, exist_ok=True)
-        _write_table(snapshot, name, dest / name / "train-00000-of-00001.parquet", "parquet")
+        _write_table(snapshot, name, dest / name / "train-00000-of-00001.parquet", "hf")
     manifest = snapshot.manifest
     (dest / "README.md").write_text(
         _CARD.format(
@@ -86,12 +88,24 @@ def _write_table(snapshot: Snapshot, name: TableName, path: Path, kind: str) -> 
     try:
         if kind == "parquet":
             shutil.copyfile(snapshot.path(name), temporary)
+        elif kind == "hf":
+            _write_with_margins(snapshot, name, temporary)
         else:
             with temporary.open("wb") as file:
                 file.writelines(_lines(snapshot, name))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_with_margins(snapshot: Snapshot, name: TableName, path: Path) -> None:
+    """The table with 0 for a margin that nobody gave: TRL's RewardTrainer takes a number off, and fails on null."""
+    with pq.ParquetFile(snapshot.path(name)) as table:
+        column = table.schema_arrow.get_field_index("margin")
+        with pq.ParquetWriter(path, table.schema_arrow, compression="zstd") as writer:
+            for batch in table.iter_batches(1_000):
+                filled = batch if column < 0 else batch.set_column(column, "margin", pc.fill_null(batch["margin"], 0.0))
+                writer.write_batch(filled)
 
 
 def _lines(snapshot: Snapshot, name: TableName) -> Iterator[bytes]:

@@ -233,6 +233,8 @@ def test_hf_export_names_its_tables_in_the_card(tmp_path: Path) -> None:
     assert card.startswith("---\nconfigs:\n- config_name: preferences\n  default: true\n")
     table = pq.read_table(tmp_path / "hf" / "preferences" / "train-00000-of-00001.parquet")
     assert table.column_names[:3] == ["prompt", "chosen", "rejected"]
+    assert table["margin"].to_pylist() == [0.0, 0.0]
+    assert table["vote_id"].equals(snapshot.preferences["vote_id"])
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
