@@ -18,6 +18,7 @@ ADAPTER_NAME_PATTERN = r"^policy-[0-9]{6}$"
 
 PAIR_TOPIC = "hustings.pairs"
 VOTE_TOPIC = "hustings.votes"
+THUMB_TOPIC = "hustings.thumbs"
 DEAD_LETTER_TOPIC = "hustings.votes.dlq"
 RECEIPT_TOPIC = "hustings.receipts"
 ADAPTER_TOPIC = "hustings.adapters"
@@ -25,10 +26,20 @@ RELEASE_TOPIC = "hustings.releases"
 FORGOTTEN_TOPIC = "hustings.forgotten"
 GATE_KEY = "gate"
 """Key of `GateChanged` among the releases, whose keys are adapters' names."""
-TOPICS = (PAIR_TOPIC, VOTE_TOPIC, DEAD_LETTER_TOPIC, RECEIPT_TOPIC, ADAPTER_TOPIC, RELEASE_TOPIC, FORGOTTEN_TOPIC)
+TOPICS = (
+    PAIR_TOPIC,
+    VOTE_TOPIC,
+    THUMB_TOPIC,
+    DEAD_LETTER_TOPIC,
+    RECEIPT_TOPIC,
+    ADAPTER_TOPIC,
+    RELEASE_TOPIC,
+    FORGOTTEN_TOPIC,
+)
 
 Position = Literal["a", "b", "c", "d"]
 Choice = Literal["a", "b", "tie", "both_bad"]
+Thumb = Literal["up", "down"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 AdapterName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN)]
 
@@ -188,6 +199,39 @@ class VoterForgotten(Event):
     def covers(self, voter: str, at: datetime) -> bool:
         """Whether an event of this voter and time is to be dropped."""
         return voter == self.voter and at <= self.until
+
+
+class AnswerShown(Event):
+    """One answer was shown, alone (chat mode), to a person who may give it a thumb.
+
+    Attributes:
+        voter: keyed pseudonym, never the raw identity.
+        completion: the answer; its position is "a".
+        propensity: probability with which a turn is answered once, not twice, as it was then configured.
+        prompt_token_ids: the prompt after the chat template, as the engine saw it.
+    """
+
+    answer_id: str
+    conversation_id: str
+    voter: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    completion: CompletionRecord
+    propensity: float = Field(gt=0, le=1)
+    base_model: str
+    prompt_token_ids: tuple[int, ...] = ()
+    shown_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class ThumbGiven(Event):
+    """A thumb up or down for a single answer, which travels inside."""
+
+    thumb_id: str
+    answer: AnswerShown
+    voter: str
+    thumb: Thumb
+    reasons: tuple[str, ...] = ()
+    comment: str | None = None
+    given_at: AwareDatetime = Field(default_factory=utc_now)
 
 
 class RecordsCurated(Event):

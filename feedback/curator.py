@@ -27,11 +27,13 @@ from feedback.contracts import (
     FORGOTTEN_TOPIC,
     PAIR_TOPIC,
     RECEIPT_TOPIC,
+    THUMB_TOPIC,
     VOTE_TOPIC,
     ContractError,
     DeadLetter,
     PairShown,
     RecordsCurated,
+    ThumbGiven,
     VoteCast,
     VoterForgotten,
 )
@@ -55,7 +57,7 @@ logger = structlog.get_logger(__name__)
 GROUP = "hustings-curator"
 NICENESS = 5
 """How far the curator steps back behind serving."""
-READ_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, FORGOTTEN_TOPIC)
+READ_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, THUMB_TOPIC, FORGOTTEN_TOPIC)
 NEEDED_TOPICS = (*READ_TOPICS, DEAD_LETTER_TOPIC, RECEIPT_TOPIC)
 POLL_S = 0.5
 FIRST_PAUSE_S = 0.25
@@ -85,6 +87,7 @@ class Batch:
 
     pairs: list[PairShown] = field(default_factory=list)
     votes: list[VoteCast] = field(default_factory=list)
+    thumbs: list[ThumbGiven] = field(default_factory=list)
     forgotten: list[VoterForgotten] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     event_ids: list[str] = field(default_factory=list)
@@ -174,6 +177,8 @@ class Curator:
         new_votes = self._dataset.unknown_votes(vote.vote_id for vote in batch.votes)
         self._dataset.append_pairs(batch.pairs)
         self._dataset.append_votes(batch.votes)
+        new_thumbs = self._dataset.unknown_thumbs(thumb.thumb_id for thumb in batch.thumbs)
+        self._dataset.append_thumbs(batch.thumbs)
         for event in batch.forgotten:
             stone = self._dataset.forget(event)
             logger.info("voter forgotten", voter=event.voter, snapshots=stone.snapshots)
@@ -186,6 +191,7 @@ class Curator:
             RECORDS.labels(letter.topic, "dead_letter").inc()
         _count(PAIR_TOPIC, len(batch.pairs), len(new_pairs))
         _count(VOTE_TOPIC, len(batch.votes), len(new_votes))
+        _count(THUMB_TOPIC, len(batch.thumbs), len(new_thumbs))
 
     def _send(self, producer: EventProducer, records: Sequence[OutgoingRecord]) -> None:
         for record, error in zip(records, producer.send(records), strict=True):
@@ -221,6 +227,10 @@ def sort_out(records: Sequence[StoredRecord]) -> Batch:
                 pair = _readable_pair(record.value)
                 batch.pairs.append(pair)
                 batch.event_ids.append(pair.pair_id)
+            elif record.topic == THUMB_TOPIC:
+                thumb = ThumbGiven.from_bytes(record.value)
+                batch.thumbs.append(thumb)
+                batch.event_ids.append(thumb.thumb_id)
             elif record.topic == FORGOTTEN_TOPIC:
                 event = VoterForgotten.from_bytes(record.value)
                 batch.forgotten.append(event)
@@ -300,7 +310,7 @@ def _id_in_the_wreck(record: StoredRecord) -> str | None:
         wreck = orjson.loads(record.value or b"")
     except orjson.JSONDecodeError:
         return None
-    name = {PAIR_TOPIC: "pair_id", FORGOTTEN_TOPIC: "event_id"}.get(record.topic, "vote_id")
+    name = {PAIR_TOPIC: "pair_id", THUMB_TOPIC: "thumb_id", FORGOTTEN_TOPIC: "event_id"}.get(record.topic, "vote_id")
     event_id = wreck.get(name) if isinstance(wreck, dict) else None
     return event_id if isinstance(event_id, str) else None
 

@@ -12,14 +12,14 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, RELEASE_TOPIC, VOTE_TOPIC
+from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, RELEASE_TOPIC, THUMB_TOPIC, VOTE_TOPIC
 from feedback.dataset import Dataset
 from feedback.event_log import EventLog, EventLogError, EventProducer, OutgoingRecord, RecordTooLarge
 
 if TYPE_CHECKING:
     from feedback.ledger import Ledger
 
-LEDGER_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, RELEASE_TOPIC, FORGOTTEN_TOPIC)
+LEDGER_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, THUMB_TOPIC, RELEASE_TOPIC, FORGOTTEN_TOPIC)
 """What the ledger has the record of."""
 BATCH = 200
 
@@ -59,20 +59,29 @@ def replay_ledger(ledger: Ledger, log: EventLog, topics: Collection[str] = LEDGE
 
 
 def replay_dataset(dataset: Dataset, log: EventLog) -> Mapping[str, int]:
-    """Send every pair and vote of the dataset's parts again: for a new reader where the ledger is gone.
+    """Send every pair, vote and thumb of the dataset's parts again: for a new reader where the ledger is gone.
 
     Raises:
         EventLogError: the broker is away, or refuses a record; begin again when that is mended.
     """
-    log.ensure_topics((PAIR_TOPIC, VOTE_TOPIC))
+    log.ensure_topics((PAIR_TOPIC, VOTE_TOPIC, THUMB_TOPIC))
     pairs = (
         OutgoingRecord(PAIR_TOPIC, pair.conversation_id, pair.to_bytes(), pair.pair_id) for pair in dataset.pairs()
     )
     votes = (
         OutgoingRecord(VOTE_TOPIC, vote.pair.conversation_id, vote.to_bytes(), vote.vote_id) for vote in dataset.votes()
     )
+    thumbs = (
+        OutgoingRecord(THUMB_TOPIC, thumb.answer.conversation_id, thumb.to_bytes(), thumb.thumb_id)
+        for thumb in dataset.thumbs()
+    )
     with closing(log.producer()) as producer:
-        return {PAIR_TOPIC: _send_all(producer, pairs), VOTE_TOPIC: _send_all(producer, votes)}
+        sent = {
+            PAIR_TOPIC: _send_all(producer, pairs),
+            VOTE_TOPIC: _send_all(producer, votes),
+            THUMB_TOPIC: _send_all(producer, thumbs),
+        }
+    return {topic: count for topic, count in sent.items() if count}
 
 
 def _send_all(producer: EventProducer, records: Iterator[OutgoingRecord]) -> int:

@@ -9,7 +9,7 @@ from serve.deps import ServeDeps
 from serve.middleware import RequestContext
 from serve.openai import chat, models
 from serve.releases.manager import ReleaseManager
-from serve.routes import health, pages, pairs, people, releases, rollouts, votes
+from serve.routes import health, pages, pairs, people, releases, rollouts, turns, votes
 from serve.routes.problems import Problem
 
 __all__ = ["ServeDeps", "create_app"]
@@ -18,6 +18,7 @@ ROUTERS = (
     models.router,
     pairs.router,
     votes.router,
+    turns.router,
     releases.router,
     people.router,
     rollouts.router,

@@ -21,6 +21,20 @@ class ContendersConfig(Section):
     where strangers vote (docs/voting.md); 0 where only people whom you know, or simulated voters, do."""
 
 
+class ChatConfig(Section):
+    """`[serve.chat]`: how the chat page's turns are answered (`/v1/turns`; `/v1/pairs` always answers twice)."""
+
+    mode: Literal["arena", "chat"] = "arena"
+    """`arena`: every turn is answered twice. `chat`: some are, by `paired_share`; the rest once, with thumbs."""
+    paired_share: float = Field(default=0.2, ge=0, le=1)
+    """Probability in chat mode that a turn is answered twice."""
+
+    @property
+    def share(self) -> float:
+        """Probability that a turn is answered twice."""
+        return 1.0 if self.mode == "arena" else self.paired_share
+
+
 class ReleasesConfig(Section):
     """`[serve.releases]`: what an adapter must show before it speaks."""
 
@@ -120,6 +134,7 @@ class ServeConfig(Section):
     shutdown_grace_s: float = Field(default=10.0, ge=0)
     """Seconds that running streams get to end when serving stops."""
 
+    chat: ChatConfig = ChatConfig()
     contenders: ContendersConfig = ContendersConfig()
     releases: ReleasesConfig = ReleasesConfig()
     ratings: RatingsConfig = RatingsConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def loop_status(deps: ServeDeps) -> dict[str, Any]:
             "left_share_interval": left_interval(tallies),
             "per_minute": votes_per_minute(deps.ledger, now),
         },
+        "thumbs": asdict(deps.ledger.thumb_counts()),
         "outbox": {
             "pending": outbox.pending,
             "unconfirmed": outbox.unconfirmed,

@@ -45,6 +45,12 @@ class Metrics:
             registry=registry,
         )
         self.voters = Gauge("hustings_voters", "Voters by how far they count", ["trust"], registry=registry)
+        self.answers = Counter(
+            "hustings_answers", "Single answers of chat mode, by how they ended", ["outcome"], registry=registry
+        )
+        self.thumbs = Counter(
+            "hustings_thumbs", "Thumbs given to single answers", ["thumb", "outcome"], registry=registry
+        )
         self.votes = Counter(
             "hustings_votes", "Votes by choice, repeated or not", ["choice", "outcome"], registry=registry
         )

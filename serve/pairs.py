@@ -59,7 +59,7 @@ PairEvent = PairOpened | PairDelta | PairDone
 
 
 @dataclass(slots=True)
-class _Side:
+class Side:
     """One answer as it grows."""
 
     position: Position
@@ -92,6 +92,7 @@ class _Side:
         return shown
 
     def record(self) -> CompletionRecord:
+        """The answer as it stands."""
         return CompletionRecord(
             position=self.position,
             text="".join(self.text),
@@ -153,9 +154,9 @@ async def _speak(
     prompt = await deps.engine.tokenize(ask.messages)
     pair_id = f"pair_{uuid4().hex}"
     conversation_id = ask.conversation_id or f"conv_{uuid4().hex}"
-    sampling = _sampling(deps, ask, len(prompt))
+    sampling = sampling_of(deps, ask, len(prompt))
     sides = [
-        _Side(position, adapter, _sampling_record(sampling, index))
+        Side(position, adapter, sampling_record(sampling, index))
         for index, (position, adapter) in enumerate(zip(POSITIONS, matchup.adapters, strict=True))
     ]
     if better is not None:
@@ -216,7 +217,12 @@ def _request(prompt: tuple[int, ...], sampling: Sampling, request_id: str, adapt
     return GenerationRequest(prompt, sampling, request_id, adapter, Priority.PERSON)
 
 
-def _sampling(deps: ServeDeps, ask: PairAsk, prompt_tokens: int) -> Sampling:
+def sampling_of(deps: ServeDeps, ask: PairAsk, prompt_tokens: int, answers: int = len(POSITIONS)) -> Sampling:
+    """What was asked for, or else the configuration.
+
+    Raises:
+        PromptTooLong: see `answer_tokens`.
+    """
     config = deps.config
     return Sampling(
         max_tokens=answer_tokens(
@@ -225,7 +231,7 @@ def _sampling(deps: ServeDeps, ask: PairAsk, prompt_tokens: int) -> Sampling:
         temperature=config.default_temperature if ask.temperature is None else ask.temperature,
         top_p=config.default_top_p if ask.top_p is None else ask.top_p,
         seed=ask.seed,
-        n=len(POSITIONS),
+        n=answers,
         logprobs=0,
     )
 
@@ -241,7 +247,7 @@ def _one_of(sampling: Sampling, index: int) -> Sampling:
     )
 
 
-def _sampling_record(sampling: Sampling, index: int) -> SamplingRecord:
+def sampling_record(sampling: Sampling, index: int) -> SamplingRecord:
     """Answer i of a seeded request is drawn with seed + i, in the engine as in two requests."""
     return SamplingRecord(
         temperature=sampling.temperature,

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pyarrow.compute as pc
 
-from feedback.contracts import DeadLetter, PairShown, VoteCast, VoterForgotten
+from feedback.contracts import DeadLetter, PairShown, ThumbGiven, VoteCast, VoterForgotten
 from feedback.dataset import export as exporting
 from feedback.dataset import forgetting, snapshots
 from feedback.dataset.errors import UnknownSnapshot
@@ -54,6 +54,7 @@ class Dataset:
         clear_stale(self._snapshots)
         self._votes = PartStore(root / "votes")
         self._pairs = PartStore(root / "pairs")
+        self._thumbs = PartStore(root / "thumbs")
         self._tombstones = Tombstones(root / "forgotten")
         self._obeyed = self._tombstones.every()
         self._since: str | None = None
@@ -92,6 +93,23 @@ class Dataset:
             ]
         )
 
+    def append_thumbs(self, events: Sequence[ThumbGiven]) -> Path | None:
+        """Store thumbs that aren't stored yet in a new part, durable on return.
+
+        Returns None where all are, or their voters were forgotten.
+
+        Raises:
+            DatasetFull: no room; nothing was stored.
+        """
+        forgotten = self._tombstones.covering()
+        return self._thumbs.append(
+            [
+                PartRow(event.thumb_id, event.thumb, _micros(event.given_at), event.to_bytes())
+                for event in events
+                if not forgotten.thumb(event)
+            ]
+        )
+
     def forget(self, event: VoterForgotten) -> ForgottenVoter:
         """Take a voter out of parts and snapshots, and take their events never again; doing it twice does no harm.
 
@@ -101,7 +119,8 @@ class Dataset:
             DatasetFull: no room; do it again when there is.
             DatasetCorrupt: a part was changed.
         """
-        stone = forgetting.forget(event, self._votes, self._pairs, self._snapshots, self._tombstones)
+        stores = forgetting.Stores(self._votes, self._pairs, self._thumbs)
+        stone = forgetting.forget(event, stores, self._snapshots, self._tombstones)
         self._notice_tombstones()
         return stone
 
@@ -143,13 +162,17 @@ class Dataset:
         """Those of the ids that no part holds."""
         return self._pairs.ids().unknown(pair_ids)
 
+    def unknown_thumbs(self, thumb_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that no part holds."""
+        return self._thumbs.ids().unknown(thumb_ids)
+
     def merge_parts(self) -> int:
         """Merge small parts where there are many, so that reading stays quick; returns how many were merged.
 
         Raises:
             DatasetFull: no room; everything is as it was.
         """
-        return self._votes.merge() + self._pairs.merge()
+        return self._votes.merge() + self._pairs.merge() + self._thumbs.merge()
 
     def votes(self) -> Iterator[VoteCast]:
         """Every stored vote once, in the order of time: what a replay from the parts sends."""
@@ -162,6 +185,12 @@ class Dataset:
         forgotten = self._tombstones.covering()
         pairs = (PairShown.from_bytes(row.event) for row in self._stored(self._pairs))
         return (pair for pair in pairs if not forgotten.pair(pair))
+
+    def thumbs(self) -> Iterator[ThumbGiven]:
+        """Every stored thumb once, in the order of time."""
+        forgotten = self._tombstones.covering()
+        thumbs = (ThumbGiven.from_bytes(row.event) for row in self._stored(self._thumbs))
+        return (thumb for thumb in thumbs if not forgotten.thumb(thumb))
 
     def count_new(self, since: str | None) -> NewData:
         """How much the parts hold that the snapshot `since` (None: nothing) doesn't.

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from feedback.contracts import PairShown, VoteCast, VoterForgotten
+from feedback.contracts import PairShown, ThumbGiven, VoteCast, VoterForgotten
 from feedback.dataset import snapshots
 from feedback.dataset.parts import PartGone, PartRow, PartStore, read_rows
 from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones
 
 
-def forget(
-    event: VoterForgotten, votes: PartStore, pairs: PartStore, root: Path, tombstones: Tombstones
-) -> ForgottenVoter:
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where a voter's events lie."""
+
+    votes: PartStore
+    pairs: PartStore
+    thumbs: PartStore
+
+
+def forget(event: VoterForgotten, stores: Stores, root: Path, tombstones: Tombstones) -> ForgottenVoter:
     """Write the tombstone, rewrite the parts without the voter, purge the snapshots that hold them; can be repeated.
 
     Raises:
@@ -34,8 +42,11 @@ def forget(
     def my_pair(row: PartRow) -> bool:
         return mine(row, lambda raw: covering.pair(PairShown.from_bytes(raw)))
 
-    gone_votes = _matching(votes, my_vote)
-    gone_pairs = _matching(pairs, my_pair)
+    def my_thumb(row: PartRow) -> bool:
+        return mine(row, lambda raw: covering.thumb(ThumbGiven.from_bytes(raw)))
+
+    gone_votes = _matching(stores.votes, my_vote)
+    gone_pairs = _matching(stores.pairs, my_pair)
     holding = [
         folder
         for folder in snapshots.folders(root)
@@ -49,7 +60,7 @@ def forget(
             pairs=len({pair for ids in gone_pairs.values() for pair in ids}),
         )
     )
-    for store, matches in ((votes, my_vote), (pairs, my_pair)):
+    for store, matches in ((stores.votes, my_vote), (stores.pairs, my_pair), (stores.thumbs, my_thumb)):
         _take_out(store, matches)
     for folder in holding:
         snapshots.purge(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from feedback.contracts import PairShown, VoteCast, VoterForgotten
+from feedback.contracts import PairShown, ThumbGiven, VoteCast, VoterForgotten
 from feedback.dataset.files import make_folder, write_file
 
 
@@ -92,3 +92,10 @@ class Covering:
         """Whether this vote is to be dropped, for its own sake or its pair's."""
         event = self._until.get(vote.voter)
         return self.pair(vote.pair) or (event is not None and event.covers(vote.voter, vote.cast_at))
+
+    def thumb(self, thumb: ThumbGiven) -> bool:
+        """Whether this thumb is to be dropped, for its own sake or its answer's."""
+        event = self._until.get(thumb.voter)
+        return event is not None and (
+            event.covers(thumb.voter, thumb.given_at) or event.covers(thumb.voter, thumb.answer.shown_at)
+        )

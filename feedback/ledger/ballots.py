@@ -52,13 +52,13 @@ def record_pair(connection: Connection, pair: PairShown) -> None:
     """
     value = pair.to_bytes()
     adapters = {completion.position: completion.adapter for completion in pair.completions}
-    _insert_new(
+    insert_new(
         connection,
         conversations,
         {"conversation_id": pair.conversation_id, "voter": pair.voter, "began_us": to_us(pair.shown_at)},
     )
     require_conversation(connection, pair.conversation_id, pair.voter)
-    new = _insert_new(
+    new = insert_new(
         connection,
         pairs,
         {
@@ -139,7 +139,7 @@ def record_vote(
         dwell_ms=dwell_ms,
     )
     # The unique constraint decides a race of two votes: the second insert does nothing, and finds the first.
-    if not _insert_new(connection, votes, _vote_row(vote)):
+    if not insert_new(connection, votes, _vote_row(vote)):
         return _earlier_vote(connection, pair_id, voter, choice)
     outbox.enqueue(
         connection, event_id=vote.vote_id, topic=VOTE_TOPIC, key=shown.conversation_id, value=vote.to_bytes()
@@ -245,7 +245,7 @@ def _pair_bytes(connection: Connection, pair_id: str) -> bytes | None:
     return cast("bytes | None", found)
 
 
-def _insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
+def insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
     """Insert unless a unique constraint says that it is there already; True where it was inserted."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     # Drivers disagree on the row count of such an insert; what it returns is plain.

@@ -13,7 +13,7 @@ LedgerError
 
 from __future__ import annotations
 
-from feedback.contracts import Choice
+from feedback.contracts import Choice, Thumb
 
 
 class LedgerError(Exception):
@@ -29,18 +29,18 @@ class LedgerTooNew(LedgerError):
 
 
 class UnknownPair(LedgerError):
-    """No pair has this id."""
+    """No pair (or single answer: `what`) has this id."""
 
-    def __init__(self, pair_id: str) -> None:
-        super().__init__(f"no pair {pair_id!r} was shown")
+    def __init__(self, pair_id: str, what: str = "pair") -> None:
+        super().__init__(f"no {what} {pair_id!r} was shown")
         self.pair_id = pair_id
 
 
 class NotYourPair(LedgerError):
-    """The pair was shown to another voter."""
+    """The pair (or single answer: `what`) was shown to another voter."""
 
-    def __init__(self, pair_id: str) -> None:
-        super().__init__(f"pair {pair_id!r} was shown to another voter")
+    def __init__(self, pair_id: str, what: str = "pair") -> None:
+        super().__init__(f"{what} {pair_id!r} was shown to another voter")
         self.pair_id = pair_id
 
 
@@ -63,8 +63,8 @@ class PairConflict(LedgerError):
 class VoteConflict(LedgerError):
     """The voter has chosen otherwise before; the first choice stands."""
 
-    def __init__(self, pair_id: str, vote_id: str, choice: Choice) -> None:
-        super().__init__(f"pair {pair_id!r} already has your vote {choice!r}; the first choice stands")
+    def __init__(self, pair_id: str, vote_id: str, choice: Choice | Thumb, what: str = "pair") -> None:
+        super().__init__(f"{what} {pair_id!r} already has your vote {choice!r}; the first choice stands")
         self.pair_id = pair_id
         self.vote_id = vote_id
         self.choice = choice

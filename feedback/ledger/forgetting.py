@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, func, insert, or_, select
 
 from feedback.contracts import FORGOTTEN_TOPIC, VoterForgotten, utc_now
 from feedback.ledger import outbox
-from feedback.ledger.tables import conversations, forgotten, from_us, pairs, to_us, votes
+from feedback.ledger.tables import answers, conversations, forgotten, from_us, pairs, thumbs, to_us, votes
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,14 @@ class Forgotten:
 
 
 def forget(connection: Connection, voter: str) -> Forgotten:
-    """Delete a voter's conversations, pairs, votes and their outbox rows; enqueue the tombstone."""
+    """Delete a voter's conversations, answers, pairs, votes, thumbs and outbox rows; enqueue the tombstone."""
     mine = select(pairs.c.pair_id).where(pairs.c.voter == voter)
     cast = or_(votes.c.voter == voter, votes.c.pair_id.in_(mine))
     event = VoterForgotten(event_id=f"forgotten_{uuid4().hex}", voter=voter, until=from_us(_latest(connection, voter)))
+    liked = thumbs.c.voter == voter
+    outbox.remove(connection, select(thumbs.c.thumb_id).where(liked))
+    connection.execute(delete(thumbs).where(liked))
+    connection.execute(delete(answers).where(answers.c.voter == voter))
     outbox.remove(connection, select(votes.c.vote_id).where(cast))
     outbox.remove(connection, mine)
     gone_votes = connection.execute(delete(votes).where(cast)).rowcount
@@ -50,4 +54,5 @@ def _latest(connection: Connection, voter: str) -> int:
     """Now, or the time of the voter's last event where that is later: clocks jump, and servings have several."""
     cast = connection.execute(select(func.max(votes.c.cast_us)).where(votes.c.voter == voter)).scalar_one()
     shown = connection.execute(select(func.max(pairs.c.shown_us)).where(pairs.c.voter == voter)).scalar_one()
-    return max(to_us(utc_now()), cast or 0, shown or 0)
+    given = connection.execute(select(func.max(thumbs.c.given_us)).where(thumbs.c.voter == voter)).scalar_one()
+    return max(to_us(utc_now()), cast or 0, shown or 0, given or 0)

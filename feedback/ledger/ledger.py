@@ -9,9 +9,20 @@ from typing import Self
 
 from sqlalchemy import Connection
 
-from feedback.contracts import AdapterManifest, Choice, GateChanged, PairShown, ReleaseChanged, VoteCast, VoterForgotten
+from feedback.contracts import (
+    AdapterManifest,
+    AnswerShown,
+    Choice,
+    GateChanged,
+    PairShown,
+    ReleaseChanged,
+    Thumb,
+    VoteCast,
+    VoterForgotten,
+)
 from feedback.ledger import ballots, forgetting, offices, outbox
 from feedback.ledger import duels as duelling
+from feedback.ledger import thumbs as thumbing
 from feedback.ledger.ballots import LedgerCounts, Tally, VoteOutcome
 from feedback.ledger.database import Database
 from feedback.ledger.duels import Duel
@@ -20,6 +31,7 @@ from feedback.ledger.migrate import migrate
 from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
 from feedback.ledger.tables import to_us
+from feedback.ledger.thumbs import ThumbCounts, ThumbOutcome
 from feedback.privacy import Redactor
 
 Place = tuple[int, str]
@@ -171,6 +183,37 @@ class Ledger:
     def tallies(self) -> list[Tally]:
         """Votes counted by adapters, positions and choice: all that win rates and position bias need."""
         return self._database.read(ballots.tallies)
+
+    def record_answer(self, answer: AnswerShown) -> None:
+        """Add a single answer (chat mode).
+
+        Raises:
+            NotYourConversation: another voter began its conversation.
+        """
+        kept = answer if self._redactor is None else self._redactor.answer(answer)
+        self._database.write(lambda connection: thumbing.record_answer(connection, kept))
+
+    def record_thumb(
+        self, *, answer_id: str, voter: str, thumb: Thumb, reasons: Sequence[str] = (), comment: str | None = None
+    ) -> ThumbOutcome:
+        """Add a thumb and its outbox row. The same thumb again finds the first one.
+
+        Raises:
+            UnknownPair, NotYourPair, VoteConflict: as of a vote.
+        """
+        if self._redactor is not None:
+            reasons, comment = self._redactor.reasons(reasons), self._redactor.comment(comment)
+        work = partial(
+            thumbing.record_thumb, answer_id=answer_id, voter=voter, thumb=thumb, reasons=reasons, comment=comment
+        )
+        outcome = self._database.write(work)
+        if outcome.created:
+            self._tell()
+        return outcome
+
+    def thumb_counts(self) -> ThumbCounts:
+        """How many single answers and thumbs there are."""
+        return self._database.read(thumbing.counts)
 
     def counts(self) -> LedgerCounts:
         """How many conversations, pairs and votes there are."""

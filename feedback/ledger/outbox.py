@@ -14,10 +14,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, insert, or_, select, update
 
-from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, VOTE_TOPIC, PairShown, VoteCast, utc_now
-from feedback.ledger.tables import forgotten, outbox, pairs, to_us, votes
+from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, THUMB_TOPIC, VOTE_TOPIC, PairShown, VoteCast, utc_now
+from feedback.ledger.tables import forgotten, outbox, pairs, thumbs, to_us, votes
 
-RECEIPTED_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, FORGOTTEN_TOPIC)
+RECEIPTED_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, THUMB_TOPIC, FORGOTTEN_TOPIC)
 """Topics that the curator answers with receipts."""
 
 LONGEST_WAIT_S = 3600.0
@@ -259,9 +259,15 @@ def _tombstone_bytes(connection: Connection, event_id: str) -> bytes:
     return stored
 
 
+def _thumb_bytes(connection: Connection, thumb_id: str) -> bytes:
+    stored: bytes = connection.execute(select(thumbs.c.event).where(thumbs.c.thumb_id == thumb_id)).scalar_one()
+    return stored
+
+
 _REBUILD: dict[str, Callable[[Connection, str], bytes]] = {
     PAIR_TOPIC: _pair_bytes,
     VOTE_TOPIC: _vote_bytes,
+    THUMB_TOPIC: _thumb_bytes,
     FORGOTTEN_TOPIC: _tombstone_bytes,
 }
 

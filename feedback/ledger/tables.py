@@ -73,6 +73,31 @@ votes = Table(
 )
 """`event` is the VoteCast without its pair, which stands in `pairs`."""
 
+answers = Table(
+    "answers",
+    metadata,
+    Column("answer_id", String, primary_key=True),
+    Column("conversation_id", String, ForeignKey("conversations.conversation_id"), nullable=False),
+    Column("voter", String, nullable=False, index=True),
+    Column("adapter", String),
+    Column("shown_us", BigInteger, nullable=False),
+    Column("event", LargeBinary, nullable=False),
+)
+"""Single answers; `event` is the AnswerShown."""
+
+thumbs = Table(
+    "thumbs",
+    metadata,
+    Column("thumb_id", String, primary_key=True),
+    Column("answer_id", String, ForeignKey("answers.answer_id"), nullable=False),
+    Column("voter", String, nullable=False),
+    Column("thumb", String, nullable=False),
+    Column("given_us", BigInteger, nullable=False),
+    Column("event", LargeBinary, nullable=False),
+    UniqueConstraint("answer_id", "voter"),
+)
+"""`event` is the ThumbGiven as it goes on the wire."""
+
 outbox = Table(
     "outbox",
     metadata,

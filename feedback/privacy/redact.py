@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from feedback.contracts import CompletionRecord, Message, PairShown
+from feedback.contracts import AnswerShown, CompletionRecord, Message, PairShown
 from feedback.privacy.config import Action, Kind, PrivacyConfig
 from feedback.privacy.finders import find
 
@@ -59,6 +59,17 @@ class Redactor:
         if completions != pair.completions:
             changed["completions"] = completions
         return pair.model_copy(update=changed) if changed else pair
+
+    def answer(self, answer: AnswerShown) -> AnswerShown:
+        """A single answer without personal data; the same object where there are none."""
+        messages = tuple(self._message(message) for message in answer.messages)
+        changed: dict[str, object] = {}
+        if messages != answer.messages:
+            changed |= {"messages": messages, "prompt_token_ids": ()}
+        completion = self._completion(answer.completion)
+        if completion != answer.completion:
+            changed["completion"] = completion
+        return answer.model_copy(update=changed) if changed else answer
 
     def comment(self, comment: str | None) -> str | None:
         """A vote's comment; None where it is dropped."""

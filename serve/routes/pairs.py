@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import structlog
 from fastapi import APIRouter
@@ -23,6 +23,7 @@ from serve.routes.problems import PROBLEMS
 from serve.streams import EventStream, patience, primed, unless_gone
 from serve.text import Text
 
+E = TypeVar("E")
 MAX_CONTENT = 100_000
 router = APIRouter(tags=["pairs"])
 log = structlog.get_logger(__name__)
@@ -108,7 +109,7 @@ async def create_pair(body: PairRequest, request: Request, deps: Deps) -> Respon
     voter = voter_of(request, deps.secret)
     events = run_pair(deps, to_ask(body, deps), voter)
     if body.stream:
-        content = _wire(await unless_gone(request, primed(events)), request)
+        content = wire(await unless_gone(request, primed(events)), request, event_bytes)
         return EventStream(content, patience=patience(deps.config))
     return FastJSON(await unless_gone(request, _whole(events, request)))
 
@@ -117,17 +118,19 @@ async def _whole(events: AsyncGenerator[PairEvent, None], request: Request) -> d
     async with aclosing(events):
         async for event in events:
             if isinstance(event, PairDone):
-                _note(request, event.pair)
+                note(request, event.pair)
                 return shown(event.pair)
     raise RuntimeError("a pair ended without its last event")
 
 
-async def _wire(events: AsyncGenerator[PairEvent, None], request: Request) -> AsyncGenerator[bytes, None]:
+async def wire(
+    events: AsyncGenerator[E, None], request: Request, encode: Callable[[E, Request], bytes]
+) -> AsyncGenerator[bytes, None]:
     """The events as server-sent events; a failure after the first one becomes an `error` event."""
     async with aclosing(events):
         try:
             async for event in events:
-                yield _event(event, request)
+                yield encode(event, request)
         except Exception as error:
             fault = fault_of(error)
             if fault is None:
@@ -136,14 +139,15 @@ async def _wire(events: AsyncGenerator[PairEvent, None], request: Request) -> As
             yield sse(fault.problem(request_id(request)), "error")
 
 
-def _event(event: PairEvent, request: Request) -> bytes:
+def event_bytes(event: PairEvent, request: Request) -> bytes:
+    """A pair's event on the wire."""
     match event:
         case PairDelta(position, content):
             return sse({"position": position, "content": content}, "delta")
         case PairOpened(pair_id, conversation_id):
             return sse({"pair_id": pair_id, "conversation_id": conversation_id}, "pair")
         case PairDone(pair):
-            _note(request, pair)
+            note(request, pair)
             return sse(shown(pair), "done")
 
 
@@ -163,5 +167,6 @@ def shown(pair: PairShown) -> dict[str, Any]:
     }
 
 
-def _note(request: Request, pair: PairShown) -> None:
+def note(request: Request, pair: PairShown) -> None:
+    """Name the pair in the request's log line."""
     request.scope["state"]["log"] |= {"pair_id": pair.pair_id, "rule": pair.contenders}

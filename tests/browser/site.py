@@ -61,14 +61,20 @@ class Site:
 
 
 @contextmanager
-def serving(folder: Path, *, anchor: bool = True, token_delay_s: float = 0.0) -> Iterator[Site]:
-    """Serve until the block ends. With `anchor`, every pair is the adapter in office against the base."""
+def serving(folder: Path, *, anchor: bool = True, token_delay_s: float = 0.0, **config: Any) -> Iterator[Site]:
+    """Serve until the block ends. With `anchor`, every pair is the adapter in office against the base.
+
+    Args:
+        config: more of `[serve]`.
+    """
     paths = DataPaths(folder)
     paths.create()
     ledger = Ledger.open(paths.ledger_url)
     engine = FakeEngine(answer=answer, adapters=[ADAPTER], max_model_len=1_000_000, token_delay_s=token_delay_s)
     deps = ServeDeps(
-        config=ServeConfig(default_max_tokens=4000, contenders=ContendersConfig(anchor_share=1.0 if anchor else 0.0)),
+        config=ServeConfig(
+            default_max_tokens=4000, contenders=ContendersConfig(anchor_share=1.0 if anchor else 0.0), **config
+        ),
         paths=paths,
         engine=engine,
         ledger=ledger,

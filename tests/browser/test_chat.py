@@ -7,6 +7,7 @@ import json
 import pytest
 from playwright.sync_api import Page, expect
 
+from serve.config import ChatConfig
 from serve.engines.base import EngineOverloaded
 from tests.browser.conftest import PHONE, OpenPage
 from tests.browser.samples import RAYLEIGH
@@ -28,7 +29,7 @@ def ballot(page: Page) -> None:
 
 def last_request(page: Page) -> list[dict[str, str]]:
     """Messages of the next pair that the page asks for."""
-    with page.expect_request("**/v1/pairs") as caught:
+    with page.expect_request("**/v1/turns") as caught:
         ask(page, "And sunsets?")
     messages: list[dict[str, str]] = json.loads(caught.value.post_data or "{}")["messages"]
     return messages
@@ -298,3 +299,25 @@ def test_the_fakes_answers_are_what_the_page_shows(open_page: OpenPage) -> None:
     shown = page.locator(".card .answer").all_inner_texts()
     plain = RAYLEIGH.split("\n\n")[0].replace("**", "")
     assert any(plain in text for text in shown)
+
+
+def test_in_chat_mode_one_answer_comes_and_takes_a_thumb(open_page: OpenPage, site: Site) -> None:
+    # The site is in arena mode; the page learns what it gets from the first event.
+    object.__setattr__(site.deps.config, "chat", ChatConfig(mode="chat", paired_share=0.0))
+    page = open_page()
+    ask(page)
+    alone = page.get_by_role("article", name="Answer", exact=True)
+    expect(alone.locator(".answer")).to_contain_text("Rayleigh")
+    expect(page.get_by_role("article")).to_have_count(1)
+    expect(page.get_by_label("Your question")).to_be_visible()
+    assert ADAPTER not in page.locator("#turns").inner_text()
+    page.get_by_role("button", name="Good answer").click()
+    expect(page.get_by_text("You liked it.")).to_be_visible()
+    expect(alone.get_by_text(ADAPTER)).to_be_visible()
+    expect(page.get_by_role("button", name="Bad answer")).to_be_disabled()
+    assert site.deps.ledger.thumb_counts().up == 1
+    messages = last_request(page)
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    expect(page.get_by_role("button", name="Good answer")).to_have_count(2)
+    page.reload()
+    expect(page.get_by_text("You liked it.")).to_be_visible()

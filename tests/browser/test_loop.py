@@ -161,3 +161,17 @@ def test_on_a_phone_nothing_is_wider_than_the_page(canned: Any) -> None:
     page = canned(copy.deepcopy(LOOP), **PHONE)
     expect(page.get_by_role("button", name="Promote policy-000004")).to_be_attached()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_latest_report_is_one_click_away(open_page: OpenPage, site: Site) -> None:
+    folder = site.deps.paths.train / "cycles" / "000002"
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text(
+        "<!doctype html><title>Cycle 2</title><style>h1{color:red}</style><h1>policy-2</h1>"
+    )
+    cycles = [{"cycle": number, "adapter": "x", "outcome": "published", "report": number == 2} for number in (1, 2, 3)]
+    (site.deps.paths.train / "status.json").write_text(json.dumps({"phase": "idle", "cycles": cycles}))
+    page = open_page("loop", expected=("404",))
+    page.get_by_role("link", name="Report of cycle 2").click()
+    expect(page.get_by_role("heading", name="policy-2")).to_have_css("color", "rgb(255, 0, 0)")
+    assert page.request.get(site.url + "loop/cycles/3/report").status == 404

@@ -15,13 +15,17 @@ from feedback.contracts import (
     DEAD_LETTER_TOPIC,
     PAIR_TOPIC,
     RECEIPT_TOPIC,
+    THUMB_TOPIC,
     TOPICS,
     VOTE_TOPIC,
+    AnswerShown,
     DeadLetter,
     RecordsCurated,
+    ThumbGiven,
+    VoterForgotten,
 )
 from feedback.curator import RECEIPT_IDS, Curator, CuratorError, _metrics_server, receipts
-from feedback.dataset import Dataset, DatasetFull
+from feedback.dataset import Dataset, DatasetFull, NewData
 from feedback.event_log import OutgoingRecord
 from tests.fakes.event_log import FakeEventLog
 from tests.feedback.events import pair, vote
@@ -177,3 +181,30 @@ def test_a_metrics_port_in_use_is_told() -> None:
     port = free_port()
     with _metrics_server(port), pytest.raises(CuratorError, match="curator_metrics_port"), _metrics_server(port):
         pass
+
+
+def thumb(number: int) -> ThumbGiven:
+    shown = pair(number)
+    answer = AnswerShown(
+        answer_id=f"a{number}",
+        conversation_id=shown.conversation_id,
+        voter=shown.voter,
+        messages=shown.messages,
+        completion=shown.completions[0],
+        propensity=0.8,
+        base_model="tiny",
+        shown_at=shown.shown_at,
+    )
+    return ThumbGiven(thumb_id=f"t{number}", answer=answer, voter=shown.voter, thumb="up", given_at=shown.shown_at)
+
+
+def test_thumbs_are_stored_once_and_receipted_and_train_nothing(log: FakeEventLog, tmp_path: Path) -> None:
+    send(log, *[(THUMB_TOPIC, thumb(number).to_bytes()) for number in (1, 2, 1)])
+    with curating(log, Dataset(tmp_path)):
+        assert log.wait_for(lambda: set(receipted(log)) == {"t1", "t2"})
+    dataset = Dataset(tmp_path)
+    assert list(dataset.thumbs()) == [thumb(1), thumb(2)]
+    assert dataset.count_new(None) == NewData(decisive=0, ties=0, prompts=0)
+    dataset.forget(VoterForgotten(event_id="f1", voter=thumb(1).voter, until=thumb(2).given_at))
+    assert list(dataset.thumbs()) == [thumb(2)]
+    assert not any(b"Question 1?" in path.read_bytes() for path in (tmp_path / "thumbs").rglob("*.parquet"))

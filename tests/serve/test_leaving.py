@@ -81,6 +81,7 @@ async def eventually(true: Any) -> None:
 
 
 PATHS = [
+    ("/v1/turns", CHAT | {"stream": True}),
     ("/v1/pairs", CHAT),
     ("/v1/pairs", CHAT | {"stream": True}),
     ("/v1/chat/completions", CHAT | {"model": "base"}),

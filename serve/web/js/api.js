@@ -53,13 +53,14 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
 }
 
 /**
- * Ask for two answers and yield what the server streams: `{event: "pair" | "delta" | "done", data}`.
+ * Ask, and yield what the server streams: `{event: "pair" | "answer" | "delta" | "done", data}`; the first event tells
+ * whether two answers come (to be voted on) or one (for a thumb).
  * An `error` event, or a stream that ends without `done`, throws a Problem.
  */
-export async function* streamPair({ messages, conversationId }, signal) {
+export async function* streamTurn({ messages, conversationId }, signal) {
   const body = { messages, stream: true };
   if (conversationId) body.conversation_id = conversationId;
-  const response = await send("v1/pairs", { method: "POST", body, signal, headers: { Accept: "text/event-stream" } });
+  const response = await send("v1/turns", { method: "POST", body, signal, headers: { Accept: "text/event-stream" } });
   try {
     for await (const { event, data } of events(response.body)) {
       if (data === "[DONE]") break;
@@ -80,6 +81,11 @@ export async function* streamPair({ messages, conversationId }, signal) {
 /** Cast a vote; gives `{vote_id, reveal}`. */
 export async function castVote(vote) {
   return (await send("v1/votes", { method: "POST", body: vote })).json();
+}
+
+/** Give a single answer a thumb, "up" or "down"; gives `{thumb_id, reveal}`. */
+export async function giveThumb(answerId, thumb) {
+  return (await send("v1/thumbs", { method: "POST", body: { answer_id: answerId, thumb } })).json();
 }
 
 /** The Loop page's data. */

@@ -1,6 +1,6 @@
 // The chat page: ties the conversation, its turns, the ballot and the server together.
 
-import { castVote, readReveal, streamPair } from "./api.js";
+import { castVote, giveThumb, readReveal, streamTurn } from "./api.js";
 import { Ballot } from "./ballot.js";
 import { Archive, messagesFor, newConversation, newTurn, revive } from "./conversation.js";
 import { announce, byId, h, icon } from "./dom.js";
@@ -49,13 +49,13 @@ class Chat {
   async ask(question) {
     const { turns } = this.conversation;
     const messages = messagesFor(turns, question);
-    const turn = newTurn(question);
+    const turn = newTurn(question, turns.at(-1)?.alone); // most likely as the last one
     turns.push(turn);
     this.archive.keep(this.conversation);
     const view = this.#addView(turn);
     this.#showFace();
     this.follower.begin(view.element);
-    announce("Two candidates are answering");
+    announce(turn.alone ? "The model is answering" : "Two candidates are answering");
     await this.#stream(turn, view, messages);
   }
 
@@ -75,9 +75,14 @@ class Chat {
     this.#abort = abort;
     const { conversation } = this;
     try {
-      for await (const { event, data } of streamPair({ messages, conversationId: conversation.serverId }, abort.signal)) {
+      for await (const { event, data } of streamTurn({ messages, conversationId: conversation.serverId }, abort.signal)) {
         if (event === "pair") {
           turn.pairId = data.pair_id;
+          this.#among(turn, view, false);
+          conversation.serverId = data.conversation_id ?? conversation.serverId;
+        } else if (event === "answer") {
+          turn.answerId = data.answer_id;
+          this.#among(turn, view, true);
           conversation.serverId = data.conversation_id ?? conversation.serverId;
         } else if (event === "delta" && turn[data.position]) {
           turn[data.position].text += data.content;
@@ -86,7 +91,7 @@ class Chat {
           this.#finish(turn, data);
         }
       }
-      turn.state = "voting";
+      turn.state = turn.alone ? "answered" : "voting";
     } catch (error) {
       turn.state = error.name === "AbortError" ? "stopped" : "failed";
       turn.error = error.name === "AbortError" ? null : error.message;
@@ -98,7 +103,14 @@ class Chat {
     this.#settled(turn);
   }
 
+  #among(turn, view, alone) {
+    if (turn.alone === alone) return;
+    turn.alone = alone;
+    view.update();
+  }
+
   #finish(turn, data) {
+    if (turn.alone) Object.assign(turn.a, { finish: data.finish_reason ?? null, text: data.message?.content ?? turn.a.text });
     turn.pairId = data.pair_id ?? turn.pairId;
     for (const { position, finish_reason: finish, message } of data.completions ?? []) {
       if (!turn[position]) continue;
@@ -116,6 +128,7 @@ class Chat {
     } else {
       this.input.focus({ preventScroll: true });
       if (turn.state === "stopped") announce("Stopped");
+      if (turn.state === "answered") announce("The answer is ready.");
     }
   }
 
@@ -133,6 +146,20 @@ class Chat {
     announce(`Vote saved: ${SPOKEN[vote.choice]}.${names}`);
   }
 
+  async #thumb(turn, view, thumb) {
+    const { conversation } = this;
+    try {
+      const { reveal } = await giveThumb(turn.answerId, thumb);
+      Object.assign(turn, { thumb, reveal: { a: reveal }, error: null });
+      announce(thumb === "up" ? "Thumb up saved." : "Thumb down saved.");
+    } catch (error) {
+      turn.error = error.message;
+      announce(error.message);
+    }
+    this.archive.keep(conversation);
+    if (conversation === this.conversation) view.update();
+  }
+
   #skip(turn, view) {
     turn.state = "skipped";
     this.archive.keep(this.conversation);
@@ -143,7 +170,11 @@ class Chat {
   }
 
   #addView(turn) {
-    const view = new TurnView(turn, { onGrown: () => this.follower.grown(), onRetry: () => this.retry(view) });
+    const view = new TurnView(turn, {
+      onGrown: () => this.follower.grown(),
+      onRetry: () => this.retry(view),
+      onThumb: (thumb) => this.#thumb(turn, view, thumb),
+    });
     this.#views.push(view);
     byId("turns").append(view.element);
     return view;

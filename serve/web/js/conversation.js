@@ -1,10 +1,12 @@
 // A conversation as data: what was asked, answered and chosen. No DOM in here.
 
 /**
- * @typedef {"streaming" | "voting" | "voted" | "skipped" | "stopped" | "failed"} TurnState
+ * @typedef {"streaming" | "voting" | "voted" | "skipped" | "answered" | "stopped" | "failed"} TurnState
  * @typedef {{text: string, finish: string | null}} Side
  * @typedef {{question: string, state: TurnState, pairId: string | null, a: Side, b: Side, choice: string | null,
- *   edited: string | null, reveal: Object | null, error: string | null}} Turn
+ *   edited: string | null, reveal: Object | null, error: string | null, alone: boolean, answerId: string | null,
+ *   thumb: "up" | "down" | null}} Turn
+ * `alone`: one answer (in `a`), to be given a thumb; kept conversations of older versions lack it, and have two
  * @typedef {{id: string, serverId: string | null, turns: Turn[], updatedAt: number}} Conversation
  */
 
@@ -15,17 +17,21 @@ export function newConversation() {
   return { id, serverId: null, turns: [], updatedAt: Date.now() };
 }
 
-/** @returns {Turn} */
-export function newTurn(question) {
+/**
+ * @param {boolean} alone whether one answer is expected; the server's first event decides
+ * @returns {Turn}
+ */
+export function newTurn(question, alone = false) {
   const side = () => ({ text: "", finish: null });
   return {
     question, state: "streaming", pairId: null, a: side(), b: side(), choice: null, edited: null, reveal: null, error: null,
+    alone, answerId: null, thumb: null,
   };
 }
 
 /** Which side the conversation goes on with, or null when neither will do. A tie goes on with A, as does a skipped vote. */
 export function chosenSide(turn) {
-  if (turn.state === "skipped") return "a";
+  if (turn.state === "skipped" || turn.state === "answered") return "a";
   if (turn.state !== "voted" || turn.choice === "both_bad") return null;
   return turn.choice === "b" ? "b" : "a";
 }
@@ -46,7 +52,7 @@ export function messagesFor(turns, question) {
   const messages = [];
   let open = [];
   for (const turn of turns) {
-    if (turn.state !== "voted" && turn.state !== "skipped") continue;
+    if (!["voted", "skipped", "answered"].includes(turn.state)) continue;
     open.push(turn.question);
     const answer = chosenText(turn);
     if (!answer) continue;

@@ -12,6 +12,8 @@ const ICONS = {
   pencil: "M4 20h4L19 9l-4-4L4 16v4z M13 7l4 4",
   comment: "M4 5h16v11h-8l-5 4v-4H4z",
   close: "M6 6l12 12 M18 6 6 18",
+  thumbUp: "M7 11v9H4v-9z M7 11l4-7.5c1.4 0 2.4 1 2.4 2.4V9.5h5.1a2 2 0 0 1 2 2.3l-1.1 6.5a2 2 0 0 1-2 1.7H7",
+  thumbDown: "M7 13V4H4v9z M7 13l4 7.5c1.4 0 2.4-1 2.4-2.4v-3.6h5.1a2 2 0 0 0 2-2.3l-1.1-6.5a2 2 0 0 0-2-1.7H7",
   trash: "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
 };
 

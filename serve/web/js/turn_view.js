@@ -36,7 +36,7 @@ class Card {
         "header",
         { class: "card-head" },
         h("span", { class: "badge", "aria-hidden": "true" }, side.toUpperCase()),
-        h("h3", { id: titleId }, `Answer ${side.toUpperCase()}`),
+        (this.title = h("h3", { id: titleId }, `Answer ${side.toUpperCase()}`)),
         this.who,
         this.mark,
         this.copy,
@@ -98,10 +98,11 @@ let count = 0;
 export class TurnView {
   /**
    * @param {import("./conversation.js").Turn} turn
-   * @param {{onGrown: () => void, onRetry: () => void}} handlers
+   * @param {{onGrown: () => void, onRetry: () => void, onThumb: (thumb: "up" | "down") => void}} handlers
    */
-  constructor(turn, { onGrown, onRetry }) {
+  constructor(turn, { onGrown, onRetry, onThumb }) {
     this.turn = turn;
+    this.onThumb = onThumb;
     this.onRetry = onRetry;
     const id = `turn-${(count += 1)}`;
     this.cards = {};
@@ -129,9 +130,10 @@ export class TurnView {
   update() {
     const { turn } = this;
     const busy = turn.state === "streaming";
+    this.#alone(Boolean(turn.alone));
     if (NARROW.matches) this.pair.tabIndex = 0; // what scrolls must be within the keyboard's reach
     else this.pair.removeAttribute("tabindex");
-    const favoured = turn.state === "skipped" ? null : turn.choice === "tie" ? null : chosenSide(turn);
+    const favoured = turn.alone || turn.state === "skipped" ? null : turn.choice === "tie" ? null : chosenSide(turn);
     for (const side of ["a", "b"]) {
       const card = this.cards[side];
       if (!busy) {
@@ -146,6 +148,14 @@ export class TurnView {
     }
     this.below.replaceChildren(...this.#below());
     if (favoured) this.showSide(favoured);
+  }
+
+  /** One answer needs no letter, and no second card beside it. */
+  #alone(alone) {
+    this.element.classList.toggle("alone", alone);
+    this.cards.b.element.hidden = alone;
+    this.cards.a.title.textContent = alone ? "Answer" : "Answer A";
+    this.pair.setAttribute("aria-label", alone ? "The answer" : "The two answers");
   }
 
   /** On a narrow page: bring this side into view. */
@@ -180,6 +190,7 @@ export class TurnView {
     const { turn } = this;
     if (turn.state === "failed") return [this.#notice("warning", turn.error, "alert")];
     if (turn.state === "stopped") return [this.#notice("close", "Stopped. These answers can't be voted on.", null)];
+    if (turn.state === "answered") return this.#thumbs();
     if (turn.state === "skipped") return [h("p", { class: "verdict" }, "No vote. The conversation goes on with answer A.")];
     if (turn.state !== "voted") return [];
     return [this.#edited(), h("p", { class: "verdict" }, ...this.#verdict())].filter(Boolean);
@@ -193,6 +204,28 @@ export class TurnView {
       h("span", {}, text),
       h("button", { type: "button", class: "secondary small", onclick: this.onRetry }, icon("retry"), "Ask again"),
     );
+  }
+
+  #thumbs() {
+    const { thumb, error } = this.turn;
+    const button = (value, sign, label) =>
+      h(
+        "button",
+        {
+          type: "button",
+          class: "quiet round thumb",
+          "aria-label": label,
+          "aria-pressed": String(thumb === value),
+          disabled: thumb !== null && thumb !== undefined,
+          onclick: () => this.onThumb(value),
+        },
+        icon(sign),
+      );
+    const said = { up: "You liked it.", down: "You didn't like it." }[thumb];
+    return [
+      h("div", { class: "thumbs", role: "group", "aria-label": "Was this answer good?" }, button("up", "thumbUp", "Good answer"), button("down", "thumbDown", "Bad answer"), said ? h("span", {}, said) : null),
+      error ? h("div", { class: "notice", role: "alert" }, icon("warning"), h("span", {}, error)) : null,
+    ].filter(Boolean);
   }
 
   #edited() {
