@@ -211,26 +211,26 @@ class AnswerShown(Event):
         prompt_token_ids: the prompt after the chat template, as the engine saw it.
     """
 
-    answer_id: str
-    conversation_id: str
-    voter: str
-    messages: tuple[Message, ...] = Field(min_length=1)
+    answer_id: Name
+    conversation_id: Name
+    voter: Name
+    messages: tuple[Message, ...] = Field(min_length=1, max_length=10_000)
     completion: CompletionRecord
     propensity: float = Field(gt=0, le=1)
-    base_model: str
-    prompt_token_ids: tuple[int, ...] = ()
+    base_model: Name
+    prompt_token_ids: TokenIds = ()
     shown_at: AwareDatetime = Field(default_factory=utc_now)
 
 
 class ThumbGiven(Event):
     """A thumb up or down for a single answer, which travels inside."""
 
-    thumb_id: str
+    thumb_id: Name
     answer: AnswerShown
-    voter: str
+    voter: Name
     thumb: Thumb
-    reasons: tuple[str, ...] = ()
-    comment: str | None = None
+    reasons: tuple[Reason, ...] = Field(default=(), max_length=100)
+    comment: str | None = Field(default=None, max_length=MAX_COMMENT)
     given_at: AwareDatetime = Field(default_factory=utc_now)
 
 

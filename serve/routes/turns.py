@@ -88,6 +88,7 @@ async def take_turn(body: PairRequest, request: Request, deps: Deps) -> Response
 async def give_thumb(body: ThumbRequest, request: Request, deps: Deps) -> Response:
     """Give a single answer a thumb. 201: it is recorded; 200: it was before; 409: the other one stands."""
     voter = voter_of(request, deps.secret)
+    deps.vote_limit.take(voter)
     try:
         outcome = await on_thread(
             deps.ledger.record_thumb,
