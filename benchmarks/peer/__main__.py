@@ -23,7 +23,7 @@ from benchmarks.peer.learning import learn
 from benchmarks.peer.report import report
 
 LORA = {"rank": 16, "alpha": 32}
-PAIRS = {"train_pairs": 64, "held_out_pairs": 64, "prompts": 16, "seed": 0}
+PAIRS = {"train_pairs": 64, "held_out_pairs": 48, "prompts": 16, "seed": 0}
 REWARD = {"batch": 4, "micro": 2, "learning_rate": 3e-4, "schedule": "constant", "seed": 0, "evaluate": True}
 PPO = {
     "iterations": 1,

@@ -122,6 +122,8 @@ def _votes(pairs: Sequence[dict[str, Any]]) -> Any:
 
 def ppo(job: dict[str, Any]) -> dict[str, Any]:
     """Iterations of PPO with our default methods, and the batch, epochs and lengths of the job."""
+    from transformers import AutoTokenizer
+
     from train.base import POLICY, Base
     from train.config import TrainConfig
     from train.errors import CycleInterrupted
@@ -129,6 +131,7 @@ def ppo(job: dict[str, Any]) -> dict[str, Any]:
     from train.reward.last import LastHead
     from train.reward.mix import MixHead
     from train.sampler import LocalRollouts
+    from train.topic import Topic
 
     config = TrainConfig.model_validate(_settings(job))
     base = Base.load(job["model"], config.lora)
@@ -143,12 +146,16 @@ def ppo(job: dict[str, Any]) -> dict[str, Any]:
         figures.update(span.done())
 
     prompts = [tuple(prompt) for prompt in job["prompts"]]
+    topic = None
+    if job["head"] == "mix":  # our default watches the topic too
+        topic = Topic.of(AutoTokenizer.from_pretrained(job["model"]), base.head.shape[0], prompts)
     with tempfile.TemporaryDirectory() as folder:
         trainer = PpoTrainer(
             base,
             rollouts,
             head,
             prompts,
+            topic=topic,
             config=config,
             folder=Path(folder),
             observe=observe,
@@ -184,7 +191,6 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
             "max_approx_kl": None,
             "critic": job["critic"],
         },
-        "governor": {"enabled": False},
         "rollout": {"max_tokens": job["response_length"], "temperature": job["temperature"]},
     }
 
