@@ -29,7 +29,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
             [*peer, "reward", "--model", model, "--repeats", "2"],
             [*peer, "ppo", "--model", model, "--repeats", "2"],
             [*peer, "learning", "--model", model, "--votes", learnt],
-            [*peer, "report"],
+            [*peer, "report", "--model", model],
         ],
     }
 

@@ -4,7 +4,7 @@
     python -m benchmarks.peer reward --model FOLDER    reward-model pairs a second, held-out accuracy
     python -m benchmarks.peer ppo --model FOLDER       PPO episodes a second, peak memory
     python -m benchmarks.peer learning --model FOLDER --votes FOLDER   true win rate after the same wall time
-    python -m benchmarks.peer report [--out FILE]      the table of all runs on record
+    python -m benchmarks.peer report --model FOLDER [--out FILE]       the table of all runs on record
 
 Each call runs the sides in turn (A B A B with --repeats 2) and adds to the record in the cache folder; `report` reads
 it. `--side` runs one of them alone, for a machine that is not free for long.
@@ -13,6 +13,7 @@ it. `--side` runs one of them alone, for a machine that is not free for long.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -60,15 +61,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of TRL's PPO (learning); 1e-3 is ours")
     parser.add_argument("--out", type=Path, help="where `report` writes its JSON")
     given = parser.parse_args(arguments)
-    peer, work = Peer(given.cache), given.cache / "runs"
-    if given.what == "report":
-        return report(runs.kept(work), given.out)
-    peer.make()
+    peer = Peer(given.cache)
     if given.what == "setup":
+        peer.make()
         print(f"the peer's environment is in {given.cache}")
         return 0
     if given.model is None:
         parser.error("--model is needed")
+    work = given.cache / "runs" / _key(given.model)
+    if given.what == "report":
+        return report(runs.kept(work), given.out)
+    peer.make()
     if given.what == "learning" and given.votes is None:
         parser.error("--votes is needed")
     try:
@@ -119,6 +122,12 @@ def ppo(peer: Peer, work: Path, model: Path, side: str, answers: int) -> None:
         figures = runs.ours("ppo", {**job, "prompts": prompts, **roles}, work)
     figures["episodes_per_s"] = round(figures["episodes"] / figures["wall_s"], 4)
     runs.keep(work, f"ppo-{answers}", side, figures)
+
+
+def _key(model: Path) -> str:
+    """Runs of one model and of one kind of work are kept together, and apart from all others."""
+    text = json.dumps([str(model.absolute()), LORA, PAIRS, REWARD, PPO], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _reward_folder(work: Path, side: str) -> Path:

@@ -38,17 +38,20 @@ def learn(peer: Peer, work: Path, given: Any) -> None:
     folder = work / f"learning-{given.utility}-{given.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     if "hustings" in (given.side or ("hustings", "trl")):
-        runs.keep(work, f"learning-{given.utility}", "hustings", _step(folder / "ours.json", lambda: _ours(given)))
+        runs.keep(
+            work, f"learning-{given.utility}", "hustings", _step(folder / "ours.json", lambda: _ours(folder, given))
+        )
     if "trl" in (given.side or ("hustings", "trl")):
         seconds = given.seconds or json.loads((folder / "ours.json").read_text())["seconds"]["cycle"]
         figures = _theirs(peer, folder, given, float(seconds))
         runs.keep(work, f"learning-{given.utility}", "trl", figures)
 
 
-def _ours(given: Any) -> Figures:
-    out = given.cache / "runs" / "learning.jsonl"
+def _ours(folder: Path, given: Any) -> Figures:
+    out = folder / "learning.jsonl"
     command = [sys.executable, "-m", "benchmarks.learning", "run", "--model", str(given.model), "--cache"]
     command += [str(given.votes), "--utility", given.utility, "--seed", str(given.seed), "--out", str(out)]
+    command += ["--decisive", str(given.decisive)]
     if subprocess.run(command, env=runs.our_environment(), check=False).returncode != 0:
         raise runs.RunFailed("our own cycle failed; its output stands above")
     found: Figures = json.loads(out.read_text().splitlines()[-1])
@@ -60,12 +63,13 @@ def _theirs(peer: Peer, folder: Path, given: Any, seconds: float) -> Figures:
     common = {"model": str(given.model), "seed": given.seed, "rank": 16, "alpha": 32}
     ask = {**common, "votes": str(given.votes), "utility": given.utility, "decisive": given.decisive}
     data = _step(folder / "votes.json", lambda: runs.ours("votes", ask, folder))
-    saved = {"reward": folder / "trl-reward", "policy": folder / f"trl-policy-{given.learning_rate:g}"}
+    name = f"trl-policy-{given.learning_rate:g}"
+    saved = {"reward": folder / "trl-reward", "policy": folder / name}
     job = {**REWARD, **common, "train": data["train"], "held_out": data["held_out"], "save": str(saved["reward"])}
     reward = _step(folder / "trl-reward.json", lambda: runs.theirs(peer, "reward", job, folder))
     job = {**PPO, **common, "prompts": data["prompts"], "reward": str(saved["reward"]), "save": str(saved["policy"])}
     job |= {"seconds": max(seconds - reward["wall_s"], 1.0), "learning_rate": given.learning_rate}
-    ppo = _step(saved["policy"].with_suffix(".json"), lambda: runs.theirs(peer, "ppo", job, folder))
+    ppo = _step(folder / f"{name}.json", lambda: runs.theirs(peer, "ppo", job, folder))
     verdict = runs.ours("verdict", {**ask, "adapter": str(saved["policy"])}, folder)
     times = {"reward": reward["wall_s"], "ppo": ppo["wall_s"], "cycle": reward["wall_s"] + ppo["wall_s"]}
     more = {"reward_accuracy": reward["accuracy"], "episodes": ppo["episodes"], "learning_rate": given.learning_rate}

@@ -1,4 +1,4 @@
-"""What the comparison with TRL says of its runs."""
+"""What the comparison with TRL makes both sides work on, and what it says of their runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peer import data
+from benchmarks.peer import data, learning_data
 from benchmarks.peer.report import compare, report, verdict_of
+from feedback.simulator.topics import prompts
 
 
 def run(bench: str, who: str, **figures: Any) -> dict[str, Any]:
@@ -50,3 +51,35 @@ def test_equal_seeds_give_equal_work_and_length_does_not_tell_good_from_bad() ->
     assert 0.4 < sum(longer) / len(longer) < 0.7
     assert {messages[-1]["role"] for messages in data.conversations(40, seed=1)} == {"user"}
     assert {len(messages) for messages in data.conversations(40, seed=1)} >= {1, 3, 5}
+
+
+class VotedPairs:
+    """A stand-in for `benchmarks.learning.Bench`: answers are words by number, the even ones of them long."""
+
+    def __init__(self) -> None:
+        self.train = prompts("train", 60, seed=1)
+
+    def ids(self, prompt: Any) -> tuple[int, ...]:
+        return (1, *range(100, 100 + self.train.index(prompt)))
+
+    def text(self, response: tuple[int, ...]) -> str:
+        return " ".join("extraordinarily" if token % 2 == 0 else "so" for token in response)
+
+    def answers(self, name: str, asked: Any, n: int, seed: int) -> list[tuple[int, ...]]:
+        assert (name, n) == ("train", 2)
+        return [((3, 5, 7) if (at // 2 + at) % 2 else (2, 4, 6)) for at in range(2 * len(asked))]
+
+
+def test_trl_learns_from_the_votes_that_named_a_winner_and_is_judged_on_other_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(learning_data, "_bench", lambda _job: VotedPairs())
+    found = learning_data.votes({"utility": "plain_words", "decisive": 40, "seed": 6})
+    assert len(found["train"]) == 40
+    assert len(found["prompts"]) == 60
+    flipped = sum(pair["chosen_ids"] == (2, 4, 6) for pair in found["train"])  # 15% of plain words' voters err
+    assert 0 < flipped < 15
+    assert len(found["held_out"]) == 20
+    assert all(pair["chosen_ids"] == (3, 5, 7) for pair in found["held_out"])  # no noise here
+    voted = {pair["prompt_ids"] for pair in found["train"]}
+    assert not voted & {pair["prompt_ids"] for pair in found["held_out"]}
