@@ -23,6 +23,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
     return {
         "voting": [["benchmarks.voting"]],
         "engine": [["benchmarks.engine", model, "--swap"]],
+        "feedback": [["benchmarks.feedback"]],
         "reward_head": [[*head, "sample", *arguments], [*head, "fit", *arguments]],
         "learning": [["benchmarks.learning", "run", "--model", model, "--cache", learnt]],
         "peer": [

@@ -91,7 +91,7 @@ class DatasetVotes:
             loaded = self._dataset.load_snapshot(snapshot)
         except SnapshotPurged as error:
             raise SnapshotGone(str(error)) from error
-        preferences, ties = (self._rows(loaded, name) for name in ("preferences", "ties"))
+        preferences, ties = self._rows(loaded, "preferences"), self._rows(loaded, "ties")
         votes = read_votes(preferences, ties)
         shown = _prompts(row["prompt_token_ids"] for row in self._rows(loaded, "prompts"))
         prompts = Prompts(shown or tuple(a.prompt_ids for a in votes.answers))

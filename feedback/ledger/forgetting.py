@@ -55,4 +55,5 @@ def _latest(connection: Connection, voter: str) -> int:
     cast = connection.execute(select(func.max(votes.c.cast_us)).where(votes.c.voter == voter)).scalar_one()
     shown = connection.execute(select(func.max(pairs.c.shown_us)).where(pairs.c.voter == voter)).scalar_one()
     given = connection.execute(select(func.max(thumbs.c.given_us)).where(thumbs.c.voter == voter)).scalar_one()
-    return max(to_us(utc_now()), cast or 0, shown or 0, given or 0)
+    latest: int = max(to_us(utc_now()), cast or 0, shown or 0, given or 0)
+    return latest

@@ -118,7 +118,7 @@ def mark_confirmed(connection: Connection, event_ids: Iterable[str]) -> int:
     return news
 
 
-def remove(connection: Connection, event_ids: Select[tuple[str]]) -> int:
+def remove(connection: Connection, event_ids: Select[Any]) -> int:
     """Take events out, whatever their state: nothing sends them again; returns how many."""
     return connection.execute(delete(outbox).where(outbox.c.event_id.in_(event_ids))).rowcount
 
