@@ -131,8 +131,8 @@ class PpoConfig(Section):
     max_approx_kl: float | None = Field(default=0.2, gt=0)
     """An iteration's updates stop when a minibatch's approximate KL to the sampling policy (nats a token) tops this."""
     gradient_checkpointing: bool = False
-    """Keep only what enters each block and compute the rest again on the way back: same bits, about a third of the
-    activations' memory, about a third slower updates."""
+    """Keep only what enters each block and compute the rest again on the way back: same bits, less memory, one more
+    forward pass an update."""
 
     @property
     def exact_kl(self) -> bool:

@@ -100,7 +100,7 @@ def test_without_kl_the_reward_is_hacked_and_the_gold_score_falls_with_kl_it_ris
     tiny_model: Path, tmp_path: Path
 ) -> None:
     ends = {}
-    for name, beta in (("free", 0.0), ("held", 0.7)):
+    for name, beta in (("free", 0.0), ("held", 0.35)):
         settings = config(iterations=14, episodes=64, minibatch=16, kl_coefficient=beta)
         base = Base.load(tiny_model, settings.lora)
         base.adapters.add("policy", 0)
@@ -109,6 +109,7 @@ def test_without_kl_the_reward_is_hacked_and_the_gold_score_falls_with_kl_it_ris
     assert free.before == held.before
     start = mean_gold(free.before)
     # the proxy says that the free policy is by far the better one
-    assert free.metrics[-1].score > 3.0 > held.metrics[-1].score > free.metrics[0].score + 0.3
-    assert mean_gold(free.after) < start - 0.5
-    assert mean_gold(held.after) > start + 0.1
+    assert free.metrics[-1].score > 3.0
+    assert 2.0 > held.metrics[-1].score > free.metrics[0].score + 0.3
+    assert mean_gold(free.after) < start - 1.0
+    assert mean_gold(held.after) > start + 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,6 +114,44 @@ def test_gradients_of_the_whole_loss_agree_with_finite_differences(
             weight.add_(direction, alpha=step)
             slope = (sides[0] - sides[1]) / (2 * step)
             assert slope == pytest.approx(float((grad * direction).sum()), rel=1e-5, abs=1e-8)
+
+
+def slow_policy_loss(base: Base, aims: Targets, settings: TrainConfig, coefficient: float) -> float:
+    """The objective token by token, from whole distributions of each sequence run alone."""
+    ppo, clip = settings.ppo, settings.ppo.clip
+    surrogate, entropy, price, tokens = 0.0, 0.0, 0.0, 0
+    assert aims.weights is not None
+    for row, sample in enumerate(aims.scored.samples):
+        with torch.no_grad():
+            p, q = (
+                (policy_pass(base, [sample], adapter=adapter).states[0] @ base.head.T).double().log_softmax(-1)
+                for adapter in (POLICY, None)
+            )
+        for t, token in enumerate(sample.response_ids):
+            ratio = math.exp(float(p[t, token]) - float(aims.old.logprobs[row, t]))
+            a, w = float(aims.estimate.advantages[row, t]), float(aims.weights[row, t])
+            surrogate -= w * min(ratio * a, min(max(ratio, 1 - clip), 1 + clip) * a)
+            entropy -= float((p[t].exp() * p[t]).sum())
+            if ppo.kl_estimator == "exact":
+                price += float((p[t].exp() * (p[t] - q[t])).sum())
+            else:
+                r = float(q[t, token] - p[t, token])
+                price += math.exp(r) - 1 - r
+            tokens += 1
+    return (surrogate - ppo.entropy_coefficient * entropy + coefficient / aims.estimate.unit * price) / tokens
+
+
+@pytest.mark.parametrize("estimator", ["exact", "k3"])
+def test_the_policys_loss_is_what_a_slow_loop_makes_of_it(stirred: Base, turns: Sequence[Turn], estimator: str) -> None:
+    settings = config(kl_estimator=estimator, kl_in="loss", entropy_coefficient=0.2)
+    stirred.adapters.add(CRITIC, 1)
+    aims = targets(stirred, turns)
+    got = policy_objective(stirred, ROWS, aims, 0.3, settings)
+    assert float(got.loss.detach()) == pytest.approx(slow_policy_loss(stirred, aims, settings, 0.3), abs=1e-5)
+    # old log-probs are noise around the policy's, so the largest ratio's distance from 1 is known too
+    with torch.no_grad():
+        drift = (policy_pass(stirred, turns).logprobs - aims.old.logprobs)[got.mask].abs().max()
+    assert got.figures["ratio_error"] == pytest.approx(math.exp(float(drift)) - 1, rel=1e-5)
 
 
 def test_sharing_prefixes_changes_neither_the_loss_nor_its_gradient(
