@@ -130,7 +130,7 @@ def test_a_cycle_publishes_an_adapter_with_its_lineage_and_raises_the_reward(
         3,
     ]
     report = (cycle / "report.html").read_text()
-    assert report.count("<svg") == 10
+    assert report.count("<svg") == 11
     assert "<script" not in report
     assert "http" not in report
     status = json.loads((paths.train / "status.json").read_text())

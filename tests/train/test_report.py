@@ -92,6 +92,11 @@ def test_gold_is_drawn_beside_the_proxy_where_it_is_known(tmp_path: Path) -> Non
     assert "other votes" in page(tmp_path, iterations=[iteration(n, gold=0.1 * n) for n in range(3)])
 
 
+def test_what_an_older_cycle_did_not_measure_is_not_drawn(tmp_path: Path) -> None:
+    assert "<b>Topic</b>" not in page(tmp_path)
+    assert "<b>Topic</b>" in page(tmp_path, iterations=[iteration(n, topic=0.5) for n in range(3)])
+
+
 def test_a_figure_that_is_no_number_leaves_a_gap_and_no_nan_in_the_drawing(tmp_path: Path) -> None:
     text = page(tmp_path, iterations=[iteration(0, score=math.nan), iteration(1, perplexity=None), iteration(2)])
     assert "nan" not in re.findall(r"<body>.*", text, re.S)[0].replace("</details>", "")

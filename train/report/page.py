@@ -56,11 +56,12 @@ def write_report(path: Path, report: CycleReport) -> None:
         OSError: the file can't be written.
     """
     title = f"Cycle {report.number}: {report.adapter or 'no policy was published'}"
+    plots = "".join(draw(plot) for plot in _plots(report) if plot.known)
     body = [
         f'<header><p class="kicker">Hustings, training cycle {report.number}</p>'
         f"<h1>{escape(report.adapter or 'No policy was published')}</h1>{_facts(report.facts)}</header>",
         f'<section class="tiles">{_tiles(report)}</section>',
-        f'<h2>Training</h2><section class="plots">{"".join(map(draw, _plots(report)))}</section>',
+        f'<h2>Training</h2><section class="plots">{plots}</section>',
         _governor(report.iterations, report.chosen),
         _times(report.iterations),
         "<h2>Answers before and after</h2>" + _samples(report.samples) if report.samples else "",
@@ -139,6 +140,7 @@ def _plots(report: CycleReport) -> list[Plot]:
             within=(0,),
         ),
         Plot("Distinct bigrams", "share within an answer", [line("distinct_within")], within=(1,)),
+        Plot("Topic", "share of the question's wording taken up", [line("topic")], within=(0,)),
         Plot("Perplexity", "of the answers, under the base", [line("perplexity")]),
         Plot("Explained variance", "of the values, before the update", [line("explained_variance", updated=True)]),
     ]

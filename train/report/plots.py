@@ -67,6 +67,11 @@ class Plot:
     whole: bool = True
     within: tuple[float, ...] = ()
 
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to draw."""
+        return any(_finite(line.points) for line in self.lines)
+
 
 def draw(plot: Plot) -> str:
     """The plot as a `<figure>`."""
