@@ -9,6 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from serve.config import ChatConfig
 from tests.browser.conftest import PHONE, WIDE, OpenPage
 from tests.browser.samples import LOOP
 from tests.browser.site import Site
@@ -63,4 +64,17 @@ def test_the_loop_page(open_page: OpenPage, screen: dict[str, Any], scheme: str)
     assert violations(page) == []
     page.get_by_role("button", name="Promote policy-000004").click()
     expect(page.get_by_role("dialog")).to_be_visible()
+    assert violations(page) == []
+
+
+@pytest.mark.parametrize("screen", [WIDE, PHONE], ids=["wide", "phone"])
+def test_one_answer_with_thumbs(open_page: OpenPage, site: Site, screen: dict[str, Any]) -> None:
+    object.__setattr__(site.deps.config, "chat", ChatConfig(mode="chat", paired_share=0.0))
+    page = open_page(**screen)
+    page.get_by_label("Your question").fill("Why is the sky blue?")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Good answer").wait_for()
+    assert violations(page) == []
+    page.get_by_role("button", name="Bad answer").click()
+    page.get_by_text("You didn't like it.").wait_for()
     assert violations(page) == []

@@ -230,6 +230,19 @@ def test_votes_that_teach_nothing_end_in_one_line_and_publish_nothing(
     assert list(paths.adapters.iterdir()) == []
 
 
+def test_a_refused_policy_leaves_a_report(paths: DataPaths, tiny_model: Path) -> None:
+    fill(paths, tiny_model)
+    config = CONFIG | {"governor": {"max_kl": 1e-9}, "ppo": CONFIG["ppo"] | {"iterations": 1, "episodes": 16}}
+    assert train_once(paths, tiny_model, config) == 1
+    (state,) = all_cycles(paths)
+    assert state.outcome == "refused"
+    assert "report.html" in (state.reason or "")
+    report = (paths.train / "cycles" / "000001" / "report.html").read_text()
+    assert "No policy was published" in report
+    assert "most 1e-09" in report
+    assert json.loads((paths.train / "status.json").read_text())["cycles"][0]["report"]
+
+
 def test_a_second_trainer_on_the_same_folder_is_told_so(
     paths: DataPaths, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
