@@ -41,7 +41,16 @@ class SnapshotGone(TrainError):
 
 
 class RewardRefused(TrainError):
-    """The reward model did not earn its use; the message says which test it failed."""
+    """The reward model did not earn its use; the message says which test it failed.
+
+    Args:
+        message: one line.
+        test: `coin`, `length` or `predecessor`.
+    """
+
+    def __init__(self, message: str, *, test: str) -> None:
+        super().__init__(message)
+        self.test = test
 
 
 class PolicyRefused(TrainError):

@@ -52,6 +52,13 @@ _REWARD_MODEL = {
     "reward_ece": "Expected calibration error on held-out votes.",
     "reward_length_correlation": "Pearson's, of score and answer length.",
     "reward_accuracy_new_voters": "Accuracy on voters that the fit never saw.",
+    "reward_log_loss_raw": "Log-loss before the temperature.",
+    "reward_ece_raw": "Expected calibration error before the temperature.",
+    "reward_temperature": "Factor of the scores that calibrates them on held-out votes.",
+    "reward_accuracy_length_controlled": "Accuracy without what follows from the difference in length.",
+    "reward_disagreement": "Deviation of the ensemble's heads about a voted pair, over that of the scores.",
+    "reward_drift": "1 - correlation with the last reward model's scores.",
+    "reward_reordered": "Share of voted pairs that the last reward model orders the other way.",
     "reward_votes": "Decisive votes that the reward model was judged on.",
 }
 

@@ -23,6 +23,16 @@ class RewardConfig(Section):
     """Folds of the cross-validation (over conversations) that chooses strength and layer mix."""
     heldout: float = Field(default=0.15, ge=0.0, lt=0.9)
     """Share of conversations that the `last` head never sees, to judge it by (`mix` is cross-validated instead)."""
+    members: int = Field(default=8, ge=0, le=64)
+    """Heads of the ensemble (`mix`), fitted on resampled conversations: how far they differ about an answer says how
+    little is known of it. 0 for none, 1 is no ensemble either."""
+    pessimism: float = Field(default=0.0, ge=0.0)
+    """How many of the ensemble's standard deviations are taken off an answer's score before PPO sees it."""
+    old_votes: float = Field(default=1.0, gt=0.0, le=1.0)
+    """What a vote counts that the last published reward model was fitted on already: under 1 where tastes drift."""
+    rankings: Literal["answer", "prompt", "pair"] = "answer"
+    """What the pairs count that one voter cast on K answers to one prompt: `answer` 1/(K-1) each, `prompt` 1/C(K,2)
+    (InstructGPT's mean a prompt), `pair` 1 each."""
     min_decisive: int = Field(default=16, ge=2)
     """Fewest decisive votes that a reward model is fitted on."""
     max_length_correlation: float = Field(default=0.9, gt=0.0, le=1.0)

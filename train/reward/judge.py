@@ -36,6 +36,13 @@ class Judgement:
         longer_preferred: share of votes for the longer answer, among those of unequal length.
         new_voters: accuracy with whole voters held out; NaN with fewer than four voters.
         votes: decisive votes judged.
+        raw_log_loss, raw_ece: the same before the temperature.
+        temperature: factor of the scores, learnt from held-out votes; 1 leaves them as they are.
+        length_controlled: accuracy of what is left of the score difference when its linear dependence on the
+            difference in length is taken out.
+        disagreement: mean deviation of the ensemble's heads about a pair, over that of the scores; NaN without.
+        drift: 1 - correlation with the last reward model's scores of the voted answers; NaN without one.
+        reordered: share of voted pairs that the last reward model orders the other way.
         calibration: bins for the plot.
         slices: accuracy and count by slice.
     """
@@ -47,6 +54,13 @@ class Judgement:
     longer_preferred: float
     new_voters: float
     votes: int
+    raw_log_loss: float = float("nan")
+    raw_ece: float = float("nan")
+    temperature: float = 1.0
+    length_controlled: float = float("nan")
+    disagreement: float = float("nan")
+    drift: float = float("nan")
+    reordered: float = float("nan")
     calibration: tuple[CalibrationBin, ...] = ()
     slices: dict[str, tuple[float, int]] = field(default_factory=dict)
 
@@ -60,6 +74,13 @@ class Judgement:
             "reward_longer_preferred": self.longer_preferred,
             "reward_accuracy_new_voters": self.new_voters,
             "reward_votes": float(self.votes),
+            "reward_log_loss_raw": self.raw_log_loss,
+            "reward_ece_raw": self.raw_ece,
+            "reward_temperature": self.temperature,
+            "reward_accuracy_length_controlled": self.length_controlled,
+            "reward_disagreement": self.disagreement,
+            "reward_drift": self.drift,
+            "reward_reordered": self.reordered,
         }
         return {name: value for name, value in found.items() if np.isfinite(value)}
 
@@ -106,6 +127,23 @@ def correlation(x: Array, y: Array) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
+def without_length(difference: Array, longer: Array) -> Array:
+    """Score differences less what follows linearly from the differences in length (least squares through 0), (n,)."""
+    square = float(longer @ longer)
+    return difference - longer * (float(longer @ difference) / square) if square > 0 else difference
+
+
+def drift(new: Array, old: Array, first: NDArray[np.int64], second: NDArray[np.int64]) -> tuple[float, float]:
+    """How far a reward model moved from the last: 1 - correlation of scores, and the share of pairs reordered.
+
+    Args:
+        new, old: scores of all answers, (answers,).
+        first, second: rows of the voted pairs, (n,).
+    """
+    turned = (new[first] - new[second]) * (old[first] - old[second]) < 0
+    return 1 - correlation(new, old), float(turned.mean())
+
+
 def longer_share(lengths_first: NDArray[np.int64], lengths_second: NDArray[np.int64]) -> tuple[float, int]:
     """Share of votes where the winner (first) was the longer, and how many were of unequal length."""
     unequal = lengths_first != lengths_second
@@ -124,14 +162,16 @@ def refuse_unless_fit(judged: Judgement, max_length_correlation: float, unequal_
         raise RewardRefused(
             f"the reward model predicts held-out votes no better than a coin (accuracy {judged.accuracy:.2f} of "
             f"{judged.votes} votes, above {needed:.2f} is needed; log-loss {judged.log_loss:.3f}, a coin has "
-            f"{LN2:.3f}): the cycle ends here, the incumbent stays; more votes are needed"
+            f"{LN2:.3f}): the cycle ends here, the incumbent stays; more votes are needed",
+            test="coin",
         )
     lean = abs(judged.longer_preferred - 0.5)
     votes_ask_for_length = lean > 1 / max(unequal_votes, 1) ** 0.5  # two standard errors of a fair coin
     if abs(judged.length_correlation) > max_length_correlation and not votes_ask_for_length:
         raise RewardRefused(
             f"the reward model is a length meter (score against length {judged.length_correlation:+.2f}), the votes "
-            f"don't ask for one (longer answer preferred in {judged.longer_preferred:.0%}): the incumbent stays"
+            f"don't ask for one (longer answer preferred in {judged.longer_preferred:.0%}): the incumbent stays",
+            test="length",
         )
 
 
@@ -153,5 +193,6 @@ def refuse_if_worse(new: Array, old: Array, weight: Array) -> None:
     if gap.mean() > 2 * error:
         raise RewardRefused(
             f"the new reward model is worse than its predecessor on {len(new)} votes that neither saw (log-loss "
-            f"{gap.mean():+.3f}, two standard errors {2 * error:.3f}): the predecessor and the incumbent stay"
+            f"{gap.mean():+.3f}, two standard errors {2 * error:.3f}): the predecessor and the incumbent stay",
+            test="predecessor",
         )

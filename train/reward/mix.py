@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.errors import OneSidedVotes
-from train.reward import features, tokens
+from train.reward import ensemble, features, tokens
 from train.reward.families import View, structures, views
 from train.reward.features import Sequences, Vocabulary
 from train.reward.foresight import Foresight
 from train.reward.probe import Array, Outcomes, Rows
-from train.reward.scales import Averaged, average
+from train.reward.scales import Averaged, average, refit
 from train.reward.votes import Votes
 
 FORMAT = 1
@@ -43,6 +43,9 @@ class MixHead:
         vocabulary: tables that the features need.
         base_fingerprint: of the base whose hidden states it was fitted on.
         metrics: the report's figures.
+        members: by block, (K, k): weights of the ensemble's heads less their mean; empty without an ensemble.
+        pessimism: how many of the members' deviations are taken off the score.
+        doubt: the members' mean deviation on voted answers, given back so that their mean score stays 0.
     """
 
     layers: tuple[int, ...]
@@ -52,13 +55,20 @@ class MixHead:
     vocabulary: Vocabulary
     base_fingerprint: str
     metrics: Mapping[str, float]
+    members: Mapping[str, Tensor] = field(default_factory=dict)
+    pessimism: float = 0.0
+    doubt: float = 0.0
 
     @property
     def model_id(self) -> str:
-        """`reward-` and 12 hex digits of its weights' sha256."""
+        """`reward-` and 12 hex digits of the sha256 of all that its scores depend on."""
         total = hashlib.sha256(self.base_fingerprint.encode())
         for name in sorted(self.weights):
             total.update(name.encode() + self.weights[name].numpy().tobytes() + self.means[name].numpy().tobytes())
+        if self.pessimism:
+            total.update(f"{self.pessimism} {self.doubt}".encode())
+            for name in sorted(self.members):
+                total.update(self.members[name].numpy().tobytes())
         return f"reward-{total.hexdigest()[:12]}"
 
     def token_rewards(
@@ -67,12 +77,18 @@ class MixHead:
         """One reward a token, (B, L), 0 off the answer: see `TokenRewardModel`."""
         assert token_ids.shape == prompt_mask.shape == response_mask.shape, "(B, L) everywhere"
         sequences = Sequences(hidden, token_ids, prompt_mask, response_mask)
-        total = torch.zeros(token_ids.shape, dtype=torch.float32, device=token_ids.device)
+        doubted = self.pessimism > 0 and bool(self.members)
+        columns = []
         for block in features.blocks(sequences, self._tables(token_ids.device), self.layers):
-            weight = self.weights[block.name].to(token_ids.device)
+            weight = self.weights[block.name].unsqueeze(0)
+            weight = (torch.cat([weight, self.members[block.name]]) if doubted else weight).to(token_ids.device)
             offset = weight @ self.means[block.name].to(token_ids.device)
-            total += block.pooling * (block.values.float() @ weight - offset)
-        return total * response_mask
+            columns.append(block.pooling.unsqueeze(-1) * (block.values.float() @ weight.T - offset))
+        rewards = torch.stack(columns).sum(dim=0) * response_mask.unsqueeze(-1)
+        if not doubted:
+            return rewards[..., 0]
+        even, _ = features.pooling_weights(response_mask)
+        return rewards[..., 0] - self.pessimism * (ensemble.token_deviation(rewards[..., 1:]) - even * self.doubt)
 
     @property
     def standing_width(self) -> int:
@@ -101,6 +117,23 @@ class MixHead:
             (pooled[name] - mean.double().numpy()) @ self.weights[name].double().numpy()
             for name, mean in self.means.items()
         ]
+        certain = np.asarray(np.sum(parts, axis=0))
+        if not (self.pessimism and self.members):
+            return certain
+        return certain - self.pessimism * (ensemble.deviation(self.member_scores(pooled)) - self.doubt)
+
+    def member_scores(self, pooled: Mapping[str, Array]) -> Array:
+        """The members' scores of answers less their mean, (K, answers): see `ensemble.disagreement`.
+
+        Raises:
+            ValueError: the head has no ensemble.
+        """
+        if not self.members:
+            raise ValueError("this reward model has no ensemble: set train.reward.members and refit it")
+        parts = [
+            self.members[name].double().numpy() @ (pooled[name] - mean.double().numpy()).T
+            for name, mean in self.means.items()
+        ]
         return np.asarray(np.sum(parts, axis=0))
 
     def save(self, folder: Path) -> None:
@@ -108,6 +141,7 @@ class MixHead:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"weight/{n}": t.contiguous() for n, t in self.weights.items()}
         tensors |= {f"mean/{n}": t.contiguous() for n, t in self.means.items()}
+        tensors |= {f"member/{n}": t.contiguous() for n, t in self.members.items()}
         tensors |= {"surface": self.vocabulary.surface, "rarity": self.vocabulary.rarity}
         save_file(tensors, folder / "reward.safetensors")
         record = {
@@ -118,6 +152,8 @@ class MixHead:
             "scale": self.scale,
             "base_fingerprint": self.base_fingerprint,
             "metrics": dict(self.metrics),
+            "pessimism": self.pessimism,
+            "doubt": self.doubt,
         }
         (folder / "reward.json").write_text(json.dumps(record, indent=2) + "\n")
 
@@ -134,6 +170,9 @@ class MixHead:
             vocabulary=Vocabulary(tensors["surface"], tensors["rarity"]),
             base_fingerprint=record["base_fingerprint"],
             metrics=record["metrics"],
+            members={n.removeprefix("member/"): t for n, t in tensors.items() if n.startswith("member/")},
+            pessimism=float(record.get("pessimism", 0.0)),
+            doubt=float(record.get("doubt", 0.0)),
         )
 
     def _tables(self, device: torch.device) -> Vocabulary:
@@ -221,8 +260,28 @@ def fit_weights(
     pooled: Mapping[str, Array], votes: Votes, rows: Rows, seen: Mapping[str, View] | None = None
 ) -> Weights:
     """Fit on the votes of `rows`; arguments and errors are those of `pose`."""
-    problem = pose(pooled, votes, rows, seen)
+    return fit_problem(pose(pooled, votes, rows, seen))
+
+
+def fit_problem(problem: Problem) -> Weights:
+    """Fit every structure and average."""
     return collapse(average(problem.families, problem.outcomes, structures(list(problem.families))), problem)
+
+
+def fit_members(problem: Problem, fitted: Weights, counts: Array) -> dict[str, Array]:
+    """Weights of an ensemble by block, (K, k), in logits, less their mean.
+
+    Args:
+        problem: the votes.
+        fitted: the fit of all of them, whose structures, shares and scales the members keep.
+        counts: how often each vote counts for each member (`ensemble.bootstrap`), (K, votes).
+    """
+    found: list[dict[str, Array]] = []
+    for count in counts:
+        outcomes = replace(problem.outcomes, weight=problem.outcomes.weight * count[problem.vote])
+        found.append(collapse(refit(problem.families, outcomes, fitted.averaged), problem).weight)
+    stacked = {block: np.stack([one[block] for one in found]) for block in problem.widths}
+    return {block: values - values.mean(axis=0) for block, values in stacked.items()}
 
 
 def collapse(averaged: Averaged, problem: Problem) -> Weights:
@@ -259,11 +318,18 @@ def make_head(
     vocabulary: Vocabulary,
     base_fingerprint: str,
     metrics: Mapping[str, float],
+    members: Mapping[str, Array] | None = None,
+    pessimism: float = 0.0,
 ) -> MixHead:
     """A head whose scores have mean 0 and standard deviation 1 over the voted answers."""
     means = {name: values.mean(axis=0) for name, values in pooled.items()}
+    members = members or {}
     raw = np.sum([(pooled[n] - means[n]) @ w for n, w in fitted.weight.items()], axis=0)
-    spread = float(np.std(raw))
+    if pessimism and members:
+        doubts = ensemble.deviation(np.sum([w @ (pooled[n] - means[n]).T for n, w in members.items()], axis=0))
+    else:
+        doubts = np.zeros(len(raw))
+    spread = float(np.std(raw - pessimism * doubts))
     if not np.isfinite(spread) or spread < 1e-9:
         raise OneSidedVotes("the votes tell no answer from another: every answer would get the same reward")
     return MixHead(
@@ -274,4 +340,7 @@ def make_head(
         vocabulary=vocabulary,
         base_fingerprint=base_fingerprint,
         metrics=dict(metrics),
+        members={n: torch.from_numpy(w / spread).float() for n, w in members.items()},
+        pessimism=pessimism,
+        doubt=float(doubts.mean()) / spread,
     )

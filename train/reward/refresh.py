@@ -13,13 +13,14 @@ from train.base import Base
 from train.errors import NotEnoughVotes
 from train.reward import judge
 from train.reward.config import RewardConfig
+from train.reward.ensemble import bootstrap, disagreement
 from train.reward.families import View
 from train.reward.features import Vocabulary
 from train.reward.judge import Judgement
 from train.reward.last import LastHead, normalised, score_all, train_last
-from train.reward.mix import MixHead, answer_views, fit_weights, make_head
+from train.reward.mix import MixHead, answer_views, fit_members, fit_problem, fit_weights, make_head, pose
 from train.reward.probe import Array, Rows
-from train.reward.votes import Votes, folds
+from train.reward.votes import Votes, clear_of, folds, ranking_weights
 
 MIN_VOTERS = 4
 """Fewest voters for a figure on voters never seen."""
@@ -85,23 +86,60 @@ def _refresh(  # noqa: PLR0917 - `refresh`, within its limit of threads
     unseen_by_predecessor: Callable[[int], bool],
     seed: int,
 ) -> Refreshed:
+    known = predecessor if predecessor is not None and predecessor.weights.keys() == dict(pooled).keys() else None
+    fresh = np.array([unseen_by_predecessor(row) for row in range(len(votes))], dtype=bool)
+    votes = weighed(votes, config, fresh if known else np.ones(len(votes), dtype=bool))
     predicted = out_of_fold(pooled, seen, votes, votes.conversation, config.folds, seed)
     decisive = np.flatnonzero(~votes.tied)
     calm = judge.temperature(predicted[decisive], votes.weight[decisive])
-    predicted = calm * predicted
-    fitted = fit_weights(pooled, votes, np.arange(len(votes)), seen)
+    problem = pose(pooled, votes, np.arange(len(votes)), seen)
+    fitted = fit_problem(problem)
+    counts = bootstrap(votes.conversation, config.members, seed) if config.members > 1 else np.zeros((0, len(votes)))
     head = make_head(
-        fitted, pooled, votes, layers=layers, vocabulary=vocabulary, base_fingerprint=base_fingerprint, metrics={}
+        fitted,
+        pooled,
+        votes,
+        layers=layers,
+        vocabulary=vocabulary,
+        base_fingerprint=base_fingerprint,
+        metrics={},
+        members=fit_members(problem, fitted, counts) if len(counts) else None,
+        pessimism=config.pessimism,
     )
-    judged = judgement(predicted, head.scores(pooled), votes)
-    judged = replace(judged, new_voters=_on_new_voters(pooled, seen, votes, config.folds, seed))
+    scores = head.scores(pooled)
+    judged = replace(
+        judgement(calm * predicted, scores, votes),
+        new_voters=_on_new_voters(pooled, seen, votes, config.folds, seed),
+        raw_log_loss=judge.log_loss(predicted[decisive], votes.weight[decisive]),
+        raw_ece=judge.calibration(predicted[decisive])[1],
+        temperature=calm,
+        disagreement=_disagreement(head, pooled, scores, votes),
+    )
+    old = None if known is None else known.scores(pooled) * known.scale
+    if old is not None:
+        moved, reordered = judge.drift(scores, old, votes.first, votes.second)
+        judged = replace(judged, drift=moved, reordered=reordered)
     _refuse(judged, votes, config)
-    if predecessor is not None and predecessor.weights.keys() == dict(pooled).keys():
-        rows = np.array([r for r in decisive if unseen_by_predecessor(int(r))], dtype=np.int64)
-        old = predecessor.scores(pooled) * predecessor.scale
-        judge.refuse_if_worse(predicted[rows], old[votes.first[rows]] - old[votes.second[rows]], votes.weight[rows])
+    if old is not None:
+        rows = decisive[fresh[decisive]]
+        led = old[votes.first[rows]] - old[votes.second[rows]]
+        judge.refuse_if_worse(calm * predicted[rows], led, votes.weight[rows])
     figures = judged.metrics() | {f"scale_{name}": value for name, value in fitted.variance.items()}
     return Refreshed(replace(head, metrics=figures, scale=calm * head.scale), judged)
+
+
+def weighed(votes: Votes, config: RewardConfig, fresh: NDArray[np.bool_]) -> Votes:
+    """The votes with weights for rankings, and for those that the last reward model has learnt from already."""
+    factor = ranking_weights(votes, config.rankings) * np.where(fresh, 1.0, config.old_votes)
+    return replace(votes, weight=votes.weight * factor)
+
+
+def _disagreement(head: MixHead, pooled: Mapping[str, Array], scores: Array, votes: Votes) -> float:
+    if not head.members:
+        return float("nan")
+    doubt = disagreement(head.member_scores(pooled), votes.first, votes.second)
+    led = scores[votes.first] - scores[votes.second]
+    return float(doubt.mean() / max(led.std(), 1e-9))
 
 
 def refresh_last(base: Base, votes: Votes, config: RewardConfig, seed: int) -> tuple[LastHead, Judgement]:
@@ -116,7 +154,9 @@ def refresh_last(base: Base, votes: Votes, config: RewardConfig, seed: int) -> t
     held = np.flatnonzero((fold == 0) & ~votes.tied)
     if len(held) < 2:
         raise NotEnoughVotes("too few conversations to judge the reward model by; vote in more of them")
-    head = train_last(base, votes, np.flatnonzero(fold != 0), config, seed)
+    votes = weighed(votes, config, np.ones(len(votes), dtype=bool))
+    learnt = clear_of(votes, np.flatnonzero(fold == 0), np.flatnonzero(fold != 0))
+    head = train_last(base, votes, learnt, config, seed)
     scores = score_all(head, votes.answers)
     judged = judgement(scores[votes.first] - scores[votes.second], scores, votes, held)
     _refuse(judged, votes, config)
@@ -139,7 +179,10 @@ def out_of_fold(  # noqa: PLR0917 - what, seen how, by whom, in how many folds
     fold = folds(groups, min(count, distinct), seed)
     predicted = np.zeros(len(votes))
     for held in np.unique(fold):
-        learnt, unseen = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
+        unseen = np.flatnonzero(fold == held)
+        learnt = clear_of(votes, unseen, np.flatnonzero(fold != held))
+        if not len(learnt):
+            continue  # every vote shares an answer with these: nothing is known of them, a coin's difference stays
         weights = fit_weights(pooled, votes, learnt, seen)
         predicted[unseen] = weights.differences(pooled, votes.first[unseen], votes.second[unseen])
     return predicted
@@ -182,6 +225,9 @@ def judgement(predicted: Array, scores: Array, votes: Votes, held: Rows | None =
         new_voters=float("nan"),
         votes=len(decisive),
         calibration=bins,
+        length_controlled=judge.accuracy(
+            judge.without_length(difference, (lengths[votes.first] - lengths[votes.second])[decisive].astype(float))
+        ),
         slices=_slices(difference, votes, decisive, lengths),
     )
 
@@ -208,6 +254,10 @@ def _slices(difference: Array, votes: Votes, decisive: Rows, lengths: Rows) -> d
         "short prompt": prompt <= np.median(prompt),
         "long prompt": prompt > np.median(prompt),
     }
+    for turns in sorted({votes.turns[row] for row in decisive} if votes.turns else ()):
+        masks[f"messages before: {turns}"] = np.array([votes.turns[row] == turns for row in decisive])
+    for writing in sorted({votes.scripts[row] for row in decisive} if votes.scripts else ()):
+        masks[f"script: {writing}"] = np.array([votes.scripts[row] == writing for row in decisive])
     for reason in sorted({r for row in decisive for r in votes.reasons[row]}):
         masks[f"reason: {reason}"] = np.array([reason in votes.reasons[row] for row in decisive])
     return {n: (judge.accuracy(difference[m]), int(m.sum())) for n, m in masks.items() if m.any()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +42,9 @@ class Votes:
         conversation, voter: group labels, small integers.
         reasons: reasons that the voter ticked.
         vote_ids: the votes' own.
+        turns: messages before the answer; () where unknown.
+        scripts: writing system of the question (`Latin`, `Cyrillic`, `Han`, ...): a stand-in for its language that
+            needs no model; () where unknown.
     """
 
     answers: tuple[Answer, ...]
@@ -53,6 +58,8 @@ class Votes:
     voter: NDArray[np.int64]
     reasons: tuple[tuple[str, ...], ...]
     vote_ids: tuple[str, ...] = ()
+    turns: tuple[int, ...] = ()
+    scripts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.first)
@@ -96,7 +103,72 @@ def read_votes(preferences: Sequence[Mapping[str, Any]], ties: Sequence[Mapping[
         voter=_labels([str(row["voter"]) for _, _, row in rows]),
         reasons=tuple(tuple(row.get("reasons") or ()) for _, _, row in rows),
         vote_ids=tuple(str(row.get("vote_id") or "") for _, _, row in rows),
+        turns=tuple(len(row.get("prompt") or ()) for _, _, row in rows),
+        scripts=tuple(script(_question(row)) for _, _, row in rows),
     )
+
+
+def script(text: str) -> str:
+    """The writing system of most letters, from their Unicode names; `none` without letters."""
+    found = Counter(
+        unicodedata.name(letter, "none").split(" ")[0].split("-")[0].capitalize() for letter in text if letter.isalpha()
+    )
+    names = {"Cjk": "Han"}
+    return names.get(found.most_common(1)[0][0], found.most_common(1)[0][0]) if found else "none"
+
+
+def clear_of(votes: Votes, held: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of `rows` that share neither a conversation nor an answer with any vote in `held`.
+
+    A fold by conversation or by voter alone would let an answer through that several people were shown.
+    """
+    talks = np.unique(votes.conversation[held])
+    answers = np.unique(np.concatenate([votes.first[held], votes.second[held]]))
+    known = np.isin(votes.conversation[rows], talks)
+    known |= np.isin(votes.first[rows], answers) | np.isin(votes.second[rows], answers)
+    return rows[~known]
+
+
+def ranking_weights(votes: Votes, how: str) -> NDArray[np.float64]:
+    """Factors of the votes' weights for votes that are the pairs of a ranking, (n,).
+
+    A voter who compares K answers to one prompt casts up to C(K, 2) votes that follow from each other. `answer` lets
+    each answer count once, shared by its pairs (1/(K-1) a pair where all were cast), `prompt` the whole ranking once
+    (1/C(K,2), Ouyang et al. 2022), `pair` changes nothing. A pair by itself counts 1 in any case.
+
+    Args:
+        votes: the snapshot's.
+        how: `answer`, `prompt` or `pair`.
+    """
+    factors = np.ones(len(votes))
+    if how == "answer":
+        ends = [list(zip(votes.voter, side, strict=True)) for side in (votes.first, votes.second)]
+        degree = Counter(ends[0] + ends[1])
+        factors = np.array([(1 / degree[a] + 1 / degree[b]) / 2 for a, b in zip(*ends, strict=True)])
+    elif how == "prompt":
+        for rows in _rankings(votes):
+            factors[rows] = 1 / len(rows)
+    return factors
+
+
+def _rankings(votes: Votes) -> list[list[int]]:
+    by_voter: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    for row in range(len(votes)):
+        key = (int(votes.voter[row]), votes.answers[votes.first[row]].prompt_ids)
+        by_voter.setdefault(key, []).append(row)
+    return [component for rows in by_voter.values() for component in _connected(votes, rows)]
+
+
+def _connected(votes: Votes, rows: Sequence[int]) -> list[list[int]]:
+    """The rows in groups that share answers: two separate pairs of one prompt are no ranking."""
+    groups: list[tuple[set[int], list[int]]] = []
+    for row in rows:
+        ends = {int(votes.first[row]), int(votes.second[row])}
+        touching = [group for group in groups if group[0] & ends]
+        groups = [group for group in groups if not group[0] & ends]
+        merged = set().union(ends, *(group[0] for group in touching))
+        groups.append((merged, [r for group in touching for r in group[1]] + [row]))
+    return [members for _, members in groups]
 
 
 def folds(groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
@@ -111,6 +183,11 @@ def folds(groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]
         fold_of[int(labels[group])] = smallest
         filled[smallest] += sizes[group]
     return np.array([fold_of[int(group)] for group in groups])
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    prompt = row.get("prompt") or ()
+    return str(prompt[-1]["content"]) if prompt else ""
 
 
 def _number(row: Mapping[str, Any], column: str, default: float) -> float:
