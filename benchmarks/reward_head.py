@@ -102,7 +102,7 @@ def load(model: Path, cache: Path) -> SimpleNamespace:
         groups.setdefault(row["group"], []).append(at)
     for members in groups.values():
         pairs[rows[members[0]]["split"]] += [p for p in combinations(members, 2) if answers[p[0]] != answers[p[1]]]
-    return SimpleNamespace(rows=rows, answers=answers, pooled=pooled, pairs=pairs)
+    return SimpleNamespace(rows=rows, answers=answers, pooled=pooled, pairs=pairs, spread=reader.token_covariance())
 
 
 def make_votes(data: SimpleNamespace, margins: np.ndarray, tie_margin: float, count: int, seed: int) -> Any:
@@ -142,7 +142,7 @@ def fit(model: Path, cache: Path, counts: list[int], repeats: int, blocks: list[
     """Print the table."""
     from feedback.contracts import Message
     from feedback.simulator.utilities import UTILITIES
-    from train.reward.mix import fit_weights
+    from train.reward.mix import answer_views, fit_weights
 
     data = load(model, cache)
     pooled = {n: v for n, v in data.pooled.items() if blocks is None or n in blocks}
@@ -161,13 +161,17 @@ def fit(model: Path, cache: Path, counts: list[int], repeats: int, blocks: list[
             got = []
             for seed in range(repeats):
                 votes = make_votes(data, margins["train"], taste.tie_margin, count, seed)
-                weights = fit_weights(pooled, votes, np.arange(len(votes)))
+                spread = {n: c for n, c in data.spread.items() if n in pooled}
+                seen = answer_views(pooled, votes, spread)
+                weights = fit_weights(pooled, votes, np.arange(len(votes)), seen)
                 said = weights.differences(pooled, first, second)
                 got.append(float(np.mean((said > 0) == (margins["held_out"][held] > 0))))
-            cells.append((float(np.mean(got)), votes.decisive))
+            cells.append((float(np.mean(got)), float(np.std(got)), votes.decisive))
         means.append([c[0] for c in cells])
         share = float(np.mean(np.abs(margins["train"]) > taste.tie_margin))
-        listed = " | ".join(f"{a:.2f}" + (f" ({d})" if d < n else "") for (a, d), n in zip(cells, counts, strict=True))
+        listed = " | ".join(
+            f"{a:.2f} +- {e:.2f}" + (f" ({d})" if d < n else "") for (a, e, d), n in zip(cells, counts, strict=True)
+        )
         print(f"| {name} | {listed} | {share:.2f} |", flush=True)
     print("| mean | " + " | ".join(f"{m:.3f}" for m in np.mean(means, axis=0)) + " | |")
 
@@ -180,7 +184,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--votes", type=int, action="append")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--blocks", nargs="*", help="only these blocks of features, for comparison")
     given = parser.parse_args()
     if given.stage == "sample":
