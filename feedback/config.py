@@ -18,7 +18,7 @@ class VotersConfig(Section):
 
     weigh: bool = True
     """Weigh votes by what is known of their voters; False gives every vote the weight 1."""
-    max_share: float = Field(default=0.01, gt=0, le=1)
+    max_share: float = Field(default=0.05, gt=0, le=1)
     """Largest share of the total weight that one voter may have; twice an equal share where that is more."""
     cap_from_voters: int = Field(default=10, ge=2)
     """The cap on shares begins with so many voters; fewer know each other."""

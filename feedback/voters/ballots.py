@@ -126,7 +126,8 @@ class Ballots:
     @property
     def contest(self) -> NDArray[np.bool_]:
         """(N,) votes between different adapters on their real answers."""
-        return (self.left != self.right) & (self.gold == NO_GOLD)
+        found: NDArray[np.bool_] = (self.left != self.right) & (self.gold == NO_GOLD)
+        return found
 
     @property
     def fair(self) -> NDArray[np.bool_]:
@@ -145,7 +146,7 @@ class BallotBox:
     def __init__(self) -> None:
         self._voters = _Names()
         self._adapters = _Names()
-        self._columns = {name: array(code) for name, code in _TYPE_CODES.items()}
+        self._columns: dict[str, array[int]] = {name: array(code) for name, code in _TYPE_CODES.items()}
 
     def __len__(self) -> int:
         return len(self._columns["voter"])

@@ -67,6 +67,7 @@ def records(ballots: Ballots, config: VotersConfig) -> Records:
     decisive, gold = ballots.decisive, ballots.gold != NO_GOLD
     alone = (ballots.left == ballots.right) & ~gold
     soon = hasty(ballots, config)
+    timed = ballots.cast_ms != ballots.shown_ms  # imported votes have no times of their own
 
     def count(mask: NDArray[np.bool_]) -> Floats:
         return np.bincount(ballots.voter[mask], minlength=size).astype(np.float64)
@@ -79,8 +80,8 @@ def records(ballots: Ballots, config: VotersConfig) -> Records:
         gold_right=count(gold & (ballots.choice == ballots.gold)),
         gold_wrong=count(gold & (ballots.choice != ballots.gold)),
         gold_left=count(gold & (ballots.choice == A)),
-        hasty=count(soon),
-        unhurried=count(~soon),
+        hasty=count(soon & timed),
+        unhurried=count(~soon & timed),
         cells=_cells(ballots.only(ballots.fair & decisive)),
     )
 

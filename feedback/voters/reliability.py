@@ -18,6 +18,7 @@ the promoters as people of strong taste (tried; docs/voting.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,8 @@ _GOLD_BY_CHANCE = 0.45
 """A coin judges a gold pair right so often: sometimes it says tie."""
 _HASTE_PRIOR = (0.5, 4.5)
 _HASTE_OTHERS = 0.5
-"""The other classes are hasty at this rate or, as likely, no more than honest voters: a script can wait."""
+"""The other classes are hasty at this rate, or at the honest voters' where that is higher; or, as likely, no more than
+these: a script can wait. So patience is never held against anybody."""
 _ROUNDS = 200
 _CONVERGED = 1e-9
 HONEST, RANDOM, LEFT, RIGHT = 0, 1, 2, 3
@@ -112,7 +114,7 @@ class _Em:
         """Rates of the contests; gold pairs right, votes hasty and votes left, of honest voters."""
         found, sane = self._records, 1 - posterior[:, RANDOM : RIGHT + 1].sum(axis=1)
         gold = _rate(sane @ found.gold_right, sane @ found.gold_wrong, _GOLD_PRIOR)
-        honest = posterior[:, HONEST]
+        honest: Floats = posterior[:, HONEST]
         haste = _rate(honest @ found.hasty, honest @ found.unhurried, _HASTE_PRIOR)
         side = _rate(sane @ found.self_left, sane @ found.self_right, (5.0, 5.0))
         return self._contest_rates(posterior, sane), gold, haste, side
@@ -140,7 +142,9 @@ class _Em:
         judged = found.gold_right * np.log(gold) + found.gold_wrong * np.log(1 - gold)
         careful = np.bincount(cells.voter, in_contest, minlength=len(found)) + alone + judged
         hurried = found.hasty * np.log(haste) + found.unhurried * np.log(1 - haste)
-        others = np.logaddexp(hurried, (found.hasty + found.unhurried) * np.log(_HASTE_OTHERS)) - np.log(2)
+        rate = max(haste, _HASTE_OTHERS)
+        scripted = found.hasty * np.log(rate) + found.unhurried * np.log(1 - rate)
+        others = np.logaddexp(hurried, scripted) - np.log(2)
         out = np.empty((len(found), self._size))
         out[:, HONEST] = careful + hurried
         out[:, RANDOM : RIGHT + 1] = self._fixed + others[:, None]
@@ -165,7 +169,8 @@ class _Em:
         return float(classes + contests + right * np.log(gold) + wrong * np.log(1 - gold))
 
 
-def _rate(hits: float, misses: float, prior: tuple[float, float]) -> float:
+def _rate(hits: Any, misses: Any, prior: tuple[float, float]) -> float:
+    # numpy types the product of two vectors as an array, though it is a number.
     return float((hits + prior[0]) / (hits + misses + prior[0] + prior[1]))
 
 

@@ -82,19 +82,20 @@ def _trust(ballots: Ballots, config: VotersConfig) -> Floats:
     if not config.weigh or not len(ballots):
         return np.ones(len(ballots.voters))
     honest = fit(records(ballots, config), ballots.adapters, config).honest
-    return np.minimum(1.0, honest / (1 - config.suspicion))
+    trusted: Floats = np.minimum(1.0, honest / (1 - config.suspicion))
+    return trusted
 
 
 def _fitness(ballots: Ballots, config: VotersConfig) -> Floats:
     """(N,) what a vote counts, whoever cast it."""
-    real = (ballots.gold == NO_GOLD).astype(np.float64)
+    real: Floats = (ballots.gold == NO_GOLD).astype(np.float64)
     return real * repeat_factors(ballots, config.repeats) if config.weigh else real
 
 
 def _cap_of(ballots: Ballots, votes: Floats, config: VotersConfig) -> Floats:
     """(V,) factors of the leverage cap on these votes' weights."""
     size = len(ballots.voters)
-    totals = np.bincount(ballots.voter, votes, minlength=size) if len(ballots) else np.zeros(size)
+    totals: Floats = np.bincount(ballots.voter, votes, minlength=size).astype(np.float64)
     active = int((totals > 0).sum())
     if not config.weigh or active < config.cap_from_voters:
         return np.ones(size)

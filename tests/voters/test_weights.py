@@ -55,6 +55,14 @@ def test_haste_counts_against_a_voter_only_where_others_take_their_time() -> Non
     assert everybody["z"] > 0.9
 
 
+def test_patience_among_the_hasty_is_no_offence_and_votes_without_times_say_nothing() -> None:
+    patient, hurried = election({"z": honest(0.55)}, 40), election(CROWD, 40, after_ms=50)
+    assert voter_weights(joined(hurried, patient), CONFIG)["z"] > 0.9
+    imported = election({f"i{number}": honest(0.55) for number in range(400)}, 1, after_ms=0)
+    simulated = election(CROWD, 40, after_ms=50)
+    assert mean(voter_weights(joined(imported, simulated), CONFIG), "v") > 0.98
+
+
 def test_planted_pairs_weigh_nothing() -> None:
     ballots = election(CROWD, 20, gold=0.3)
     weights = vote_weights(ballots, CONFIG)
