@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from serve.config import ChatConfig
 from tests.browser.conftest import PHONE, WIDE, OpenPage
-from tests.browser.samples import LOOP
+from tests.browser.samples import LOOP, STANDINGS
 from tests.browser.site import Site
 
 pytestmark = pytest.mark.browser
@@ -58,6 +58,7 @@ def test_the_loop_page(open_page: OpenPage, screen: dict[str, Any], scheme: str)
     page = open_page("healthz", color_scheme=scheme, **screen)
     state = copy.deepcopy(LOOP)
     state["training"]["samples"] = [{"prompt": "Hello?", "before": "Yes.", "after": "Hello to you!"}]
+    page.route("**/v1/leaderboard", lambda route: route.fulfill(json=STANDINGS))
     page.route("**/v1/loop", lambda route: route.fulfill(json=state))
     page.goto(page.url.replace("healthz", "loop"))
     page.get_by_text("The same as a table").click()

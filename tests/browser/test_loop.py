@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import PHONE, OpenPage
-from tests.browser.samples import LOOP
+from tests.browser.samples import LOOP, STANDINGS
 from tests.browser.site import ADAPTER, TOKEN, Site
 
 pytestmark = pytest.mark.browser
@@ -175,3 +175,16 @@ def test_the_latest_report_is_one_click_away(open_page: OpenPage, site: Site) ->
     page.get_by_role("link", name="Report of cycle 2").click()
     expect(page.get_by_role("heading", name="policy-2")).to_have_css("color", "rgb(255, 0, 0)")
     assert page.request.get(site.url + "loop/cycles/3/report").status == 404
+
+
+def test_the_leaderboard_shows_strengths_with_their_intervals_and_what_was_left_out(open_page: OpenPage) -> None:
+    page = open_page("healthz", **PHONE)
+    page.route("**/v1/leaderboard", lambda route: route.fulfill(json=STANDINGS))
+    page.goto(page.url.replace("healthz", "loop"))
+    table = page.get_by_role("table", name="Leaderboard")
+    best, base = (table.get_by_role("row", name=name) for name in ("policy-000002", "The base model"))
+    expect(best).to_contain_text("+0.27 (+0.08 to +0.49)")
+    expect(best).to_contain_text("62.8%")
+    expect(base).to_contain_text("-0.27 (-0.49 to -0.08)")
+    expect(page.get_by_text("left out: 6 planted pairs, 1 pair in which an answer gave itself away")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
