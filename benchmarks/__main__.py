@@ -24,7 +24,11 @@ def commands(model: str) -> dict[str, list[list[str]]]:
         "voting": [["benchmarks.voting"]],
         "engine": [["benchmarks.engine", model, "--swap"]],
         "feedback": [["benchmarks.feedback"]],
-        "reward_head": [[*head, "sample", *arguments], [*head, "fit", *arguments]],
+        "reward_head": [
+            [*head, "sample", *arguments],
+            [*head, "fit", *arguments],
+            ["benchmarks.reward_curve", *arguments, "--out", features],
+        ],
         "learning": [["benchmarks.learning", "run", "--model", model, "--cache", learnt]],
         "peer": [
             [*peer, "reward", "--model", model, "--repeats", "2"],
