@@ -17,7 +17,7 @@ from feedback.config import FeedbackConfig
 from feedback.contracts import PAIR_TOPIC, RECEIPT_TOPIC, TOPICS, VOTE_TOPIC, RecordsCurated
 from feedback.curator import Curator
 from feedback.dataset import Dataset
-from feedback.dataset.parts import PartStore
+from feedback.dataset.parts import read_rows
 from feedback.event_log import EventConsumer, EventLogUnavailable, OutgoingRecord
 from feedback.kafka_log import KafkaEventLog
 from feedback.ledger import Ledger
@@ -106,7 +106,7 @@ def test_a_curator_killed_at_a_marked_point_doubles_nothing(
     ):
         wait_for_receipts(receipts, wanted)
     assert_each_once(tmp_path, {f"w{n}" for n in numbers})
-    stored = [row.id for row in PartStore(tmp_path / "votes").rows(sorted((tmp_path / "votes").glob("*.parquet")))]
+    stored = [row.id for row in read_rows(sorted((tmp_path / "votes").glob("*.parquet")))]
     assert len(stored) == len(set(stored)), "one curator at a time stores nothing twice, even in the parts"
 
 
