@@ -15,6 +15,13 @@ from deploy.errors import ConfigError
 from deploy.supervisor import Supervisor
 from feedback.identity import SecretError, load_or_make_secret
 
+_GATES = {
+    "probes": "A new adapter takes office as soon as it has proved to be the one that was trained; with "
+    "--set serve.releases.gate=votes people's votes decide.",
+    "votes": "A new adapter takes office when people's votes have elected it (some hundred votes of many people).",
+    "operator": "A new adapter takes office when you say so: `hustings releases promote`.",
+}
+
 
 def run(config: HustingsConfig) -> None:
     """Start everything and keep it running until Ctrl-C.
@@ -99,5 +106,6 @@ def _welcome(config: HustingsConfig, url: str, seconds: float) -> str:
         f"\n"
         f"A training cycle starts by itself at {config.train.schedule.new_comparisons} new votes that name a winner. "
         f"No people at hand? `hustings simulate`.\n"
+        f"{_GATES[config.serve.releases.gate]}\n"
         f"Ctrl-C stops everything."
     )

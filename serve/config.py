@@ -10,7 +10,7 @@ from feedback.config import Section
 
 
 class ContendersConfig(Section):
-    """`[serve.contenders]`: who meets whom. What the two shares leave goes to the office-holder against itself."""
+    """`[serve.contenders]`: who meets whom. What the shares leave goes to the office-holder against itself."""
 
     candidate_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the pairs in which a candidate (a release in state `canary`), if any, meets the office-holder."""
@@ -19,6 +19,63 @@ class ContendersConfig(Section):
     gold_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the pairs of an adapter with itself in which one answer's words are jumbled, to see who reads. 0.05
     where strangers vote (docs/voting.md); 0 where only people whom you know, or simulated voters, do."""
+    watch_share: float = Field(default=0.1, ge=0, le=1)
+    """With `serve.releases.gate = "votes"`: share of the pairs in which the predecessor meets an office-holder that is
+    still being watched (see serve.releases.alarm)."""
+
+
+class CanaryConfig(Section):
+    """`[serve.releases.canary]`: the election of a candidate, with `gate = "votes"`."""
+
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Probability that a candidate that is no better is ever promoted; and that one that is no worse is ever rejected
+    for losing."""
+    margin: float = Field(default=0.0, ge=0, lt=0.5)
+    """A candidate must be shown to win more than half by so much: 0.02 asks for a win rate above 0.52."""
+    by_voter: bool = True
+    """A ballot is one voter's; False counts every vote as a stranger's, for installations with a handful of users:
+    then one busy voter's taste can decide."""
+    ballot_votes: int = Field(default=5, ge=1)
+    """Votes of a voter that make a full ballot, which counts as their mean; later ones aren't counted."""
+    ballot_idle_s: float = Field(default=1800.0, gt=0)
+    """Seconds after a voter's last vote at which a ballot that isn't full counts all the same."""
+    min_votes: int = Field(default=30, ge=0)
+    """No promotion before so many votes, so that the guards have seen something."""
+    max_votes: int = Field(default=2000, ge=1)
+    """A candidate that isn't shown to be better by then is rejected."""
+    patience_h: float = Field(default=168.0, gt=0)
+    """Hours after which a canary that people didn't decide is retired (an operator can still promote it)."""
+    look_s: float = Field(default=5.0, gt=0)
+    """Seconds between looks at the votes where no new vote here gives occasion to one."""
+
+
+class GuardsConfig(Section):
+    """`[serve.releases.guards]`: what no vote can make up for, with `gate = "votes"`. Rises are in shares, 0 to 1."""
+
+    max_length_ratio: float = Field(default=2.0, gt=1)
+    """Answers so many times as long as the office-holder's, or as short."""
+    max_refusal_rise: float = Field(default=0.1, gt=0, lt=1)
+    """Refusals above the office-holder's share."""
+    max_repetition_rise: float = Field(default=0.1, gt=0, lt=1)
+    """Repeated pairs of words above the office-holder's share."""
+    max_kl: float = Field(default=15.0, gt=0)
+    """Distance from the base, nats an answer, as the manifest tells it (`policy_kl`)."""
+    max_error_rate: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the candidate's answers that fail."""
+    max_both_bad: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the canary's votes that call both answers bad; more is let pass where the office-holder, against
+    itself, does no better than 0.15 below that."""
+
+
+class AlarmConfig(Section):
+    """`[serve.releases.alarm]`: rolls back by itself when voters like the office-holder less than the one before."""
+
+    on: bool = True
+    """Whether it acts. It needs pairs to hear from: `watch_share` (with `gate = "votes"`) or `anchor_share`."""
+    alpha: float = Field(default=0.01, gt=0, lt=0.5)
+    """Probability that it ever sounds against an office-holder that is no worse."""
+    max_votes: int = Field(default=1000, ge=1)
+    """So many votes against its predecessor, and an office-holder isn't watched any longer."""
 
 
 class ChatConfig(Section):
@@ -38,8 +95,15 @@ class ChatConfig(Section):
 class ReleasesConfig(Section):
     """`[serve.releases]`: what an adapter must show before it speaks."""
 
-    auto_promote: bool = True
-    """Put a verified adapter into office at once; False leaves it `verified` until an operator promotes it."""
+    gate: Literal["probes", "votes", "operator"] = "probes"
+    """What puts a verified adapter into office. `probes`: its verification, at once. `votes`: people's votes, in a
+    canary against the office-holder (some hundred votes of many people). `operator`: `hustings releases promote`."""
+    canary: CanaryConfig = CanaryConfig()
+    guards: GuardsConfig = GuardsConfig()
+    alarm: AlarmConfig = AlarmConfig()
+    follow_grace_s: float = Field(default=60.0, ge=0)
+    """Seconds that a serving may go on with the former office-holder after another serving has changed it, while it
+    can't load the new one; then it is not ready."""
     probe_tolerance: float = Field(default=0.05, gt=0)
     """Mean absolute difference (nats a token) of serving's and the trainer's log-probs that counts as equal."""
     min_signal_to_noise: float = Field(default=3.0, ge=1)

@@ -20,6 +20,7 @@ from feedback.ledger.errors import (
     NotYourConversation,
     NotYourPair,
     PairConflict,
+    ReleaseConflict,
     UnknownPair,
     VoteConflict,
 )
@@ -97,6 +98,7 @@ _LEDGER: dict[type[LedgerError], tuple[int, str, str]] = {
     VoteConflict: (409, "Already voted", "already-voted"),
     NotYourConversation: (403, "Somebody else's conversation", "not-your-conversation"),
     PairConflict: (409, "Pair exists", "pair-exists"),
+    ReleaseConflict: (409, "Release moved", "release-moved"),
 }
 
 

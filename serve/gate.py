@@ -44,11 +44,16 @@ class Readiness:
 
     def __init__(self) -> None:
         self._reason: str | None = "the model is still being loaded"
+        self._behind: str | None = None
 
     @property
     def reason(self) -> str | None:
         """Why serving is not ready; None when it is."""
-        return self._reason
+        return self._reason or self._behind
+
+    def set_behind(self, reason: str | None) -> None:
+        """Another serving has put somebody into office who can't be loaded here; None: we are level again."""
+        self._behind = reason
 
     def set_ready(self) -> None:
         """Requests may come."""
@@ -64,5 +69,5 @@ class Readiness:
         Raises:
             NotReady: serving is starting or its engine is gone.
         """
-        if self._reason is not None:
-            raise NotReady(f"Not ready: {self._reason}. Try again in a few seconds.", retry_after_s=5.0)
+        if self.reason is not None:
+            raise NotReady(f"Not ready: {self.reason}. Try again in a few seconds.", retry_after_s=5.0)

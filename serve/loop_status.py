@@ -13,8 +13,11 @@ from feedback.contracts import ReleaseState
 from feedback.ledger import Ledger, Release
 from serve.deps import ServeDeps
 from serve.leaderboard import choices, left_interval, left_share
+from serve.releases.election import Election
+from serve.releases.referee import Standing
 
 STATUS_FILE = "status.json"
+BASE = "base"
 LAST_CYCLES = 20
 PACE_WINDOW = timedelta(minutes=5)
 SHORTEST_PACE = timedelta(minutes=1)
@@ -60,7 +63,35 @@ def loop_status(deps: ServeDeps) -> dict[str, Any]:
         "training": {key: value for key, value in trainer.items() if key not in _APART} or None,
         "office": {"adapter": deps.office.holder, "since": _since(releases, deps.office.holder)},
         "releases": [release_row(release) for release in reversed(releases)],
+        "gate": gate_status(deps),
         "cycles": (trainer.get("cycles") or [])[-LAST_CYCLES:],
+    }
+
+
+def gate_status(deps: ServeDeps) -> dict[str, Any]:
+    """What puts an adapter into office, and whether an operator has paused it; blocks."""
+    changes = deps.ledger.gate_history()
+    last = changes[-1].model_dump(mode="json", exclude={"schema_version"}) if changes else {"paused": False}
+    return {"mode": deps.config.releases.gate, **last}
+
+
+def elections(election: Election) -> dict[str, Any]:
+    """How canary and office-holder stand as of the last look at the votes."""
+    return {"canary": standing_row(election.canary), "alarm": standing_row(election.alarm)}
+
+
+def standing_row(standing: Standing | None) -> dict[str, Any] | None:
+    """A contest as the pages and the API show it."""
+    if standing is None:
+        return None
+    row = asdict(standing)
+    contest, outcome = row.pop("contest"), row.pop("outcome")
+    return {
+        "adapter": contest["adapter"],
+        "opponent": contest["opponent"] or BASE,
+        "since": standing.contest.since.isoformat(),
+        **row,
+        "guards": outcome["guards"],
     }
 
 

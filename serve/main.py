@@ -33,7 +33,7 @@ from serve.config import ServeConfig
 from serve.deps import ServeDeps
 from serve.engines.base import Engine, EngineError
 from serve.metrics import Metrics
-from serve.releases.follower import AdapterFollower
+from serve.releases.follower import ReleaseFollower
 
 WATCH_S = 2.0
 STOP_S = 2.0
@@ -173,9 +173,10 @@ class _Server:
 
     async def _bring_up(self, app: FastAPI, deps: ServeDeps, event_log: EventLog) -> None:
         """Start the engine, restore the office, follow the releases, then watch the engine until cancelled."""
-        follower = AdapterFollower(
+        follower = ReleaseFollower(
             event_log,
             hear=app.state.releases.hear,
+            heed=app.state.releases.stir,
             look=app.state.releases.look,
             metrics=deps.metrics,
             retry_s=self._config.releases.retry_s,

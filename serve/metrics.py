@@ -86,6 +86,24 @@ class Metrics:
         self.office_number = Gauge(
             "hustings_release_office_number", "Number of the adapter in office; 0 is the base", registry=registry
         )
+        self.release_vetoes = Counter(
+            "hustings_release_vetoes", "Candidates that a guard kept out of office", ["guard"], registry=registry
+        )
+        self.release_alarms = Counter(
+            "hustings_release_alarms", "Office-holders put back because voters preferred another", registry=registry
+        )
+        self.release_conflicts = Counter(
+            "hustings_release_conflicts", "Changes given up: another serving had made one first", registry=registry
+        )
+        self.release_paused = Gauge("hustings_release_paused", "1 while releases are paused", registry=registry)
+        self.release_behind = Gauge(
+            "hustings_release_behind", "1 while another is in office than the ledger says", registry=registry
+        )
+        self.canary_votes = Gauge("hustings_canary_votes", "Votes on the canary so far", registry=registry)
+        self.canary_ballots = Gauge("hustings_canary_ballots", "Ballots on the canary that count", registry=registry)
+        self.canary_win_rate = Gauge(
+            "hustings_canary_win_rate", "The canary's win rate and its bounds", ["bound"], registry=registry
+        )
         self.outbox_pending = Gauge("hustings_outbox_pending", "Outbox rows not yet sent", registry=registry)
         self.outbox_unconfirmed = Gauge(
             "hustings_outbox_unconfirmed", "Outbox rows sent but not confirmed by the curator", registry=registry

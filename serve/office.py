@@ -17,6 +17,9 @@ class Office:
     def __init__(self) -> None:
         self._holder: str | None = None
         self._canaries: tuple[str, ...] = ()
+        self._predecessors: tuple[str | None, ...] = ()
+        self._asked: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
         self._borrowed: Counter[str] = Counter()
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
 
@@ -30,6 +33,11 @@ class Office:
         """Adapters that get a share of the pairs against the office-holder."""
         return self._canaries
 
+    @property
+    def predecessors(self) -> tuple[str | None, ...]:
+        """Whom the office-holder meets in a share of the pairs, as long as it is watched (None: the base)."""
+        return self._predecessors
+
     def switch(self, adapter: str | None) -> None:
         """From now on requests are answered by this adapter; those that run end on theirs."""
         self._holder = adapter
@@ -37,6 +45,20 @@ class Office:
     def set_canaries(self, names: tuple[str, ...]) -> None:
         """From now on these may be drawn as candidates."""
         self._canaries = names
+
+    def set_predecessors(self, names: tuple[str | None, ...]) -> None:
+        """From now on these may be drawn against the office-holder."""
+        self._predecessors = names
+
+    def note_answer(self, adapter: str | None, *, failed: bool) -> None:
+        """An answer of a pair has ended; `failed`: by a fault, not because its reader left."""
+        if adapter is not None:
+            self._asked[adapter] += 1
+            self._failed[adapter] += failed
+
+    def failures(self, adapter: str) -> tuple[int, int]:
+        """Answers of pairs that the adapter was asked for in this process, and how many of them failed."""
+        return self._asked[adapter], self._failed[adapter]
 
     @contextmanager
     def borrow(self, *adapters: str | None) -> Iterator[None]:

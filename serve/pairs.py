@@ -13,10 +13,22 @@ from feedback.contracts import CompletionRecord, FinishReason, Message, PairShow
 from feedback.voters import names_itself
 from serve.contenders import SELF_PLAY, Matchup, choose
 from serve.deps import ServeDeps, on_thread
-from serve.engines.base import Chunk, GenerationRequest, Priority, PromptTooLong, Sampling
+from serve.engines.base import (
+    Chunk,
+    EngineOverloaded,
+    EngineUnavailable,
+    GenerationRequest,
+    InvalidSampling,
+    Priority,
+    PromptTooLong,
+    Sampling,
+)
+from serve.errors import DeadlinePassed
 from serve.gold import Jumbler, plant
 from serve.streams import merge, until
 
+BLAMELESS = (EngineUnavailable, EngineOverloaded, PromptTooLong, InvalidSampling, DeadlinePassed)
+"""Failures that say nothing of the adapter."""
 POSITIONS: tuple[Position, Position] = ("a", "b")
 
 
@@ -127,7 +139,8 @@ async def run_pair(deps: ServeDeps, ask: PairAsk, voter: str) -> AsyncGenerator[
     """
     deps.readiness.require()
     with deps.people.enter():
-        matchup = choose(deps.rng, deps.config.contenders, deps.office.holder, deps.office.canaries)
+        office = deps.office
+        matchup = choose(deps.rng, deps.config.contenders, office.holder, office.canaries, office.predecessors)
         matchup, better = plant(deps.rng, deps.config.contenders.gold_share, matchup)
         outcome = "aborted"
         try:
@@ -163,7 +176,10 @@ async def _speak(
         next(side for side in sides if side.position != better).jumbler = Jumbler(deps.rng)
     requests = generation_requests(matchup, prompt, sampling, pair_id)
     streams = [until(deadline, deps.engine.generate(request)) for request in requests]
-    by_source = [_tagged(stream, source) for source, stream in enumerate(streams)]
+    by_source = [
+        _tagged(_noted(deps, request.adapter, stream), source)
+        for source, (request, stream) in enumerate(zip(requests, streams, strict=True))
+    ]
     opened = False
     async with aclosing(merge(by_source)) as chunks:
         async for source, chunk in chunks:
@@ -255,6 +271,22 @@ def sampling_record(sampling: Sampling, index: int) -> SamplingRecord:
         max_tokens=sampling.max_tokens,
         seed=None if sampling.seed is None else sampling.seed + index,
     )
+
+
+async def _noted(
+    deps: ServeDeps, adapter: str | None, stream: AsyncGenerator[Chunk, None]
+) -> AsyncGenerator[Chunk, None]:
+    """The stream; whether it failed is noted, as far as the adapter may be to blame: not a full or dead engine."""
+    try:
+        async with aclosing(stream):
+            async for chunk in stream:
+                yield chunk
+    except BLAMELESS:
+        raise
+    except Exception:
+        deps.office.note_answer(adapter, failed=True)
+        raise
+    deps.office.note_answer(adapter, failed=False)
 
 
 async def _tagged(stream: AsyncGenerator[Chunk, None], source: int) -> AsyncGenerator[tuple[int, Chunk], None]:

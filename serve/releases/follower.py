@@ -1,4 +1,5 @@
-"""Hears of published adapters: a thread that reads the adapters topic from its beginning, again when it broke."""
+"""Hears of adapters and of other servings' decisions: a thread that reads both topics from their beginning, again when
+they broke."""
 
 from __future__ import annotations
 
@@ -7,7 +8,15 @@ from collections.abc import Callable
 
 import structlog
 
-from feedback.contracts import ADAPTER_TOPIC, AdapterPublished, ContractError
+from feedback.contracts import (
+    ADAPTER_TOPIC,
+    GATE_KEY,
+    RELEASE_TOPIC,
+    AdapterPublished,
+    ContractError,
+    GateChanged,
+    ReleaseChanged,
+)
 from feedback.event_log import EventLog, EventLogError, StoredRecord
 from serve.metrics import Metrics
 
@@ -16,11 +25,14 @@ LONGEST_PAUSE_S = 60.0
 log = structlog.get_logger(__name__)
 
 
-class AdapterFollower:
+class ReleaseFollower:
     """Calls back for every announcement; doubles do no harm, since names are for one set of weights, for ever.
 
+    What another serving has decided stands in the ledger that all of them share; the topic says when to look there.
+
     Args:
-        hear: called in this thread with each announcement.
+        hear: called in this thread with each announcement of an adapter.
+        heed: called in this thread after each batch that tells of a decision.
         look: called in this thread after each connection: what was announced to nobody may lie in the folder.
     """
 
@@ -29,18 +41,20 @@ class AdapterFollower:
         event_log: EventLog,
         *,
         hear: Callable[[AdapterPublished], None],
+        heed: Callable[[], None],
         look: Callable[[], None],
         metrics: Metrics,
         retry_s: float,
     ) -> None:
         self._log = event_log
         self._hear = hear
+        self._heed = heed
         self._look = look
         self._metrics = metrics
         self._retry_s = retry_s
         self._pause = retry_s
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="adapter-follower", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="release-follower", daemon=True)
 
     def start(self) -> None:
         """Start the thread; the event log need not be there yet."""
@@ -57,31 +71,42 @@ class AdapterFollower:
             try:
                 self._follow()
             except EventLogError as error:
-                log.warning("adapters topic out of reach", reason=str(error), next_try_s=self._pause)
+                log.warning("topics of the releases out of reach", reason=str(error), next_try_s=self._pause)
                 self._stopping.wait(self._pause)
                 self._pause = min(self._pause * 2, LONGEST_PAUSE_S)
 
     def _follow(self) -> None:
-        self._log.ensure_topics([ADAPTER_TOPIC])
-        consumer = self._log.consumer([ADAPTER_TOPIC], None)
+        topics = [ADAPTER_TOPIC, RELEASE_TOPIC]
+        self._log.ensure_topics(topics)
+        consumer = self._log.consumer(topics, None)
         try:
             self._look()
             self._pause = self._retry_s
             while not self._stopping.is_set():
-                for record in consumer.poll(POLL_S):
-                    self._read(record)
+                decisions = [self._read(record) for record in consumer.poll(POLL_S)]
+                if any(decisions):
+                    self._heed()
         finally:
             consumer.close()
 
-    def _read(self, record: StoredRecord) -> None:
+    def _read(self, record: StoredRecord) -> bool:
+        """Take in a record; True where it tells of a decision."""
         if record.value is None:
-            return
+            return False
         try:
-            event = AdapterPublished.from_bytes(record.value)
+            if record.topic == ADAPTER_TOPIC:
+                self._hear(AdapterPublished.from_bytes(record.value))
+                return False
+            kind = GateChanged if record.key == GATE_KEY.encode() else ReleaseChanged
+            kind.from_bytes(record.value)
         except ContractError as error:
             self._metrics.release_unreadable.inc()
             log.warning(
-                "announcement not understood", partition=record.partition, offset=record.offset, reason=str(error)
+                "record not understood",
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                reason=str(error),
             )
-            return
-        self._hear(event)
+        # One that can't be read may be a decision too: the ledger has it.
+        return record.topic == RELEASE_TOPIC

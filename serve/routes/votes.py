@@ -15,6 +15,7 @@ from serve.deps import Deps, on_thread
 from serve.errors import Overloaded
 from serve.http import FastJSON
 from serve.identity import voter_of
+from serve.releases.manager import ReleaseManager
 from serve.routes.problems import PROBLEMS
 from serve.text import Text
 
@@ -79,6 +80,9 @@ async def cast_vote(body: VoteRequest, request: Request, deps: Deps) -> Response
     except LedgerError as error:
         deps.metrics.votes_refused.labels(_REFUSALS.get(type(error), "ledger")).inc()
         raise
+    if outcome.created:
+        releases: ReleaseManager = request.app.state.releases
+        releases.stir()
     deps.metrics.votes.labels(outcome.vote.choice, "created" if outcome.created else "repeated").inc()
     request.scope["state"]["log"] |= {"pair_id": body.pair_id, "vote_id": outcome.vote.vote_id}
     answer = {

@@ -43,7 +43,10 @@ def test_help_lists_every_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert all(f" {verb} " in text for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "releases list", "releases promote", "releases reject", "releases rollback"])
+RELEASES = [f"releases {verb}" for verb in ("list", "history", "promote", "reject", "rollback", "pause", "resume")]
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *RELEASES])
 def test_every_verb_teaches_with_an_example(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

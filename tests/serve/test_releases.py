@@ -22,8 +22,9 @@ from serve.app import ServeDeps, create_app
 from serve.config import ReleasesConfig
 from serve.engines.base import AdapterLoadFailed, EngineOverloaded, NoRoomForAdapter
 from serve.releases.errors import ProbeFailed, VerificationFailed
-from serve.releases.follower import AdapterFollower
-from serve.releases.manager import ReleaseManager, office_stack
+from serve.releases.follower import ReleaseFollower
+from serve.releases.history import office_stack
+from serve.releases.manager import ReleaseManager
 from serve.releases.probe import ProbeReport, judge
 from serve.releases.store import AdapterStore
 from tests.fakes.engine import FakeEngine
@@ -312,7 +313,7 @@ async def test_an_older_adapter_that_comes_late_is_not_put_into_office(
 async def test_without_auto_promotion_the_operator_decides(
     make_deps: MakeDeps, ledger: Ledger, paths: DataPaths
 ) -> None:
-    deps = make_deps(releases={"auto_promote": False})
+    deps = make_deps(releases={"gate": "operator"})
     app = create_app(deps)
     manager: ReleaseManager = app.state.releases
     await manager.start()
@@ -345,7 +346,9 @@ async def test_the_follower_hears_of_adapters_through_an_event_log_that_comes_an
 ) -> None:
     log = FakeEventLog()
     log.down = True
-    follower = AdapterFollower(log, hear=manager.hear, look=manager.look, metrics=deps.metrics, retry_s=0.01)
+    follower = ReleaseFollower(
+        log, hear=manager.hear, heed=manager.stir, look=manager.look, metrics=deps.metrics, retry_s=0.01
+    )
     follower.start()
     log.down = False
     await asyncio.to_thread(log.wait_for, lambda: log.ensured > 0)

@@ -1,0 +1,113 @@
+"""Adapters into the engine and out of it: verified and probed on the way in, after their last stream on the way out."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from feedback.contracts import ReleaseChanged
+from serve.deps import ServeDeps, on_thread
+from serve.engines.base import AdapterLoadFailed
+from serve.releases import history as told
+from serve.releases.desk import Desk
+from serve.releases.errors import ReleaseRefused
+from serve.releases.probe import ProbeReport, judge, probe
+from serve.releases.store import AdapterStore, StoredAdapter
+
+REFUSALS = (ReleaseRefused, AdapterLoadFailed)
+"""What is wrong with the adapter itself; all else is passing trouble."""
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BroughtUp:
+    """An adapter that is loaded and has proved itself."""
+
+    stored: StoredAdapter
+    report: ProbeReport
+
+
+class Loader:
+    """Loads and unloads published adapters.
+
+    Args:
+        lock: the release manager's; held by whoever calls, and taken by what happens later.
+    """
+
+    def __init__(self, deps: ServeDeps, desk: Desk, store: AdapterStore, lock: asyncio.Lock) -> None:
+        self._deps = deps
+        self._desk = desk
+        self._store = store
+        self._lock = lock
+        self._drains: set[asyncio.Task[None]] = set()
+
+    async def bring_up(self, name: str, manifest_sha256: str | None = None) -> BroughtUp:
+        """Verify, load beside the incumbent, probe; what fails is unloaded again.
+
+        Raises:
+            ReleaseRefused, AdapterLoadFailed: something is wrong with the adapter itself.
+            EngineError: the engine can't do it now.
+        """
+        deps = self._deps
+        fingerprint = await on_thread(deps.base_fingerprint)
+        stored = await on_thread(
+            self._store.verify,
+            name,
+            manifest_sha256=manifest_sha256,
+            base_fingerprint=fingerprint,
+            max_rank=deps.engine.info.max_lora_rank,
+        )
+        if name not in deps.engine.adapters():
+            await self._make_room()
+            await deps.engine.load_adapter(name, stored.path)
+        try:
+            report = await probe(deps.engine, name, stored.manifest.probes)
+            judge(report, deps.config.releases)
+        except BaseException:
+            await deps.engine.unload_adapter(name)
+            raise
+        log.info("adapter verified", adapter=name, probe=str(report))
+        return BroughtUp(stored, report)
+
+    async def unload_the_rest(self) -> None:
+        """Unload, each after its last stream, whoever is not in office, to be called back soon, or a canary."""
+        keep = self._keep(await self._desk.history())
+        for name in self._deps.engine.adapters():
+            if name.startswith("policy-") and name not in keep:
+                task = asyncio.create_task(self._drain(name), name=f"drain-{name}")
+                self._drains.add(task)
+                task.add_done_callback(self._drains.discard)
+
+    async def close(self) -> None:
+        """Stop waiting for last streams."""
+        tasks = list(self._drains)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _make_room(self) -> None:
+        """Unload idle former office-holders, the oldest first, until one more adapter fits."""
+        deps = self._deps
+        needed = {deps.office.holder, *deps.office.canaries}
+        idle = sorted(n for n in deps.engine.adapters() if n.startswith("policy-") and n not in needed)
+        for name in idle:
+            if len(deps.engine.adapters()) < deps.config.max_loras:
+                return
+            if not deps.office.in_use(name):
+                await deps.engine.unload_adapter(name)
+
+    def _keep(self, history: list[ReleaseChanged]) -> set[str]:
+        config = self._deps.config.releases
+        wanted = 2 if config.keep_previous or config.gate == "votes" else 1
+        names = {*told.office_stack(history)[-wanted:], told.canary(history), self._deps.office.holder}
+        return {name for name in names if name is not None}
+
+    async def _drain(self, name: str) -> None:
+        """Unload an adapter after its last request; unless it was called back meanwhile."""
+        await self._deps.office.idle(name)
+        async with self._lock:
+            if name not in self._keep(await self._desk.history()) and not self._deps.office.in_use(name):
+                await self._deps.engine.unload_adapter(name)
+                log.info("adapter unloaded", adapter=name)
