@@ -113,11 +113,10 @@ def log_capital(observations: Floats, null: float = 0.5) -> Floats:
 
     The same as `serve.releases.sequential`, for many runs at once. NaN observations are passed over.
     """
-    paths = np.stack(
-        [np.nancumsum(np.log(1.0 - bet + bet * observations / null), axis=1) for bet in BETS]  # nan counts as 0
-    )
-    top = paths.max(axis=0)
-    return np.asarray(top + np.log(np.exp(paths - top).mean(axis=0)))
+    growth = np.nan_to_num(observations, nan=null) / null  # at fair odds the null itself pays nothing
+    paths = [np.cumsum(np.log(1.0 - bet + bet * growth), axis=1) for bet in BETS]
+    top = np.maximum.reduce(paths)
+    return np.asarray(top + np.log(sum(np.exp((path - top).astype(np.float32)) for path in paths) / len(BETS)))
 
 
 def decided(

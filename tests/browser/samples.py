@@ -77,6 +77,27 @@ def _cycle(number: int, reward: float, kl: float, win_rate: float) -> dict[str, 
     }
 
 
+def _contest(number: int, opponent: int, *, votes: int, wins: int, losses: int, lower: float, upper: float) -> Any:
+    return {
+        "adapter": f"policy-00000{number}",
+        "opponent": f"policy-00000{opponent}",
+        "since": "2026-11-21T11:45:00Z",
+        "votes": votes,
+        "voters": votes // 2,
+        "ballots": votes // 3,
+        "wins": wins,
+        "losses": losses,
+        "ties": votes - wins - losses,
+        "both_bad": 0,
+        "left_share": 0.52,
+        "win_rate": (lower + upper) / 2,
+        "lower": lower,
+        "upper": upper,
+        "evidence": 0.61,
+        "guards": [],
+    }
+
+
 LOOP: dict[str, Any] = {
     "now": "2026-11-21T12:00:00Z",
     "base_model": "SmolLM2-135M-Instruct",
@@ -92,6 +113,19 @@ LOOP: dict[str, Any] = {
         _release(2, "retired", "followed by policy-000003"),
         _release(1, "rejected", "answers twice as long as the office-holder's", "operator"),
     ],
+    "gate": {"mode": "votes", "paused": False},
+    "canary": _contest(4, 3, votes=118, wins=61, losses=42, lower=0.482, upper=0.648)
+    | {
+        "guards": [
+            {"guard": "length", "value": 1.12, "limit": 2.0, "vetoes": False},
+            {"guard": "refusals", "value": -0.02, "limit": 0.1, "vetoes": False},
+            {"guard": "repetition", "value": 0.03, "limit": 0.1, "vetoes": False},
+            {"guard": "kl", "value": 7.2, "limit": 15.0, "vetoes": False},
+            {"guard": "errors", "value": None, "limit": 0.05, "vetoes": False},
+            {"guard": "both_bad", "value": 0.034, "limit": 0.5, "vetoes": False},
+        ]
+    },
+    "alarm": _contest(3, 2, votes=44, wins=22, losses=17, lower=0.37, upper=0.72),
     "cycles": [
         _cycle(1, 0.21, 9.1, 0.47),
         _cycle(2, 0.34, 6.4, 0.58),

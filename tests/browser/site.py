@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from feedback.contracts import ReleaseChanged, ReleaseState
 from feedback.ledger import Ledger
 from feedback.paths import DataPaths
 from serve.app import ServeDeps, create_app
@@ -84,6 +85,9 @@ def serving(folder: Path, *, anchor: bool = True, token_delay_s: float = 0.0, **
         base_fingerprint=lambda: "f" * 64,
         rng=random.Random(7),
     )
+    if anchor:
+        came = ReleaseChanged(name=ADAPTER, before=None, after=ReleaseState.IN_OFFICE, reason="verified", actor="auto")
+        ledger.record_release(came)
     deps.office.switch(ADAPTER if anchor else None)
     deps.readiness.set_ready()
     server = uvicorn.Server(uvicorn.Config(create_app(deps), port=0, log_level="warning", ws="none", lifespan="off"))

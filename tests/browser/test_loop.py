@@ -188,3 +188,44 @@ def test_the_leaderboard_shows_strengths_with_their_intervals_and_what_was_left_
     expect(base).to_contain_text("-0.27 (-0.49 to -0.08)")
     expect(page.get_by_text("left out: 6 planted pairs, 1 pair in which an answer gave itself away")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_election_shows_win_rate_guards_and_alarm(canned: Any) -> None:
+    state = copy.deepcopy(LOOP)
+    page = canned(state)
+    canary = page.get_by_role("article", name="policy-000004 against policy-000003", exact=True)
+    expect(canary).to_contain_text("118 votes of 59 people; 39 ballots count")
+    expect(canary).to_contain_text("61 won, 42 lost, 15 tied, 0 both bad")
+    expect(canary).to_contain_text("61% of the evidence that a promotion needs")
+    expect(canary.get_by_role("img")).to_have_attribute("aria-label", "Win rate 56.5%, between 48.2% and 64.8%")
+    expect(canary.get_by_role("listitem")).to_have_count(6)
+    expect(canary.get_by_role("listitem").nth(0)).to_have_text("Length1.12 timeslimit 2 times")
+    expect(canary.get_by_role("listitem").nth(1)).to_contain_text("−2%")
+    alarm = page.get_by_role("article", name="In office: policy-000003 against policy-000002")
+    expect(alarm).to_contain_text("44 votes of 22 people")
+    state["canary"]["guards"][0] |= {"value": 2.6, "vetoes": True}
+    expect(canary.get_by_role("listitem").nth(0)).to_contain_text("Length (veto)")
+    state["canary"] = state["alarm"] = None
+    expect(page.get_by_role("article")).to_have_count(0)
+
+
+def test_an_operator_pauses_and_resumes_releases_with_a_name(open_page: OpenPage, site: Site) -> None:
+    page = open_page("loop")
+    expect(page.get_by_text("A new adapter takes office as soon as it has proved")).to_be_visible()
+    page.get_by_role("button", name="Pause releases").click()
+    dialog = page.get_by_role("dialog", name="Pause releases?")
+    dialog.get_by_label("Operator token").fill(TOKEN)
+    dialog.get_by_label("Reason").fill("odd votes")
+    dialog.get_by_label("Your name").fill("ann")
+    dialog.get_by_role("button", name="Pause").click()
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_text("Paused by ann: odd votes")).to_be_visible()
+    page.get_by_role("button", name="Resume releases").click()
+    dialog = page.get_by_role("dialog", name="Let releases go on?")
+    expect(dialog.get_by_label("Your name")).to_have_value("ann")
+    dialog.get_by_role("button", name="Resume").click()
+    expect(page.get_by_role("button", name="Pause releases")).to_be_visible()
+    assert [(change.paused, change.actor) for change in site.deps.ledger.gate_history()] == [
+        (True, "ann"),
+        (False, "ann"),
+    ]

@@ -98,10 +98,11 @@ export async function standings(signal) {
   return (await send("v1/leaderboard", { signal })).json();
 }
 
-/** An operator's act on the releases: `policy-000002/promote`, `policy-000002/reject` or `rollback`. */
-export async function changeRelease(act, reason, token) {
+/** An operator's act on the releases: `policy-000002/promote`, `policy-000002/reject`, `rollback`, `pause` or `resume`. */
+export async function changeRelease(act, { reason, by }, token) {
   const headers = { Authorization: `Bearer ${token}` };
-  const response = await send(`v1/releases/${act}`, { method: "POST", body: reason ? { reason } : {}, headers });
+  const body = { ...(reason && { reason }), ...(by && { by }) };
+  const response = await send(`v1/releases/${act}`, { method: "POST", body, headers });
   return response.status === 204 ? null : response.json();
 }
 

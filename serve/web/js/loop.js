@@ -75,7 +75,7 @@ class LoopPage {
     if (loop.ready === false) this.#say(`Serving isn't ready: ${loop.not_ready_reason}`);
     else byId("trouble").hidden = true;
     this.picture.show(loop, now);
-    this.releases.show(loop.releases ?? [], loop.office, now);
+    this.releases.show(loop, now);
     this.#cycles(loop.cycles ?? [], now);
     this.#samples(loop.training?.samples ?? []);
   }

@@ -2,6 +2,7 @@
 
 import { changeRelease } from "./api.js";
 import { announce, byId, h, icon } from "./dom.js";
+import { Election } from "./election.js";
 import { figure, percent, since } from "./format.js";
 
 const STATES = {
@@ -15,6 +16,7 @@ const STATES = {
 const PROMOTABLE = new Set(["candidate", "verified", "canary", "retired"]);
 const REJECTABLE = new Set(["candidate", "verified", "canary"]);
 const TOKEN = "hustings.operator_token";
+const NAME = "hustings.operator_name";
 
 const ACTS = {
   promote: (name) => ({
@@ -34,6 +36,18 @@ const ACTS = {
     title: "Roll back?",
     text: "The adapter in office is retired and the one before it (or the base) takes its place at once.",
     button: "Roll back",
+  }),
+  pause: () => ({
+    path: "pause",
+    title: "Pause releases?",
+    text: "No adapter comes into canary or office by itself. You still can promote, reject and roll back; the alarm goes on.",
+    button: "Pause",
+  }),
+  resume: () => ({
+    path: "resume",
+    title: "Let releases go on?",
+    text: "A canary that waited gets its share of the pairs again and goes on with the votes that it has.",
+    button: "Resume",
   }),
 };
 
@@ -58,6 +72,7 @@ class Operator {
     byId("act-text").textContent = act.text;
     byId("act-do").textContent = act.button;
     byId("act-reason").value = "";
+    byId("act-by").value = sessionStorage.getItem(NAME) ?? "";
     byId("act-problem").hidden = true;
     this.#showToken();
     this.dialog.showModal();
@@ -75,8 +90,10 @@ class Operator {
     const button = byId("act-do");
     button.disabled = true;
     try {
-      await changeRelease(this.#act.path, byId("act-reason").value.trim(), token);
+      const by = byId("act-by").value.trim();
+      await changeRelease(this.#act.path, { reason: byId("act-reason").value.trim(), by }, token);
       sessionStorage.setItem(TOKEN, token);
+      if (by) sessionStorage.setItem(NAME, by);
       this.dialog.close();
       announce(`Done: ${this.#act.button}`);
       this.onDone();
@@ -110,10 +127,13 @@ export class Releases {
     );
     this.empty = h("p", { class: "empty" }, "No adapter yet. The first one comes out of the first training cycle.");
     byId("rollback").addEventListener("click", () => this.operator.ask(ACTS.rollback()));
+    this.election = new Election((paused) => this.operator.ask(paused ? ACTS.resume() : ACTS.pause()));
   }
 
-  /** Show these releases, newest first. */
-  show(releases, office, now) {
+  /** Show the loop's releases, newest first, and the election. */
+  show(loop, now) {
+    const { releases = [], office } = loop;
+    this.election.show(loop);
     byId("rollback").disabled = !office?.adapter;
     const wanted = releases.length ? this.table : this.empty;
     if (wanted.parentElement !== this.place) this.place.replaceChildren(wanted);
