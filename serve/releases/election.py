@@ -59,8 +59,8 @@ class Election:
     async def _judge_canary(self, paused: bool) -> None:
         history = await self._desk.history()
         name = told.canary(history)
-        self.canary = None
         if name is None or not await self._show(name, paused):
+            self.canary = None
             self._deps.office.set_canaries(())
             self._export()
             return
@@ -111,25 +111,27 @@ class Election:
 
     async def _judge_office(self) -> None:
         """Put back an office-holder whom voters like less than its predecessor, or than the base."""
-        self.alarm = None
         holder, config = self._deps.office.holder, self._deps.config.releases
         history = await self._desk.history()
         stack = told.office_stack(history)
         if holder is None or stack[-1:] != [holder]:
+            self.alarm = None
             self._succession.watch(history, watched=False)
             return
         predecessor = stack[-2] if len(stack) > 1 else None
         since = told.since(history, holder)
+        against_predecessor: Standing | None = None
         for opponent in dict.fromkeys((predecessor, None)):
             standing = await on_thread(self._referee.alarm, Contest(holder, opponent, since), utc_now())
             if standing.outcome.verdict is Verdict.REJECT and config.alarm.on:
+                self.alarm = None
                 self._deps.metrics.release_alarms.inc()
                 await self._succession.step_back(
                     standing.outcome.reason, AUTO, leaving=ReleaseState.REJECTED, figures=standing.figures()
                 )
                 return
-            if opponent == predecessor:
-                self.alarm = standing
+            against_predecessor = against_predecessor or standing
+        self.alarm = against_predecessor
         watched = config.gate == "votes" and config.alarm.on
         self._succession.watch(
             history, watched=watched and self.alarm is not None and self.alarm.outcome.verdict is Verdict.OPEN
