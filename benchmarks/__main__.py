@@ -22,6 +22,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
     peer = ["benchmarks.peer"]
     return {
         "voting": [["benchmarks.voting"]],
+        "releases": [["benchmarks.releases"]],
         "engine": [["benchmarks.engine", model, "--swap"]],
         "feedback": [["benchmarks.feedback"]],
         "reward_head": [
