@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from deploy.checkpoints import app as checkpoints_app
 from deploy.config import HustingsConfig, load, to_toml
 from deploy.data import forget, import_, lineage
 from deploy.errors import ConfigError, DeployError, ModelError
@@ -131,6 +132,12 @@ def train(
         hustings train --once
 
         hustings train --kafka kafka-1:9092 --set train.schedule.max_hours=6
+
+        hustings train --once --set train.processes=4 (one a GPU, on this machine)
+
+        torchrun --nnodes 2 --nproc-per-node 8 ... -m deploy train --once (several machines, one data folder)
+
+        hustings train --once --set train.tuning=full (all weights; see `hustings checkpoints --help`)
     """
     direct: dict[str, object] = {"data_dir": data_dir, "model": model, "feedback.kafka": kafka}
     resolved = _prepare("train", load(config, overrides or (), direct))
@@ -158,6 +165,7 @@ app.command()(forget)
 app.command()(lineage)
 app.command("import")(import_)
 app.add_typer(releases_app, name="releases")
+app.add_typer(checkpoints_app, name="checkpoints")
 
 
 @app.command()

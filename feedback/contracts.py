@@ -16,6 +16,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 ADAPTER_NAME_PATTERN = r"^policy-[0-9]{6}$"
 """Names of published adapters: immutable, never used twice (a reused name can serve stale prefix-cache blocks)."""
 
+CHECKPOINT_NAME_PATTERN = r"^full-[0-9]{6}$"
+"""Names of published whole models (`train.tuning = "full"`), likewise immutable."""
+
 PAIR_TOPIC = "hustings.pairs"
 VOTE_TOPIC = "hustings.votes"
 THUMB_TOPIC = "hustings.thumbs"
@@ -331,6 +334,33 @@ class AdapterManifest(Contract):
     base_model: str
     base_fingerprint: str
     lora_rank: int
+    reward_model: str
+    snapshot: str
+    files: dict[str, str]
+    probes: tuple[ProbeRecord, ...] = Field(min_length=1)
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    created_at: AwareDatetime = Field(default_factory=utc_now)
+
+
+class CheckpointManifest(Contract):
+    """`manifest.json` beside the weights of a whole model that full fine-tuning made: a base to start serving with.
+
+    Attributes:
+        fingerprint: of this model, as serving and trainer compute it of a base.
+        base_model, base_fingerprint: what it was trained from, and measured against.
+        dtype: of the weights in the files.
+        files: sha256 of each file of the folder but this one, by name.
+        probes: log-probs of a few answers under this model (`policy_logprobs`) and under its base.
+        reward_model, snapshot, config, metrics: as in `AdapterManifest`.
+    """
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=CHECKPOINT_NAME_PATTERN)]
+    fingerprint: str
+    base_model: str
+    base_fingerprint: str
+    dtype: str
     reward_model: str
     snapshot: str
     files: dict[str, str]

@@ -33,6 +33,11 @@ class DataPaths:
         return self.root / "adapters"
 
     @property
+    def checkpoints(self) -> Path:
+        """Folder of whole models that full fine-tuning made; serving is started with one, never swaps it in."""
+        return self.root / "checkpoints"
+
+    @property
     def rollout_adapters(self) -> Path:
         """Folder of the trainer's passing adapters, loaded for rollouts only."""
         return self.root / "train" / "rollout-adapters"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from train.reward.foresight import Tilt
 
 POLICY = "policy"
 CRITIC = "critic"
+Tuning = Literal["lora", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +81,37 @@ class Base:
         gradient_checkpointing: whether passes with a gradient keep only what enters each block.
     """
 
-    def __init__(self, model: Any, path: Path, settings: LoraSettings, fingerprint: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        path: Path,
+        settings: LoraSettings,
+        fingerprint: str,
+        *,
+        tuning: Tuning = "lora",
+        sharded: bool = False,
+    ) -> None:
         self.path = path
         self.fingerprint = fingerprint
         self.gradient_checkpointing = False
         self._model = model
         model.requires_grad_(False)
         model.eval()
-        self.adapters = AdapterSet(model.model, settings)
+        self.adapters = (
+            AdapterSet(model.model, settings) if tuning == "lora" else _full_policy(model, settings, sharded)
+        )
         self.adapters.layers = {f"model.{path}": layer for path, layer in self.adapters.layers.items()}
 
     @classmethod
     def load(
-        cls, path: Path | str, settings: LoraSettings | None = None, *, device: str = "cpu", dtype: str | None = None
+        cls,
+        path: Path | str,
+        settings: LoraSettings | None = None,
+        *,
+        device: str = "cpu",
+        dtype: str | None = None,
+        tuning: Tuning = "lora",
+        sharded: bool = False,
     ) -> Base:
         """Read a Hugging Face folder (Llama-like: Llama, Qwen, Mistral, SmolLM, ...).
 
@@ -101,6 +120,8 @@ class Base:
             settings: of the adapters.
             device: "cpu" or "cuda".
             dtype: of the base's weights; by default float32 on a CPU and bfloat16 on a GPU. Adapters are float32.
+            tuning: whether the policy is an adapter or a whole model (`train.full`).
+            sharded: spread a whole policy over the processes of the team.
 
         Raises:
             ModelUnusable: it is no model that the trainer can read.
@@ -109,7 +130,7 @@ class Base:
 
         install_attention()
         folder = Path(path)
-        wanted = dtype or ("float32" if device == "cpu" else "bfloat16")
+        wanted = dtype or ("float32" if device.startswith("cpu") else "bfloat16")
         try:
             with _no_progress_bar():
                 model = AutoModelForCausalLM.from_pretrained(
@@ -118,17 +139,18 @@ class Base:
         except (OSError, ValueError) as error:
             raise ModelUnusable(f"{folder}: {error}; give a Hugging Face model folder with --model") from error
         _refuse_unless_plain(model.config, folder)
-        return cls(model.to(device), folder, settings or LoraSettings(), fingerprint_of(folder))
+        fingerprint = fingerprint_of(folder)
+        return cls(model.to(device), folder, settings or LoraSettings(), fingerprint, tuning=tuning, sharded=sharded)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.head.device
+        return self.reference_head.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the base's weights."""
-        return self.head.dtype
+        return self.reference_head.dtype
 
     @property
     def depth(self) -> int:
@@ -142,7 +164,13 @@ class Base:
 
     @property
     def head(self) -> Tensor:
-        """Weight of the language-model head, (V, H)."""
+        """Weight of the language-model head, (V, H), of the role in use."""
+        weight: Tensor = (self.adapters.replacement or self._model).lm_head.weight
+        return weight
+
+    @property
+    def reference_head(self) -> Tensor:
+        """Weight of the frozen base's language-model head, (V, H)."""
         weight: Tensor = self._model.lm_head.weight
         return weight
 
@@ -170,9 +198,10 @@ class Base:
 
     def forward(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Run tokens (1, N) under a layout with the active adapter; final hidden states (N, H), after the last norm."""
+        model = self.adapters.replacement or self._model
         sparing = self.gradient_checkpointing and torch.is_grad_enabled()
-        with recomputed(self._model.model.layers, self.adapters) if sparing else nullcontext():
-            output = self._model.model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
+        with recomputed(model.model.layers, self.adapters) if sparing else nullcontext():
+            output = model.model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
         states: Tensor = output.last_hidden_state[0]
         return states
 
@@ -279,22 +308,26 @@ def policy_pass(
     """
     packed = pack(turns, base.device, run_last=False)
     mask = packed.response_mask
-    with base.adapters.using(adapter):
+    wanted = None if reference is None else reference[:, : mask.shape[1]][mask]
+
+    def work() -> tuple[Tensor, ...]:
         states = base.forward(packed.ids, packed.positions, TreeLayout(packed))
-    chosen = gather_rows(states, packed.predictors[mask])
-    scores = score_tokens(
-        chosen,
-        base.head,
-        packed.response_ids[mask],
-        temperature,
-        entropy_grad=entropy_grad,
-        reference=None if reference is None else reference[:, : mask.shape[1]][mask],
-        tilt=tilt,
-    )
-    logprobs, entropy, kl, foreseen, expected = (
-        _spread(x, mask) for x in (scores.logprobs, scores.entropy, scores.kl, scores.foreseen, scores.expected)
-    )
-    return PolicyPass(logprobs, entropy, kl, foreseen, expected, _spread(chosen, mask), mask)
+        chosen = gather_rows(states, packed.predictors[mask])
+        scores = score_tokens(
+            chosen,
+            base.head,
+            packed.response_ids[mask],
+            temperature,
+            entropy_grad=entropy_grad,
+            reference=wanted,
+            reference_weight=base.reference_head,
+            tilt=tilt,
+        )
+        return scores.logprobs, scores.entropy, scores.kl, scores.foreseen, scores.expected, chosen
+
+    with base.adapters.using(adapter):
+        logprobs, entropy, kl, foreseen, expected, chosen = (_spread(x, mask) for x in base.adapters.within(work))
+    return PolicyPass(logprobs, entropy, kl, foreseen, expected, chosen, mask)
 
 
 def states_pass(base: Base, turns: Sequence[Turn], *, adapter: str | None) -> tuple[Tensor, Tensor]:
@@ -304,6 +337,12 @@ def states_pass(base: Base, turns: Sequence[Turn], *, adapter: str | None) -> tu
     with base.adapters.using(adapter):
         states = base.forward(packed.ids, packed.positions, TreeLayout(packed))
     return _spread(gather_rows(states, packed.predictors[mask]), mask), mask
+
+
+def _full_policy(model: Any, settings: LoraSettings, sharded: bool) -> AdapterSet:
+    from train.full import FullPolicy
+
+    return FullPolicy(model, settings, sharded=sharded)
 
 
 def _refuse_unless_plain(config: Any, folder: Path) -> None:

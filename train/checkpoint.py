@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from train.files import sync
+from train.sharding import like, whole
 
 TENSORS_FILE = "state.safetensors"
 RECORD_FILE = "state.json"
@@ -33,13 +34,17 @@ def save(root: Path, iteration: int, tensors: dict[str, Tensor], record: dict[st
     passing = root / f".{final.name}.{os.getpid()}"
     shutil.rmtree(passing, ignore_errors=True)
     passing.mkdir(parents=True)
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, passing / TENSORS_FILE)
-    (passing / RECORD_FILE).write_text(json.dumps(record, indent=1, sort_keys=True))
-    for file in (passing / TENSORS_FILE, passing / RECORD_FILE, passing):
-        sync(file)
-    if final.exists():
-        shutil.rmtree(final)
-    passing.rename(final)
+    try:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, passing / TENSORS_FILE)
+        (passing / RECORD_FILE).write_text(json.dumps(record, indent=1, sort_keys=True))
+        for file in (passing / TENSORS_FILE, passing / RECORD_FILE, passing):
+            sync(file)
+        if final.exists():
+            shutil.rmtree(final)
+        passing.rename(final)
+    except Exception:  # a full disk: give back what the attempt took
+        shutil.rmtree(passing, ignore_errors=True)
+        raise
     sync(root)
     return final
 
@@ -65,7 +70,11 @@ def slim(root: Path, iteration: int, keep: str) -> None:
     if not folder.exists():
         return
     tensors = {key: tensor for key, tensor in load_file(folder / TENSORS_FILE).items() if key.startswith(keep)}
-    save_file(tensors, folder / ".slim")
+    try:
+        save_file(tensors, folder / ".slim")
+    except Exception:
+        (folder / ".slim").unlink(missing_ok=True)
+        raise
     (folder / ".slim").replace(folder / TENSORS_FILE)
 
 
@@ -77,7 +86,7 @@ def below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """An AdamW's moments and steps, by the parameter's place."""
     return {
-        f"{prefix}.{index}.{key}": value
+        f"{prefix}.{index}.{key}": whole(value)
         for index, state in optimiser.state_dict()["state"].items()
         for key, value in state.items()
     }
@@ -85,11 +94,13 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> None:
     """Put back what `optimiser_tensors` gave."""
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix + "."):
             _, index, key = name.rsplit(".", 2)
-            state.setdefault(int(index), {})[key] = tensor.clone()
+            fits = tensor.shape == weights[int(index)].shape and key != "step"
+            state.setdefault(int(index), {})[key] = like(tensor, weights[int(index)]) if fits else tensor.clone()
     content = optimiser.state_dict()
     content["state"] = state
     optimiser.load_state_dict(content)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from feedback.config import Section
 from train.reward.config import RewardConfig, ScheduleConfig
@@ -23,6 +23,14 @@ class LoraSettings(Section):
     """Names of the linear layers that get an adapter."""
 
 
+class FullConfig(Section):
+    """`[train.full]`: full fine-tuning, where `train.tuning` is "full"."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """AdamW's, of all weights, in PPO and in the warm start. A LoRA wants about ten times as much or more; the smaller
+    the model, the more it bears."""
+
+
 class SftConfig(Section):
     """`[train.sft]`: the warm start on people's own answers (votes with an edited answer), before PPO."""
 
@@ -34,7 +42,7 @@ class SftConfig(Section):
     minibatch: int = Field(default=8, ge=1)
     """Answers an optimiser step is made from; `train.ppo.micro_tokens` of them go through the model at once."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """AdamW's, of the policy's adapter."""
+    """AdamW's, of the policy's adapter (a whole policy: `train.full.learning_rate`)."""
     max_answer_tokens: int = Field(default=512, ge=2)
     """Longer answers are left out: cut off, they would teach not to end."""
     heldout: float = Field(default=0.15, ge=0.0, lt=0.9)
@@ -66,7 +74,7 @@ class PpoConfig(Section):
     epochs: int = Field(default=1, ge=1)
     """Times that an iteration's episodes are gone through."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """AdamW's, of the policy's adapter."""
+    """AdamW's, of the policy's adapter (a whole policy: `train.full.learning_rate`)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -202,8 +210,15 @@ class TrainConfig(Section):
     """Where to train."""
     tensorboard: bool = False
     """Also write each iteration's figures for TensorBoard, into `train/tensorboard` of the data folder."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes that train together on this machine, one a GPU (several machines: `torchrun`); a LoRA is trained data
+    parallel, a whole policy is sharded over them besides."""
+    tuning: Literal["lora", "full"] = "lora"
+    """What PPO trains: a LoRA adapter, which serving swaps in under live requests; or all weights, which ends in a
+    checkpoint that serving must be started with (`hustings up --model FOLDER`), at about ten times the memory."""
     reward: RewardConfig = RewardConfig()
     lora: LoraSettings = LoraSettings()
+    full: FullConfig = FullConfig()
     sft: SftConfig = SftConfig()
     ppo: PpoConfig = PpoConfig()
     governor: GovernorConfig = GovernorConfig()
@@ -213,7 +228,23 @@ class TrainConfig(Section):
     @property
     def sft_rate(self) -> float:
         """The warm start's learning rate."""
-        return self.sft.learning_rate
+        return self.sft.learning_rate if self.tuning == "lora" else self.full.learning_rate
+
+    @property
+    def policy_rate(self) -> float:
+        """PPO's learning rate of the policy."""
+        return self.ppo.learning_rate if self.tuning == "lora" else self.full.learning_rate
+
+    @model_validator(mode="after")
+    def _what_a_whole_policy_can_do(self) -> Self:
+        if self.tuning == "full" and self.rollout.source == "serving":
+            raise ValueError(
+                'train.tuning = "full" samples in the trainer: serving takes adapters; set '
+                'train.rollout.source = "local"'
+            )
+        if self.tuning == "full" and self.schedule.start_from == "incumbent":
+            raise ValueError('train.tuning = "full" begins with the base: set train.schedule.start_from = "base"')
+        return self
 
     @property
     def foresees(self) -> bool:
@@ -251,3 +282,23 @@ class TrainConfig(Section):
         if ppo.episodes % ppo.answers_per_prompt:
             raise ValueError("train.ppo.episodes must be a multiple of train.ppo.answers_per_prompt")
         return ppo
+
+
+MEMORY_SETTINGS: dict[str, set[str]] = {
+    "ppo": {"micro_tokens", "pass_tokens"},
+    "rollout": {"batch"},
+    "reward": {"batch_tokens"},
+}
+"""How much goes through the model at once: what a run needs, not what it learns (but for rounding)."""
+PLACE_SETTINGS = ("threads", "device", "processes")
+"""Where it runs."""
+
+
+def with_resources_of(config: TrainConfig, current: TrainConfig) -> TrainConfig:
+    """A cycle's configuration with the memory and place settings of today's: a cycle that ran out of memory goes on
+    with less at once, in all else as it began."""
+    changes: dict[str, object] = {name: getattr(current, name) for name in PLACE_SETTINGS}
+    for section, keys in MEMORY_SETTINGS.items():
+        now = getattr(current, section)
+        changes[section] = getattr(config, section).model_copy(update={key: getattr(now, key) for key in keys})
+    return config.model_copy(update=changes)

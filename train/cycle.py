@@ -17,63 +17,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from feedback.paths import DataPaths
 from train.base import POLICY, Base
-from train.checkpoint import latest
-from train.chronicle import Chronicle, rounded
+from train.chronicle import Chronicle
 from train.config import TrainConfig
 from train.cycle_state import CycleState, all_cycles, cycles_folder, save_state
-from train.data import Prompts, TrainingData, VotesSource
-from train.demonstrations import Demonstration, encode
+from train.data import Prompts, TrainingData
 from train.errors import BaseMismatch, NotEnoughVotes, PolicyRefused
 from train.evaluate import Evaluation, evaluate, make_probes
 from train.files import write_json
-from train.ppo import PpoResult, PpoTrainer
+from train.full import FullPolicy, publish_policy
+from train.full_publish import next_checkpoint, stated_dtype
+from train.learning import Learning
+from train.ppo import PpoResult
 from train.publish import next_name, publish
 from train.reading import read_features
 from train.reward.judge import Judgement
 from train.reward.last import LastHead
 from train.reward.mix import MixHead
 from train.reward.refresh import refresh, refresh_last
-from train.rollout import Rollouts
-from train.sampler import LocalRollouts
-from train.sft import WarmStarter
-from train.status import StatusBoard
-from train.topic import Topic
+from train.tools import Tools
+
+__all__ = ["Cycle", "Tools", "load_head"]
 
 log = structlog.get_logger()
 
 RewardHead = MixHead | LastHead
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What a cycle works with; composed in `train.main`.
-
-    Attributes:
-        model: path of the base.
-        tokenizer: the base's, from transformers.
-        votes: the dataset.
-        rollouts: makes the source of answers for a run's name, given what saves the current policy.
-        incumbent: folder of the adapter to go on from, or None.
-        should_stop: asked often; True interrupts the cycle, which resumes later.
-    """
-
-    paths: DataPaths
-    model: Path
-    base: Base
-    tokenizer: Any
-    votes: VotesSource
-    status: StatusBoard
-    rollouts: Callable[[Base, str], Rollouts] | None
-    incumbent: Callable[[], Path | None]
-    should_stop: Callable[[], bool] = lambda: False
 
 
 class Cycle:
@@ -104,7 +78,7 @@ class Cycle:
         self._tools.status.begin(self._state.number)
         data = self._snapshot()  # 1
         head = self._reward_model(data)  # 2, 3
-        result = self._ppo(head, data)  # 4
+        result = self._learning().run(head, data)  # 4
         if result.chosen == 0:
             self._report(head, result, None)
             raise PolicyRefused(
@@ -145,7 +119,7 @@ class Cycle:
             self._chronicle.reward_model(head.model_id, judgement.metrics())
             self._advance(reward_model=head.model_id)
         # always what the file holds, so that a resumed run has the same bits
-        return LastHead.load(folder, self._tools.base) if textbook else MixHead.load(folder)
+        return load_head(folder, self._tools.base, self._config)
 
     def _last(self, data: TrainingData) -> tuple[LastHead, Judgement]:
         self._tools.status.phase("reward")
@@ -190,78 +164,16 @@ class Cycle:
         earlier = [s for s in all_cycles(self._tools.paths) if s.outcome == "published"]
         return earlier[-1] if earlier else None
 
-    def _ppo(self, head: RewardHead, data: TrainingData) -> PpoResult:
-        tools, config = self._tools, self._config
-        tools.base.adapters.add(POLICY, config.seed)
-        folder = self._folder / "ppo"
-        if latest(folder) is None:
-            self._begin(data)
-        tools.status.phase("ppo", step=0, steps=config.ppo.iterations, message="first answers")
-        rollouts = self._rollouts()
-        try:
-            return PpoTrainer(
-                tools.base,
-                rollouts,
-                head,
-                data.prompts.distinct,
-                topic=Topic.of(tools.tokenizer, tools.base.head.shape[0], data.prompts.all),
-                config=config,
-                folder=folder,
-                observe=self._chronicle.iteration,
-                progress=self._chronicle.progressed,
-                should_stop=tools.should_stop,
-            ).run()
-        finally:
-            rollouts.close()
-
-    def _begin(self, data: TrainingData) -> None:
-        """The policy that PPO begins with: fresh or the incumbent's, warmed up on people's answers."""
-        tools, config = self._tools, self._config
-        if config.schedule.start_from == "incumbent":
-            incumbent = tools.incumbent()
-            if incumbent is not None:
-                tools.base.adapters.load(POLICY, incumbent)
-                self._advance(parent=incumbent.name)
-        demonstrations = self._demonstrations(data)
-        least = config.sft.min_demonstrations
-        if least is None or len(demonstrations) < least:
-            self._log.info("no_warm_start", demonstrations=len(demonstrations), needed=least)
-            return
-        tools.status.phase("sft", message=f"learning from {len(demonstrations)} edited answers")
-        warm = WarmStarter(
-            tools.base,
-            demonstrations,
-            config=config,
-            folder=self._folder / "sft",
-            progress=self._chronicle.warmed,
-            should_stop=tools.should_stop,
-        ).run()
-        write_json(self._folder / "sft.json", asdict(warm))
-        self._advance(warm_start=warm.metrics())
-        self._log.info("warm_start", **rounded(warm.metrics()))
-
-    def _demonstrations(self, data: TrainingData) -> tuple[Demonstration, ...]:
-        tools, tokenizer = self._tools, self._tools.tokenizer
-        ends = tools.base.eos_ids
-        own = tokenizer.eos_token_id
-        return encode(
-            data.edits,
-            lambda text: tokenizer.encode(text, add_special_tokens=False),
-            end=own if own in ends else min(ends, default=None),
-            special=frozenset(tokenizer.all_special_ids),
-            longest=self._config.sft.max_answer_tokens,
-            longest_prompt=self._config.rollout.max_prompt_tokens,
+    def _learning(self) -> Learning:
+        return Learning(
+            self._tools, self._config, self._folder, self._state.number, advance=self._advance, told=self._chronicle
         )
-
-    def _rollouts(self) -> Rollouts:
-        rollout = self._config.rollout
-        if rollout.source == "serving" and self._tools.rollouts is not None:
-            return self._tools.rollouts(self._tools.base, f"c{self._state.number}")
-        return LocalRollouts(self._tools.base, batch=rollout.batch, dtype=rollout.dtype)
 
     def _evaluate(self, head: RewardHead, prompts: Prompts) -> Evaluation:
         tools, config = self._tools, self._config
         tools.status.phase("evaluate")
+        if isinstance(tools.base.adapters, FullPolicy):
+            tools.base.adapters.settle_as(stated_dtype(tools.model))
         evaluation = evaluate(
             tools.base,
             head,
@@ -279,22 +191,32 @@ class Cycle:
         tools.status.phase("publish")
         if state.adapter is None:
             reserved = [s.adapter for s in all_cycles(tools.paths) if s.adapter]
-            self._advance(adapter=next_name(tools.paths.adapters, reserved))
-        assert self._state.adapter is not None
+            if self._config.tuning == "full":
+                self._advance(adapter=next_checkpoint(tools.paths.checkpoints, reserved))
+            else:
+                self._advance(adapter=next_name(tools.paths.adapters, reserved))
+        name = self._state.adapter
+        assert name is not None
         assert self._state.snapshot is not None
+        lineage: dict[str, Any] = {
+            "reward_model": head.model_id,
+            "snapshot": self._state.snapshot,
+            "probes": make_probes(tools.base, evaluation.after.samples),
+            "config": {**self._state.config, "cycle": state.number},
+            "metrics": self._figures(head, result, evaluation),
+        }
+        policy = tools.base.adapters
+        if isinstance(policy, FullPolicy):
+            return publish_policy(policy, tools.paths.checkpoints, name, tools.model, tools.base.fingerprint, **lineage)
         return publish(
             tools.paths.adapters,
-            self._state.adapter,
-            lambda folder: tools.base.adapters.save(POLICY, folder, str(tools.model)),
+            name,
+            lambda folder: policy.save(POLICY, folder, str(tools.model)),
             parent=self._state.parent,
             base_model=tools.model.name,
             base_fingerprint=tools.base.fingerprint,
             lora_rank=self._config.lora.rank,
-            reward_model=head.model_id,
-            snapshot=self._state.snapshot,
-            probes=make_probes(tools.base, evaluation.after.samples),
-            config={**self._state.config, "cycle": state.number},
-            metrics=self._figures(head, result, evaluation),
+            **lineage,
         )
 
     def _figures(self, head: RewardHead, result: PpoResult, evaluation: Evaluation) -> dict[str, float]:
@@ -313,6 +235,11 @@ class Cycle:
         if "outcome" in changes:
             self._state = self._state.finished()
         save_state(cycles_folder(self._tools.paths), self._state)
+
+
+def load_head(folder: Path, base: Base, config: TrainConfig) -> RewardHead:
+    """A cycle's reward model, as its files hold it."""
+    return LastHead.load(folder, base) if config.reward.head == "last" else MixHead.load(folder)
 
 
 def _check_ids(data: TrainingData, vocabulary: int) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from feedback.contracts import utc_now
 from feedback.paths import DataPaths
-from train.config import TrainConfig
+from train.config import TrainConfig, with_resources_of
 from train.files import write_json
 
 Outcome = Literal["published", "refused", "failed"]
@@ -22,7 +22,7 @@ class CycleState(BaseModel):
 
     Attributes:
         number: from 1.
-        config: the trainer's, as it was when the cycle began; a resumed cycle keeps it.
+        config: the trainer's, as it was when the cycle began; a resumed cycle keeps all but memory and place.
         snapshot: the dataset's, once frozen.
         reward_model: id, once judged fit.
         parent: adapter that PPO went on from.
@@ -76,7 +76,8 @@ def open_cycle(paths: DataPaths, config: TrainConfig) -> CycleState:
     states = all_cycles(paths)
     for state in states:
         if state.outcome is None:
-            return state
+            kept = with_resources_of(TrainConfig.model_validate(state.config), config).model_dump(mode="json")
+            return state.model_copy(update={"config": kept})
     state = CycleState(number=max((s.number for s in states), default=0) + 1, config=config.model_dump(mode="json"))
     save_state(cycles_folder(paths), state)
     return state

@@ -5,6 +5,8 @@ from __future__ import annotations
 # TrainError
 # ├── ModelUnusable        the base model can't be fetched, converted or read
 # ├── BaseMismatch         an adapter, snapshot or checkpoint belongs to another base
+# ├── ConfigConflict       the configuration asks for what this machine has not
+# ├── CheckpointUnusable   a published whole model is not what its manifest says
 # ├── NotEnoughVotes       the snapshot has too few comparisons to learn or judge anything
 # │   └── OneSidedVotes    every comparison carries the same feature difference or none
 # ├── SnapshotGone         the cycle's snapshot is gone: somebody in it asked to be forgotten
@@ -13,6 +15,7 @@ from __future__ import annotations
 # ├── TrainingDiverged     a loss, a gradient or a reward is not finite
 # ├── RolloutsUnavailable  serving did not sample for the trainer
 # ├── TensorBoardMissing   it is asked for and isn't installed
+# ├── TeamFailed           another process of the cycle failed
 # └── CycleInterrupted     the cycle was asked to stop; it resumes where it stood
 
 
@@ -26,6 +29,14 @@ class ModelUnusable(TrainError):
 
 class BaseMismatch(TrainError):
     """An adapter, a snapshot or a checkpoint belongs to another base model."""
+
+
+class ConfigConflict(TrainError):
+    """The configuration asks for what this machine has not."""
+
+
+class CheckpointUnusable(TrainError):
+    """A published whole model is not what its manifest says."""
 
 
 class NotEnoughVotes(TrainError):
@@ -63,6 +74,10 @@ class TrainingDiverged(TrainError):
 
 class TensorBoardMissing(TrainError):
     """`train.tensorboard` is true and the package isn't installed."""
+
+
+class TeamFailed(TrainError):
+    """Another process of the cycle failed; its own line says why."""
 
 
 class CycleInterrupted(TrainError):

@@ -50,7 +50,7 @@ class Old:
 
 def score(base: Base, samples: Sequence[Sample], reward: TokenRewardModel, config: TrainConfig) -> Scored:
     """One adapters-off pass gives the reference's log-probs and the states that the reward model reads."""
-    mask = _mask(samples, base.device)
+    mask = response_mask(samples, base.device)
     reference, rewards = torch.zeros(mask.shape, device=base.device), torch.zeros(mask.shape, device=base.device)
     states = torch.zeros((*mask.shape, base.width if config.ppo.exact_kl else 0), device=base.device)
     chunks = reference_pass(
@@ -68,7 +68,7 @@ def score(base: Base, samples: Sequence[Sample], reward: TokenRewardModel, confi
         reference[rows, :width] = chunk.logprobs
         if config.ppo.exact_kl:
             states[rows, :width] = chunk.states.float()
-    sampled, scores = _recorded(samples, mask), rewards.sum(1)
+    sampled, scores = recorded(samples, mask), rewards.sum(1)
     if not bool(torch.isfinite(scores).all()):
         raise TrainingDiverged("the reward model gave a score that is not finite; refit it on a clean snapshot")
     if not bool(torch.isfinite(sampled).all() and torch.isfinite(reference).all()):
@@ -136,13 +136,15 @@ def shaped(scored: Scored, old: Old, coefficient: float, config: TrainConfig, di
     )
 
 
-def _mask(samples: Sequence[Sample], device: torch.device) -> Tensor:
+def response_mask(samples: Sequence[Sample], device: torch.device) -> Tensor:
+    """(B, T), True at the answers' tokens."""
     lengths = torch.tensor([len(sample.response_ids) for sample in samples], device=device)
     return torch.arange(int(lengths.max()), device=device)[None] < lengths[:, None]
 
 
-def _recorded(samples: Sequence[Sample], mask: Tensor) -> Tensor:
-    recorded = torch.zeros(mask.shape, device=mask.device)
+def recorded(samples: Sequence[Sample], mask: Tensor) -> Tensor:
+    """(B, T), the sampler's log-probs."""
+    table = torch.zeros(mask.shape, device=mask.device)
     for row, sample in enumerate(samples):
-        recorded[row, : len(sample.logprobs)] = torch.tensor(sample.logprobs, device=mask.device)
-    return recorded
+        table[row, : len(sample.logprobs)] = torch.tensor(sample.logprobs, device=mask.device)
+    return table

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,31 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, record: Any) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def appear(final: Path, marker: str, fill: Callable[[Path], None]) -> Path:
+    """Make a folder that is there whole or not at all: filled under another name, synced, renamed.
+
+    A folder that holds `marker` already is kept as it is. A failed attempt (a full disk) leaves nothing behind.
+    """
+    if (final / marker).is_file():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    work = final.with_name(f".{final.name}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        fill(work)
+        for path in work.iterdir():
+            sync(path)
+        sync(work)
+        shutil.rmtree(final, ignore_errors=True)
+        work.rename(final)
+    except Exception:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    sync(final.parent)
+    return final
 
 
 def sync(path: Path) -> None:

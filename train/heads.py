@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from train.full_head import trainable_scores
 from train.reward.foresight import Tilt
 
 EMPHASIS = 100.0
@@ -41,24 +42,41 @@ def score_tokens(
     *,
     entropy_grad: bool = False,
     reference: Tensor | None = None,
+    reference_weight: Tensor | None = None,
     tilt: Tilt | None = None,
 ) -> TokenScores:
     """Log-probability of each id after its hidden state, the entropy, and the KL to a reference.
 
     Args:
         hidden: (M, H), final hidden states (after the last norm).
-        weight: (V, H) of the language-model head; frozen.
+        weight: (V, H) of the language-model head; frozen, unless it wants a gradient (`train.full_head`).
         ids: (M,).
         temperature: of sampling.
         entropy_grad: let gradients flow through the entropy (costs one more product).
-        reference: (M, H), the reference's final hidden states under the same head; costs two more products.
+        reference: (M, H), the reference's final hidden states; costs two more products.
+        reference_weight: (V, H), its head; None for the same.
         tilt: rewards of every candidate token at the M places; costs one more product.
     """
     assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} states for {ids.shape[0]} ids"
     assert reference is None or reference.shape == hidden.shape, "one reference state a row"
+    head = weight if reference_weight is None else reference_weight
+    if weight.requires_grad and torch.is_grad_enabled():
+        return TokenScores(
+            *trainable_scores(
+                hidden,
+                weight,
+                ids,
+                temperature,
+                rows=CHUNK_ROWS,
+                entropy_grad=entropy_grad,
+                reference=reference,
+                reference_weight=head,
+                tilt=tilt,
+            )
+        )
     return TokenScores(
         *_TokenScores.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, ids, temperature, entropy_grad, reference, tilt
+            hidden, weight, ids, temperature, entropy_grad, reference, head, tilt
         )
     )
 
@@ -73,6 +91,7 @@ class _TokenScores(torch.autograd.Function):
         temperature: float,
         entropy_grad: bool,
         reference: Tensor | None,
+        reference_weight: Tensor,
         tilt: Tilt | None,
     ) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[0]
@@ -80,7 +99,7 @@ class _TokenScores(torch.autograd.Function):
         bends: dict[str, list[Tensor]] = {"entropy": [], "kl": [], "tilt": []}
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows, chosen = hidden[start : start + CHUNK_ROWS], ids[start : start + CHUNK_ROWS]
-            scaled = at_least_float32(nn.functional.linear(rows, weight)).div_(temperature)
+            scaled = _logits(rows, weight, temperature)
             total = scaled.logsumexp(-1, keepdim=True)
             logprobs.append(scaled.gather(1, chosen[:, None])[:, 0] - total[:, 0])
             scaled -= total
@@ -99,8 +118,7 @@ class _TokenScores(torch.autograd.Function):
                     lift = gains.sub_(expected[-1][:, None]).mul_(p)  # d E / d logits = p (gain - E)
                     bends["tilt"].append((lift.to(weight.dtype) @ weight) / temperature)
             if reference is not None:
-                other = at_least_float32(nn.functional.linear(reference[start : start + CHUNK_ROWS], weight))
-                other.div_(temperature)
+                other = _logits(reference[start : start + CHUNK_ROWS], reference_weight, temperature)
                 gap = scaled.sub_(other).add_(other.logsumexp(-1, keepdim=True))  # log p - log q
                 kls.append(torch.linalg.vecdot(p, gap))
                 if wanted:
@@ -124,12 +142,16 @@ class _TokenScores(torch.autograd.Function):
         grad = grad_logprobs[:, None].to(slope.dtype) * slope
         for name, bend in zip(ctx.kinds, bends, strict=True):
             grad = grad + given[name][:, None].to(slope.dtype) * bend
-        return grad, None, None, None, None, None, None
+        return grad, None, None, None, None, None, None, None
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision made single; double stays double."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _logits(states: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    return at_least_float32(nn.functional.linear(states.to(weight.dtype), weight)).div_(temperature)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -79,7 +80,13 @@ class LoraLinear(nn.Module):
 
 
 class AdapterSet:
-    """All LoRA layers of a model, by their path in it."""
+    """All LoRA layers of a model, by their path in it.
+
+    Attributes:
+        replacement: a whole model that answers in the base's place while its role is active (`train.full`); None here.
+    """
+
+    replacement: Any = None
 
     def __init__(self, model: nn.Module, settings: LoraSettings) -> None:
         self.settings = settings
@@ -105,9 +112,20 @@ class AdapterSet:
         """The adapter's trainable weights, in a fixed order."""
         return [weight for layer in self.layers.values() for weight in (layer.lora_a[name], layer.lora_b[name])]
 
+    def untouched(self, name: str) -> bool:
+        """Whether the adapter changes nothing yet."""
+        return not any(layer.lora_b[name].detach().any() for layer in self.layers.values())
+
+    def within(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Run work that reads the active adapter's weights."""
+        return work()
+
+    def settle(self) -> None:
+        """From here on this process needs no other for the policy (of a sharded one, see `train.full`)."""
+
     @property
     def active(self) -> str | None:
-        """Name of the adapter in use."""
+        """The adapter in use, None for the bare base."""
         return next(iter(self.layers.values())).active
 
     @contextmanager

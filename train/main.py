@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from feedback.dataset import Dataset
     from train.base import Base
     from train.rollout import Rollouts
+    from train.team import Team
 
 log = structlog.get_logger()
 
@@ -75,6 +76,11 @@ def run(  # noqa: PLR0917 - the command line's call
     paths.create()
     stop = threading.Event()
     with ExitStack() as stack:
+        joined = _torchrun_team(config, stack)
+        if joined is not None and not joined.leads:
+            from train.follow import follow
+
+            return follow(joined, paths, model)
         try:
             stack.enter_context(only_trainer(paths))
         except BlockingIOError:
@@ -94,6 +100,7 @@ def run(  # noqa: PLR0917 - the command line's call
             stop=stop,
             metrics=metrics,
             progress=progress,
+            joined=joined,
         )
         if once:
             return trainer.run_once()
@@ -106,6 +113,18 @@ def run(  # noqa: PLR0917 - the command line's call
             return 1
         trainer.watch()
     return 0
+
+
+def _torchrun_team(config: TrainConfig, stack: ExitStack) -> Team | None:
+    """The team that torchrun started this process in, until the stack unwinds; None where it did not."""
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    from train.launch import joined_by_torchrun
+
+    team = stack.enter_context(joined_by_torchrun(config))
+    if team.leads:
+        stack.callback(team.tell, {"do": "quit"})
+    return team
 
 
 class Trainer:
@@ -124,12 +143,14 @@ class Trainer:
         stop: threading.Event,
         metrics: TrainMetrics,
         progress: TerminalProgress,
+        joined: Team | None = None,
     ) -> None:
         from feedback.dataset import Dataset
 
         self._config, self._feedback, self._paths, self._model = config, feedback, paths, model
         self._serve_url, self._operator_token = serve_url, operator_token
         self._stop, self._metrics, self._progress = stop, metrics, progress
+        self._joined = joined
         self._dataset: Dataset = Dataset(paths.dataset)
         self._log = _event_log(bootstrap, feedback)
         self._status = StatusBoard(paths.train / "status.json", self._changed)
@@ -186,7 +207,7 @@ class Trainer:
 
         state = open_cycle(self._paths, self._config)
         try:
-            with self._tools() as tools:
+            with self._tools(TrainConfig.model_validate(state.config)) as tools:
                 state = Cycle(tools, state).run()
         except CycleInterrupted:
             log.info("cycle_interrupted", cycle=state.number, next="the next start resumes it")
@@ -196,12 +217,14 @@ class Trainer:
             return None
         except TrainError as error:
             return self._ended(state.number, "refused", str(error))
-        except (OSError, MemoryError, RuntimeError) as error:
-            line = shortage(error)
+        except Exception as error:
+            line = shortage(error, TrainConfig.model_validate(state.config), self._doing())
             if line is None:
                 self._ended(state.number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
                 raise
             self._held_up(line)
+            if self._joined is not None:  # the others stand where nobody knows; torchrun starts all of them anew
+                raise SystemExit(1) from None
             return None
         finally:
             gc.collect()
@@ -212,7 +235,7 @@ class Trainer:
         from train.reading import read_features
 
         try:
-            with self._tools() as tools:
+            with self._tools(self._config) as tools:
                 data = tools.votes.load(tools.votes.freeze())
                 read_features(tools, self._config, data)
                 log.info("read_ahead", answers=len(data.votes.answers))
@@ -220,6 +243,11 @@ class Trainer:
             log.warning("not_read_ahead", reason=str(error), next="the cycle reads them itself")
         finally:
             gc.collect()
+
+    def _doing(self) -> str:
+        """The phase under way; within PPO, the part of an iteration."""
+        status = self._status.status
+        return str(status.get("detail") if status["phase"] == "ppo" else status["phase"])
 
     def _held_up(self, line: str) -> None:
         self._status.update(phase="failed", message=f"{line} (the cycle goes on when that is mended)", force=True)
@@ -253,34 +281,32 @@ class Trainer:
             sys.stderr.write(f"{line}\n")
 
     @contextmanager
-    def _tools(self) -> Iterator[Any]:
-        import torch
-        from transformers import AutoTokenizer
-
+    def _tools(self, config: TrainConfig) -> Iterator[Any]:
         from feedback.fingerprint import model_folder
         from feedback.voters import weigher
-        from train.base import Base
-        from train.cycle import Tools
+        from train import launch
         from train.data import DatasetVotes
         from train.texts import TextReader
 
-        torch.set_num_threads(self._config.threads or len(os.sched_getaffinity(0)))
         self._status.update(phase="snapshot", message="loading the base model", force=True)
-        device = self._config.device
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         folder = model_folder(self._model)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        yield Tools(
-            paths=self._paths,
-            model=folder,
-            base=Base.load(folder, self._config.lora, device=device),
-            tokenizer=tokenizer,
-            votes=DatasetVotes(self._paths.dataset, weigher(self._feedback.voters), TextReader.of(tokenizer)),
-            status=self._status,
-            rollouts=self._serving_rollouts if self._serve_url and self._operator_token else None,
-            incumbent=self._incumbent,
-            should_stop=self._stop.is_set,
-        )
+        weigh = weigher(self._feedback.voters)
+        with launch.team(config, self._paths, str(folder), self._joined) as team:
+            launch.set_threads(config, team.size)
+            team.tell({"do": "begin", "config": config.model_dump(mode="json")})
+            yield team.agree(
+                lambda: launch.make_tools(
+                    config,
+                    self._paths,
+                    folder,
+                    team,
+                    votes=lambda tokenizer: DatasetVotes(self._paths.dataset, weigh, TextReader.of(tokenizer)),
+                    status=self._status,
+                    rollouts=self._serving_rollouts if self._serve_url and self._operator_token else None,
+                    incumbent=self._incumbent,
+                    should_stop=self._stop.is_set,
+                )
+            )
 
     def _serving_rollouts(self, base: Base, name: str) -> Rollouts:
         from train.base import POLICY

@@ -12,6 +12,7 @@ import torch
 from train.config import PpoConfig
 from train.packing import groups
 from train.rollout import Sample
+from train.team import ALONE, Team
 
 Plan = list[list[list[list[int]]]]
 """Rows by epoch, minibatch and micro-batch."""
@@ -32,8 +33,11 @@ def prompt_at(prompts: Sequence[tuple[int, ...]], position: int, seed: int) -> t
     return prompts[int(order[at])]
 
 
-def plan(iteration: int, samples: Sequence[Sample], ppo: PpoConfig, seed: int) -> Plan:
-    """Rows by epoch, minibatch and micro-batch; the answers to one prompt stay together and share its pass."""
+def plan(iteration: int, samples: Sequence[Sample], ppo: PpoConfig, seed: int, team: Team = ALONE) -> Plan:
+    """Rows by epoch, minibatch and micro-batch; the answers to one prompt stay together and share its pass.
+
+    The minibatches don't depend on how many processes there are; of each, a process gets its own rows (maybe none).
+    """
     each = ppo.answers_per_prompt
     generator = _generator(seed, iteration, MINIBATCHES)
     found = []
@@ -41,8 +45,17 @@ def plan(iteration: int, samples: Sequence[Sample], ppo: PpoConfig, seed: int) -
         order = torch.randperm(len(samples) // each, generator=generator).tolist()
         rows = [group * each + at for group in order for at in range(each)]
         minibatches = [rows[start : start + ppo.minibatch] for start in range(0, len(rows), ppo.minibatch)]
-        found.append([_micro_batches(samples, minibatch, ppo.micro_tokens) for minibatch in minibatches])
+        found.append(
+            [_micro_batches(samples, own_rows(minibatch, each, team), ppo.micro_tokens) for minibatch in minibatches]
+        )
     return found
+
+
+def own_rows(minibatch: Sequence[int], each: int, team: Team) -> Sequence[int]:
+    """This process's rows of a minibatch; the answers to one prompt stay together where the minibatch has them so."""
+    step = each if len(minibatch) % each == 0 else 1
+    part = team.share(len(minibatch) // step)
+    return minibatch[part.start * step : part.stop * step]
 
 
 def _micro_batches(samples: Sequence[Sample], rows: Sequence[int], budget: int) -> list[list[int]]:

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from train import checkpoint, maths
 from train.advantage import advantage_estimator
 from train.base import POLICY, Base
-from train.config import TrainConfig
+from train.config import MEMORY_SETTINGS, TrainConfig
 from train.errors import BaseMismatch, CycleInterrupted
-from train.experience import Scored, old_policy, score, shaped
+from train.experience import Scored, shaped
 from train.governor import Conduct, Judgement, Prices, choose, conduct, judge
 from train.iteration import IterationMetrics, PpoResult
 from train.order import SAMPLING, plan, prompt_at, seed_for
@@ -42,6 +43,8 @@ from train.reward.protocol import TokenRewardModel
 from train.rollout import Rollouts, Sample
 from train.sampler import LocalRollouts
 from train.scaling import RunningScale
+from train.team import ALONE, Team
+from train.together import SharedRollouts, old_together, score_together
 from train.topic import Topic, joined
 from train.update import Targets, Updater
 
@@ -64,6 +67,7 @@ class PpoTrainer:
         observe: Callable[[IterationMetrics, Judgement], None] = lambda _metrics, _judgement: None,
         progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None,
         should_stop: Callable[[], bool] = lambda: False,
+        team: Team = ALONE,
     ) -> None:
         """Args:
         base: with the policy adapter that training begins with.
@@ -76,8 +80,10 @@ class PpoTrainer:
         observe: told of every iteration.
         progress: told phase, done and total (episodes).
         should_stop: asked between phases; True ends the run with CycleInterrupted.
+        team: processes that run this together, each with its own `base`; the lead's folder is the others' too.
         """
-        self._base, self._rollouts, self._reward, self._config = base, rollouts, reward, config
+        self._base, self._reward, self._config, self._team = base, reward, config, team
+        self._rollouts = rollouts if team.size == 1 else SharedRollouts(rollouts, team)
         self._prompts = [prompt for prompt in prompts if len(prompt) <= config.rollout.max_prompt_tokens]
         assert self._prompts, "PPO needs at least one prompt"
         self._folder, self._topic = folder, topic
@@ -86,8 +92,8 @@ class PpoTrainer:
         base.gradient_checkpointing = ppo.gradient_checkpointing
         self._advantages = advantage_estimator(base, reward, config)
         policy = base.adapters.parameters(POLICY)
-        self._optimiser = checkpoint.adamw(policy, ppo.learning_rate, ppo.betas, ppo.weight_decay)
-        self._updater = Updater(base, (policy, self._optimiser), self._advantages.critic, config)
+        self._optimiser = checkpoint.adamw(policy, config.policy_rate, ppo.betas, ppo.weight_decay)
+        self._updater = Updater(base, (policy, self._optimiser), self._advantages.critic, config, team)
         self._foresight = reward.foresight(base.embeddings) if config.foresees else None
         self._state = RunState(
             maths.KlController(ppo.kl_coefficient, ppo.kl_target, ppo.kl_horizon),
@@ -110,8 +116,8 @@ class PpoTrainer:
                 break
             iteration += 1
         chosen = choose([metrics.objective for metrics in self._state.metrics], self._state.judgements)
-        tensors, _ = checkpoint.load(self._folder, chosen)
-        self._base.adapters.load_state(POLICY, checkpoint.below(tensors, POLICY))
+        tensors = self._policy_of(chosen)
+        self._base.adapters.load_state(POLICY, tensors)
         return PpoResult(chosen, tuple(self._state.metrics), tuple(self._state.judgements), self._state.before, after)
 
     def _iterate(self, iteration: int) -> tuple[tuple[Sample, ...], bool]:
@@ -124,7 +130,7 @@ class PpoTrainer:
         with self._phase("sample"):  # 1
             samples = self._sample(iteration, self._rollouts)
         with self._phase("score"):  # 2
-            scored = score(self._base, samples, self._reward, config)
+            scored = score_together(self._team, self._base, samples, self._reward, config)
         metrics, judgement = self._judge(iteration, scored)  # 3
         self._state.before = self._state.before or tuple(replace(sample, states=None) for sample in samples)
         last = iteration >= config.ppo.iterations
@@ -137,7 +143,6 @@ class PpoTrainer:
         if moved:  # 8
             self._steer(metrics, judgement)
             self._save(iteration + 1)
-            checkpoint.slim(self._folder, iteration, keep=f"{POLICY}/")
         return tuple(samples), moved
 
     def _steer(self, metrics: IterationMetrics, judgement: Judgement) -> None:
@@ -152,19 +157,22 @@ class PpoTrainer:
         good = [at for at, judgement in enumerate(self._state.judgements) if judgement.within]
         if not good:
             return False
-        tensors, _ = checkpoint.load(self._folder, good[-1])
-        before, now = checkpoint.below(tensors, POLICY), self._base.adapters.state(POLICY)
-        self._base.adapters.load_state(POLICY, {name: (before[name] + now[name]) / 2 for name in now})
+        before, now = self._policy_of(good[-1]), self._base.adapters.state(POLICY)
+        middle = {name: (before[name].to(tensor.device) + tensor) / 2 for name, tensor in now.items()}
+        self._base.adapters.load_state(POLICY, middle)
         return True
+
+    def _policy_of(self, iteration: int) -> dict[str, Tensor]:
+        tensors, _ = self._team.agree(lambda: checkpoint.load(self._folder, iteration))
+        return checkpoint.below(tensors, POLICY)
 
     def _improve(self, iteration: int, scored: Scored, metrics: IterationMetrics) -> IterationMetrics:
         """Steps 4 to 7."""
         config, ppo, mask, prices = self._config, self._config.ppo, scored.mask, self._state.prices
-        order = plan(iteration, scored.samples, ppo, config.seed)
-        from_sampler = self._rollouts.local and ppo.old_logprobs == "sampler"
+        order = plan(iteration, scored.samples, ppo, config.seed, self._team)
+        from_sampler = self._rollouts.local and ppo.old_logprobs == "sampler" and self._base.dtype == torch.float32
         with self._phase("old"):  # 4
-            micro_batches = [micro for minibatch in order[0] for micro in minibatch]
-            old = old_policy(self._base, scored, micro_batches, config, local=self._rollouts.local)
+            old = old_together(self._team, self._base, scored, order, config, recompute=not from_sampler)
             divisor = self._divisor(scored)
         rewards = shaped(scored, old, metrics.kl_coefficient, config, divisor)  # 5
         if self._topic is not None:
@@ -227,7 +235,9 @@ class PpoTrainer:
         kl = float(torch.where(mask, maths.kl(scored.sampled, scored.reference), 0.0).sum(1).mean())
         rows = [row[keep].tolist() for row, keep in zip(scored.reference, mask, strict=True)]
         seen = conduct([sample.response_ids for sample in samples], rows, kl, self._kept(samples))
-        self._state.baseline = self._state.baseline or (seen if self._starts_at_base() else self._measure_base())
+        self._state.baseline = self._state.baseline or (
+            seen if self._base.adapters.untouched(POLICY) else self._measure_base()
+        )
         mean, prices = float(scored.scores.mean()), self._state.prices
         metrics = IterationMetrics(
             iteration=iteration,
@@ -249,13 +259,10 @@ class PpoTrainer:
         )
         return metrics, judge(seen, self._state.baseline, self._config.governor)
 
-    def _starts_at_base(self) -> bool:
-        """Whether the policy adapter changes nothing yet: then its answers are the base's own."""
-        return not any(layer.lora_b[POLICY].detach().any() for layer in self._base.adapters.layers.values())
-
     def _measure_base(self) -> Conduct:
         """The base's own conduct, for a run that goes on from an adapter."""
-        samples = self._sample(0, LocalRollouts(self._base, adapter=None, batch=self._config.rollout.batch))
+        local = LocalRollouts(self._base, adapter=None, batch=self._config.rollout.batch)
+        samples = self._sample(0, local if self._team.size == 1 else SharedRollouts(local, self._team))
         return conduct([s.response_ids for s in samples], [s.logprobs for s in samples], 0.0, self._kept(samples))
 
     def _kept(self, samples: Sequence[Sample]) -> float:
@@ -263,7 +270,7 @@ class PpoTrainer:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        if self._should_stop():
+        if self._team.any(self._should_stop()):
             raise CycleInterrupted("the cycle was asked to stop; start `hustings train` again and it goes on from here")
         self._progress(name, 0, self._config.ppo.episodes)
         started = time.perf_counter()
@@ -276,16 +283,23 @@ class PpoTrainer:
         if self._advantages.critic is not None:
             tensors |= self._advantages.critic.state()
         record = {"identity": self._identity(), "iteration": iteration, **self._state.record()}
-        checkpoint.save(self._folder, iteration, tensors, record)
+        self._team.agree(lambda: self._write(iteration, tensors, record))
+
+    def _write(self, iteration: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """The lead's part of saving: the checkpoint, after which the last one needs its policy only."""
+        if self._team.leads:
+            checkpoint.save(self._folder, iteration, tensors, record)
+            checkpoint.slim(self._folder, iteration - 1, keep=f"{POLICY}/")
 
     def _resume(self) -> int:
         """Load the newest checkpoint, or write the first; the iteration to go on with."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        iteration = checkpoint.latest(self._folder)
+        if self._team.leads:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        iteration = self._team.lead_found(checkpoint.latest(self._folder) if self._team.leads else None)
         if iteration is None:
             self._save(0)
             return 0
-        tensors, record = checkpoint.load(self._folder, iteration)
+        tensors, record = self._team.agree(lambda: checkpoint.load(self._folder, iteration))
         if record["identity"] != self._identity():
             raise BaseMismatch(
                 f"{self._folder} holds a run with another base, reward model or configuration; remove it to start anew"
@@ -299,7 +313,8 @@ class PpoTrainer:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be the same run."""
-        config = self._config.model_dump(mode="json", include={"seed", "reward", "lora", "ppo", "governor", "rollout"})
+        parts = {"seed", "tuning", "reward", "lora", "full", "ppo", "governor", "rollout"}
+        config = self._config.model_dump(mode="json", include=parts, exclude=dict(MEMORY_SETTINGS))
         return {"base": self._base.fingerprint, "reward_model": self._reward.model_id, "config": config}
 
 

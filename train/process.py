@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from feedback.dataset.errors import DatasetFull
 from feedback.paths import DataPaths
 from feedback.priority import step_back
+from train.config import TrainConfig
 
 
 def go_second(niceness: int) -> None:
@@ -58,10 +60,45 @@ def signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def shortage(error: BaseException) -> str | None:
-    """One line for want of disk or memory; None for anything else."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
-        return "out of memory: close other programs, or lower train.ppo.micro_tokens, pass_tokens and rollout.batch"
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return f"the disk is full ({error.filename or 'data folder'}): make room"
+NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
+NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large")
+"""How libraries that raise errors of their own (safetensors, pyarrow, torch) tell of it."""
+LOWER = {
+    "features": ("reward", "batch_tokens"),
+    "reward": ("reward", "batch_tokens"),
+    "sft": ("ppo", "micro_tokens"),
+    "sample": ("rollout", "batch"),
+    "score": ("ppo", "pass_tokens"),
+    "old": ("ppo", "pass_tokens"),
+    "update": ("ppo", "micro_tokens"),
+    "evaluate": ("ppo", "pass_tokens"),
+}
+"""The setting that each phase's need of memory follows."""
+
+
+def shortage(error: BaseException, config: TrainConfig, phase: str) -> str | None:
+    """One line for want of disk or memory, which names what to change; None for anything else.
+
+    Args:
+        error: what ended the cycle.
+        config: the cycle's.
+        phase: that it was in, or within PPO the part of an iteration.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or any(sign in text for sign in NO_MEMORY):
+        return _out_of_memory(config, phase)
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    if full or isinstance(error, DatasetFull) or any(sign in text for sign in NO_ROOM):
+        where = getattr(error, "filename", None) or "in the data folder"
+        return f"the disk is full ({where}): make room; the cycle then goes on, and the adapter in office stays"
     return None
+
+
+def _out_of_memory(config: TrainConfig, phase: str) -> str:
+    section, key = LOWER.get(phase, ("ppo", "micro_tokens"))
+    now = getattr(getattr(config, section), key)
+    whole = ', or train with train.tuning = "lora"' if config.tuning == "full" else ""
+    return (
+        f"out of memory ({phase}): lower train.{section}.{key} (now {now}){whole}, or close other programs; "
+        "the cycle then goes on, and the adapter in office stays"
+    )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from feedback.contracts import ADAPTER_TOPIC, AdapterManifest, AdapterPublished, ProbeRecord
 from feedback.event_log import EventLog, EventLogUnavailable, OutgoingRecord
-from train.files import sha256, sync, write_text
+from train.files import appear, sha256, write_text
 
 MANIFEST = "manifest.json"
 
@@ -50,34 +49,26 @@ def publish(
         save: writes the PEFT files into a folder.
         parent, base_model, base_fingerprint, lora_rank: the manifest's, as are the rest.
     """
-    final = adapters / name
-    if (final / MANIFEST).is_file():  # published before a crash; the same cycle, the same bits
-        return final
-    adapters.mkdir(parents=True, exist_ok=True)
-    work = adapters / f".{name}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    save(work)
-    manifest = AdapterManifest(
-        name=name,
-        parent=parent,
-        base_model=base_model,
-        base_fingerprint=base_fingerprint,
-        lora_rank=lora_rank,
-        reward_model=reward_model,
-        snapshot=snapshot,
-        files={path.name: sha256(path) for path in sorted(work.iterdir())},
-        probes=tuple(probes),
-        config=config,
-        metrics=metrics,
-    )
-    write_text(work / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-    for path in work.iterdir():
-        sync(path)
-    sync(work)
-    work.rename(final)
-    sync(adapters)
-    return final
+
+    def fill(work: Path) -> None:
+        save(work)
+        manifest = AdapterManifest(
+            name=name,
+            parent=parent,
+            base_model=base_model,
+            base_fingerprint=base_fingerprint,
+            lora_rank=lora_rank,
+            reward_model=reward_model,
+            snapshot=snapshot,
+            files={path.name: sha256(path) for path in sorted(work.iterdir())},
+            probes=tuple(probes),
+            config=config,
+            metrics=metrics,
+        )
+        write_text(work / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+    # one that is there was published before a crash: the same cycle, the same bits
+    return appear(adapters / name, MANIFEST, fill)
 
 
 def announcement(folder: Path) -> AdapterPublished:

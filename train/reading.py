@@ -14,6 +14,7 @@ from train.data import TrainingData, VotesSource
 from train.reward.extract import FeatureReader, layers_of, vocabulary_for
 from train.reward.features import Vocabulary
 from train.reward.probe import Array
+from train.team import Team
 
 
 class ReadingTools(Protocol):
@@ -34,6 +35,10 @@ class ReadingTools(Protocol):
     @property
     def votes(self) -> VotesSource:
         """Where votes come from."""
+
+    @property
+    def team(self) -> Team:
+        """The processes that share the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,6 @@ def read_features(
     folder: Path = tools.paths.train / "reward"
     vocabulary = vocabulary_for(folder, tools.tokenizer, tools.base.head.shape[0], data.prompts.all)
     layers = layers_of(tools.base.depth, config.reward.depths)
-    reader = FeatureReader(tools.base, layers, vocabulary, folder, config.reward.batch_tokens)
+    reader = FeatureReader(tools.base, layers, vocabulary, folder, config.reward.batch_tokens, tools.team)
     pooled = reader.read(data.votes.answers, progress)
     return Read(pooled, reader.token_covariance(), layers, vocabulary)

@@ -38,22 +38,36 @@ class LocalRollouts:
         base: the model.
         adapter: to sample from; None for the bare base.
         batch: answers decoded at once.
-        dtype: of the merged weights.
+        dtype: of the merged weights, where the base is in float32; else they are of its type.
         """
         self._base = base
         self._adapter = adapter
         self._batch = batch
-        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._dtype: torch.dtype = base.dtype if base.dtype != torch.float32 else getattr(torch, dtype)
+
+    @property
+    def width(self) -> int:
+        """Size of the states that it keeps."""
+        return self._base.width
 
     def generate(
-        self, prompts: Sequence[tuple[int, ...]], n: int, *, max_tokens: int, temperature: float, seed: int
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        n: int,
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        only: slice | None = None,
     ) -> list[Sample]:
-        """Sample; equal arguments and weights give equal bits on a CPU."""
+        """Sample; equal arguments and weights give equal bits on a CPU. `only`: these prompts' part of the answers."""
+        noise = torch.rand((len(prompts) * n, max_tokens), generator=torch.Generator().manual_seed(seed))
+        if only is not None:
+            prompts, noise = prompts[only], noise[only.start * n : only.stop * n]
         rows = [prompt for prompt in prompts for _ in range(n)]
-        noise = torch.rand((len(rows), max_tokens), generator=torch.Generator().manual_seed(seed))
         samples: list[Sample] = []
-        head = self._base.head.to(self._dtype)
         with torch.no_grad(), self._base.adapters.merged(self._adapter, self._dtype):
+            head = self._base.head.to(self._dtype)
             while len(samples) < len(rows):
                 start = len(samples)
                 part = rows[start : start + self._fitting(rows[start : start + self._batch], max_tokens)]

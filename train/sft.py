@@ -19,15 +19,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from train import checkpoint
 from train.base import POLICY, Base, policy_pass, reference_pass
 from train.config import TrainConfig
 from train.demonstrations import Demonstration
 from train.errors import BaseMismatch, CycleInterrupted, TrainingDiverged
+from train.order import own_rows
 from train.packing import groups
 from train.reward.votes import folds
+from train.team import ALONE, Team
 
 _FEWEST_CONVERSATIONS = 5
 """With fewer, none is held out."""
@@ -82,6 +84,7 @@ class WarmStarter:
         folder: Path,
         progress: Callable[[float, Epoch | None], None] = lambda _share, _last: None,
         should_stop: Callable[[], bool] = lambda: False,
+        team: Team = ALONE,
     ) -> None:
         """Args:
         base: with the policy that the phase begins with.
@@ -90,12 +93,14 @@ class WarmStarter:
         folder: of the checkpoints; one that holds some is resumed.
         progress: told the share done and the last finished epoch.
         should_stop: asked before each step; True ends the phase with CycleInterrupted.
+        team: processes that run this together; each step is split over them.
         """
         assert demonstrations, "a warm start needs demonstrations"
         self._base, self._config, self._folder = base, config, folder
-        self._progress, self._should_stop = progress, should_stop
+        self._progress, self._should_stop, self._team = progress, should_stop, team
         self._learn, self._held = split(demonstrations, config.sft.heldout, config.seed)
         self._weights = base.adapters.parameters(POLICY)
+        self._budget = config.ppo.micro_tokens
         self._optimiser = checkpoint.adamw(self._weights, config.sft_rate, config.ppo.betas, 0.0)
         self._epochs: list[Epoch] = []
 
@@ -112,8 +117,8 @@ class WarmStarter:
             epoch = len(self._epochs)
             self._finished(epoch, self._train(epoch))
         chosen = self._best()
-        tensors, _ = checkpoint.load(self._folder, chosen)
-        self._base.adapters.load_state(POLICY, _below(tensors, POLICY))
+        tensors, _ = self._team.agree(lambda: checkpoint.load(self._folder, chosen))
+        self._base.adapters.load_state(POLICY, checkpoint.below(tensors, POLICY))
         return WarmStart(len(self._learn) + len(self._held), len(self._held), chosen, tuple(self._epochs))
 
     def _train(self, epoch: int) -> float:
@@ -121,7 +126,7 @@ class WarmStarter:
         minibatches = self._plan(epoch)
         spent, weight = 0.0, 0.0
         for step, rows in enumerate(minibatches):
-            if self._should_stop():
+            if self._team.any(self._should_stop()):
                 raise CycleInterrupted("the cycle was asked to stop; start `hustings train` again and it goes on")
             loss, tokens = self._step([self._learn[row] for row in rows])
             spent, weight = spent + loss * tokens, weight + tokens
@@ -131,15 +136,20 @@ class WarmStarter:
 
     def _step(self, turns: Sequence[Demonstration]) -> tuple[float, float]:
         """One optimiser step; the minibatch's loss and its weighted number of tokens."""
+        team = self._team
         total = sum(turn.weight * len(turn.response_ids) for turn in turns)
+        own = own_rows(range(len(turns)), 1, team)
+        micro = [[turns[own[row]] for row in rows] for rows in groups([turns[row] for row in own], self._budget)]
         loss = 0.0
-        for rows in groups(turns, self._config.ppo.micro_tokens):
-            part = [turns[row] for row in rows]
-            share = _summed_loss(self._base, part) / total
-            share.backward()  # type: ignore[no-untyped-call]
-            loss += float(share.detach())
-        norm = nn.utils.clip_grad_norm_(self._weights, self._config.ppo.max_grad_norm)
-        if not np.isfinite([loss, float(norm)]).all():
+        for at in range(team.rounds(len(micro))):
+            counts = at < len(micro)  # who has fewer goes along with one that weighs nothing
+            part = _summed_loss(self._base, micro[at] if counts else turns[:1]) * (float(counts) / total)
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+        loss = team.total(loss)
+        team.sum_gradients(self._weights)
+        norm = team.clip(self._weights, self._config.ppo.max_grad_norm)
+        if not np.isfinite([loss, norm]).all():
             raise TrainingDiverged("the warm start's loss is not finite; lower train.sft.learning_rate")
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
@@ -154,10 +164,9 @@ class WarmStarter:
         held = evaluate_demonstrations(self._base, self._held, self._config)
         along = held or evaluate_demonstrations(self._base, self._learn, self._config)
         assert along is not None
-        self._epochs.append(Epoch(epoch, loss, held[0] if held else None, along[1]))
+        seen, kl = self._team.lead_says([held[0] if held else 0.0, along[1]])
+        self._epochs.append(Epoch(epoch, loss, seen if held else None, kl))
         self._save(epoch)
-        if epoch:
-            checkpoint.slim(self._folder, epoch - 1, keep=f"{POLICY}/")
         self._progress(epoch / self._config.sft.epochs, self._epochs[-1])
 
     def _goes_on(self) -> bool:
@@ -179,26 +188,33 @@ class WarmStarter:
         tensors = {f"{POLICY}/{key}": value for key, value in self._base.adapters.state(POLICY).items()}
         tensors |= checkpoint.optimiser_tensors(self._optimiser, "optimiser")
         record = {"identity": self._identity(), "epochs": [asdict(one) for one in self._epochs]}
-        checkpoint.save(self._folder, epoch, tensors, record)
+        self._team.agree(lambda: self._write(epoch, tensors, record))
+
+    def _write(self, epoch: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """The lead's part of saving."""
+        if self._team.leads:
+            checkpoint.save(self._folder, epoch, tensors, record)
+            checkpoint.slim(self._folder, epoch - 1, keep=f"{POLICY}/")
 
     def _resume(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        epoch = checkpoint.latest(self._folder)
+        if self._team.leads:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        epoch = self._team.lead_found(checkpoint.latest(self._folder) if self._team.leads else None)
         if epoch is None:
             self._finished(0, None)
             return
-        tensors, record = checkpoint.load(self._folder, epoch)
+        tensors, record = self._team.agree(lambda: checkpoint.load(self._folder, epoch))
         if record["identity"] != self._identity():
             raise BaseMismatch(
                 f"{self._folder} holds a warm start with another base, configuration or other demonstrations; "
                 "remove it to start anew"
             )
-        self._base.adapters.load_state(POLICY, _below(tensors, POLICY))
+        self._base.adapters.load_state(POLICY, checkpoint.below(tensors, POLICY))
         checkpoint.restore_optimiser(self._optimiser, tensors, "optimiser")
         self._epochs = [Epoch(**one) for one in record["epochs"]]
 
     def _identity(self) -> dict[str, Any]:
-        config = self._config.model_dump(mode="json", include={"seed", "lora", "sft"})
+        config = self._config.model_dump(mode="json", include={"seed", "tuning", "lora", "full", "sft"})
         counts = [len(self._learn), len(self._held)]
         return {"base": self._base.fingerprint, "config": config, "demonstrations": counts}
 
@@ -245,7 +261,3 @@ def _summed_loss(base: Base, turns: Sequence[Demonstration]) -> Tensor:
 
 def _weights(turns: Sequence[Demonstration], like: Tensor) -> Tensor:
     return torch.tensor([turn.weight for turn in turns], dtype=like.dtype, device=like.device)
-
-
-def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}

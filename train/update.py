@@ -19,10 +19,15 @@ from train.errors import TrainingDiverged
 from train.experience import Old, Scored
 from train.packing import Turn
 from train.reward.foresight import Tilt
+from train.team import ALONE, Team
 
-RATIO_TOLERANCE = {"exact": 0.0, "float32": 1e-3, "bfloat16": 1.0}
+POLICY_FIGURES = ("policy_loss", "entropy", "approx_kl", "clip_fraction", "ratio_error")
+CRITIC_FIGURES = ("value_loss", "value_clip_fraction")
+"""Of a micro-batch, joined by its share of the minibatch's tokens (the ratio's error: the largest)."""
+RATIO_TOLERANCE = {"exact": 0.0, "half": 0.1, "float32": 1e-3, "bfloat16": 1.0}
 """How far a ratio of the first minibatch may be from 1: old log-probs by a pass of the trainer itself, by the local
-sampler, by the local sampler with half-precision weights."""
+sampler, by the local sampler with half-precision weights; by a pass of a base in half precision, whose kernels may
+differ with and without a gradient."""
 
 MEANS = (
     "entropy",
@@ -175,8 +180,9 @@ class Updater:
         policy: tuple[list[nn.Parameter], torch.optim.Optimizer],
         critic: Critic | None,
         config: TrainConfig,
+        team: Team = ALONE,
     ) -> None:
-        self._base, self._critic, self._config = base, critic, config
+        self._base, self._critic, self._config, self._team = base, critic, config, team
         self._weights, self._optimiser = policy
 
     def run(
@@ -216,21 +222,30 @@ class Updater:
                 break
             found["grad_norm"] = self._step()
             figures.add(found)
-            seen += sum(map(len, minibatch))
+            seen += sum(map(len, minibatch)) * self._team.size
             step_done(seen)
         return figures
 
     def _accumulate(self, minibatch: Sequence[Sequence[int]], targets: Targets, coefficient: float) -> dict[str, float]:
-        """Gradients of one minibatch, in micro-batches weighted by their tokens: the same as in one go."""
+        """Gradients of one minibatch, in micro-batches weighted by their tokens: the same as in one go.
+
+        Of several processes each has its own rows; one that has fewer goes along with a row that weighs nothing.
+        """
         mask = targets.scored.mask
-        total = int(mask[[row for micro in minibatch for row in micro]].sum())
-        sums: dict[str, float] = {"ratio_error": 0.0}
-        for micro in minibatch:
+        total = self._team.total(float(mask[[row for micro in minibatch for row in micro]].sum()))
+        valued = self._critic is not None and targets.estimate.critic is not None
+        sums = dict.fromkeys(POLICY_FIGURES + (CRITIC_FIGURES if valued else ()), 0.0)
+        idle = self._team.rounds(len(minibatch)) - len(minibatch)
+        for micro, counts in [*((micro, 1.0) for micro in minibatch), *([([0], 0.0)] * idle)]:
             rows = torch.tensor(micro, device=mask.device)
-            share = int(mask[rows].sum()) / total
+            share = counts * float(mask[rows].sum()) / total
             for name, value in self._micro(micro, rows, targets, coefficient, share).items():
-                joined = max(sums[name], value) if name == "ratio_error" else sums.get(name, 0.0) + share * value
+                joined = max(sums[name], counts * value) if name == "ratio_error" else sums[name] + share * value
                 sums[name] = joined
+        sums = self._team.figures(sums, largest="ratio_error")
+        self._check_finite(sums["policy_loss"], sums.get("value_loss", 0.0))
+        for weights, _ in self._trained():
+            self._team.sum_gradients(weights)
         return sums
 
     def _micro(
@@ -249,9 +264,13 @@ class Updater:
         return figures
 
     def _backward(self, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss.detach())):
-            raise TrainingDiverged("a loss is not finite; lower train.ppo.learning_rate (the incumbent is untouched)")
+        if self._team.size == 1:  # several find it out together, so that none waits for another
+            self._check_finite(float(loss.detach()))
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def _check_finite(self, *losses: float) -> None:
+        if not all(map(math.isfinite, losses)):
+            raise TrainingDiverged("a loss is not finite; lower train.ppo.learning_rate (the incumbent is untouched)")
 
     def _trained(self) -> list[tuple[list[nn.Parameter], torch.optim.Optimizer]]:
         """Weights and optimiser of the policy, and of the critic if there is one."""
@@ -261,7 +280,7 @@ class Updater:
     def _step(self) -> float:
         """Clip and step; the norm of the policy's gradient before clipping."""
         limit = self._config.ppo.max_grad_norm
-        norms = [float(nn.utils.clip_grad_norm_(weights, limit)) for weights, _ in self._trained()]
+        norms = [self._team.clip(weights, limit) for weights, _ in self._trained()]
         if not all(map(math.isfinite, norms)):
             raise TrainingDiverged(
                 "a gradient is not finite; lower train.ppo.learning_rate (the incumbent is untouched)"
@@ -273,6 +292,8 @@ class Updater:
 
     def _check_first_ratio(self, error: float, exact: bool) -> None:
         allowed = RATIO_TOLERANCE["exact" if exact else self._config.rollout.dtype]
+        if self._base.dtype != torch.float32:
+            allowed = max(allowed, RATIO_TOLERANCE["half"])
         if not error <= allowed:
             raise TrainingDiverged(
                 f"the first minibatch's ratio is off by {error:.2g} before any update (at most {allowed:g}): sampler"

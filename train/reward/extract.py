@@ -20,6 +20,7 @@ from train.reward import features, tokens
 from train.reward.features import Sequences, Vocabulary
 from train.reward.probe import Array
 from train.reward.votes import Answer
+from train.team import ALONE, Team
 
 FEATURES_VERSION = 4
 """Raised when the meaning of a block changes: older cache files are then left alone and a new one is begun."""
@@ -61,6 +62,7 @@ class FeatureReader:
         vocabulary: tables.
         folder: where the cache files lie.
         budget: tokens of a forward pass.
+        team: processes that share the work.
     """
 
     base: Base
@@ -68,6 +70,7 @@ class FeatureReader:
     vocabulary: Vocabulary
     folder: Path
     budget: int
+    team: Team = ALONE
 
     @property
     def path(self) -> Path:
@@ -83,7 +86,7 @@ class FeatureReader:
         known = _keys(cached)
         missing = [answer for answer in answers if answer.key not in known]
         if missing:
-            fresh = self._compute(missing, progress)
+            fresh = self._compute_together(missing, progress)
             fresh["keys"] = np.array([list(bytes.fromhex(a.key)) for a in missing], dtype=np.uint8)
             cached = {n: _joined(n, cached[n], v) if cached else v for n, v in fresh.items()}
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,39 @@ class FeatureReader:
     def _turned(self) -> tuple[int, ...]:
         """Layers whose tokens' covariance is kept: the lowest and the deepest."""
         return tuple(sorted({self.layers[0], self.layers[-1]}))
+
+    def _compute_together(self, answers: Sequence[Answer], progress: Progress) -> dict[str, Stored]:
+        """The lead's call: hand round what is to be read, and read one's own share."""
+        tables = {"surface": self.vocabulary.surface, "rarity": self.vocabulary.rarity}
+        self.team.tell(
+            {
+                "do": "features",
+                "layers": self.layers,
+                "budget": self.budget,
+                "answers": [[answer.prompt_ids, answer.response_ids] for answer in answers],
+                "tables": {name: [list(x.shape), str(x.dtype).removeprefix("torch.")] for name, x in tables.items()},
+            }
+        )
+        for table in tables.values():
+            self.team.hand_out(table)
+        return self.compute_share(answers, progress)
+
+    def compute_share(
+        self, answers: Sequence[Answer], progress: Progress = lambda done, total: None
+    ) -> dict[str, Stored]:
+        """Features of all answers, of which this process reads its share; every process of the team must ask."""
+        part = self.team.share(len(answers))
+        mine = answers[part]
+        if self.team.size == 1:
+            return self._compute(mine, progress)
+        found = self.team.agree(lambda: self._compute(mine or answers[:1], progress))
+        joined = {}
+        for name, rows in found.items():
+            if name.startswith("moment:"):
+                joined[name] = self.team.sum(torch.from_numpy(rows) * float(bool(mine))).numpy()
+            else:
+                joined[name] = self.team.gather(torch.from_numpy(rows)[: len(mine)], len(answers)).numpy()
+        return joined
 
     def _compute(self, answers: Sequence[Answer], progress: Progress) -> dict[str, Stored]:
         found: dict[str, list[Tensor | None]] = {n: [None] * len(answers) for n in features.block_names(self.layers)}

@@ -1,0 +1,170 @@
+"""Two processes train as one: equal losses and equal weights, to rounding; and what one of them meets, both know."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from feedback.paths import DataPaths
+from tests.train.test_cycle import CONFIG, fill, train_once
+from train.order import own_rows
+from train.team import ALONE, Team
+
+SCRIPT = """
+import sys, json, torch
+from pathlib import Path
+from train.config import TrainConfig
+from train.errors import TrainError
+from train.launch import joined_by_file
+rank = int(sys.argv[2])
+with joined_by_file(Path(sys.argv[1]), rank, 2, TrainConfig(device="cpu")) as team:
+    part = team.share(5)
+    rows = torch.arange(10.0).view(5, 2)[part]
+    weight = torch.nn.Parameter(torch.zeros(3))
+    other = torch.nn.Parameter(torch.zeros(2, 2))
+    if rank == 0:
+        weight.grad = torch.ones(3)
+    other.grad = torch.full((2, 2), rank + 1.0)
+    team.sum_gradients([weight, other])
+    def fails():
+        if rank == 1:
+            raise TrainError("the second one's own line")
+    try:
+        team.agree(fails)
+        met = "nothing"
+    except TrainError as error:
+        met = f"{type(error).__name__}: {error}"
+    if rank == 0:
+        team.tell({"do": "greet", "list": [1, "two"]})
+    heard = None if rank == 0 else team.hear()
+    print(json.dumps({
+        "share": [part.start, part.stop], "rows": team.gather(rows, 5).tolist(), "grads": [weight.grad.tolist(),
+        other.grad.tolist()], "met": met, "heard": heard, "any": team.any(rank == 1), "most": team.most(rank + 3),
+        "figures": team.figures({"sum": rank + 1.0, "top": float(rank)}, largest="top"),
+        "lead": team.lead_says([rank + 0.5]), "found": team.lead_found(None if rank == 0 else 7),
+    }))
+"""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+
+
+def test_shares_are_contiguous_and_cover_everything_once() -> None:
+    for count in range(12):
+        for size in (1, 2, 3, 5):
+            shares = [Team(rank, size).share(count) for rank in range(size)]
+            assert [at for share in shares for at in range(share.start, share.stop)] == list(range(count))
+            lengths = [share.stop - share.start for share in shares]
+            assert max(lengths) - min(lengths) <= 1
+
+
+def test_answers_to_one_prompt_stay_with_one_process() -> None:
+    minibatch = [4, 5, 0, 1, 8, 9]
+    assert [list(own_rows(minibatch, 2, Team(rank, 2))) for rank in range(2)] == [[4, 5], [0, 1, 8, 9]]
+    assert list(own_rows(minibatch, 2, ALONE)) == minibatch
+
+
+def test_alone_a_team_changes_nothing() -> None:
+    assert ALONE.figures({"a": 1.5}) == {"a": 1.5}
+    assert (ALONE.total(2.0), ALONE.most(3), ALONE.any(False), ALONE.rounds(4)) == (2.0, 3, False, 4)
+    assert ALONE.agree(lambda: "done") == "done"
+    assert ALONE.lead_found(None) is None
+
+
+@pytest.mark.slow
+def test_two_processes_share_add_up_and_tell_each_other(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store")]
+    both = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env=environment())
+        for rank in range(2)
+    ]
+    first, second = (json.loads(process.communicate(timeout=200)[0].splitlines()[-1]) for process in both)
+    assert (first["share"], second["share"]) == ([0, 2], [2, 5])
+    for one in (first, second):
+        assert one["rows"] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+        assert one["grads"] == [[1, 1, 1], [[3, 3], [3, 3]]]
+        assert (one["any"], one["most"], one["lead"], one["found"]) == (True, 4, [0.5], None)
+        assert one["figures"] == {"sum": 3.0, "top": 1.0}
+    assert first["met"] == "TeamFailed: process 1 of this cycle failed; its own line says why"
+    assert second["met"] == "TrainError: the second one's own line"
+    assert second["heard"] == {"do": "greet", "list": [1, "two"]}
+
+
+def cycle(root: Path, model: Path, processes: int, tuning: str) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """One whole cycle; its metrics and the published weights."""
+    paths = DataPaths(root)
+    paths.create()
+    fill(paths, model, edits=True)
+    config = {
+        **CONFIG,
+        "processes": processes,
+        "tuning": tuning,
+        "full": {"learning_rate": 1e-3},
+        "sft": {"min_demonstrations": 20, "learning_rate": 1e-3, "epochs": 1},
+        "ppo": {**CONFIG["ppo"], "iterations": 2, "learning_rate": 1e-3, "minibatch": 12, "micro_tokens": 64},
+        "schedule": {**CONFIG["schedule"], "eval_prompts": 8},
+    }
+    assert train_once(paths, model, config) == 0
+    lines = (paths.train / "cycles" / "000001" / "metrics.jsonl").read_text().splitlines()
+    last = sorted((paths.train / "cycles" / "000001" / "ppo").glob("iteration-*"))[-1]
+    tensors = {k: v for k, v in load_file(last / "state.safetensors").items() if k.startswith("policy")}
+    return [json.loads(line) for line in lines], tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_cycle_of_two_processes_equals_that_of_one(tiny_model: Path, tmp_path: Path, tuning: str) -> None:
+    alone, weights = cycle(tmp_path / "one", tiny_model, 1, tuning)
+    together, same = cycle(tmp_path / "two", tiny_model, 2, tuning)
+    assert len(alone) == len(together) == 3
+    for one, two in zip(alone, together, strict=True):
+        for name in ("score", "kl", "length", "policy_loss", "value_loss", "grad_norm", "entropy", "approx_kl"):
+            assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-4), name
+        assert (one["updates"], one["episodes"]) == (two["updates"], two["episodes"])
+    assert weights.keys() == same.keys()
+    moved = 0.0
+    for name, tensor in weights.items():
+        assert torch.allclose(tensor, same[name], atol=2e-4, rtol=1e-3), name
+        moved += float((tensor - same[name]).abs().max())
+    assert moved < 0.1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_cycle_and_ends_well(tiny_model: Path, tmp_path: Path) -> None:
+    paths = DataPaths(tmp_path / "data")
+    paths.create()
+    fill(paths, tiny_model)
+    sets = [
+        "train.lora.rank=4",
+        "train.threads=1",
+        "train.device=cpu",
+        "train.ppo.iterations=2",
+        "train.ppo.episodes=48",
+        "train.ppo.learning_rate=1e-2",
+        "train.ppo.kl_coefficient=0.0",
+        "train.governor.enabled=false",
+        "train.rollout.max_tokens=8",
+        "train.schedule.eval_prompts=8",
+    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    launcher += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    command = [*launcher, "-m", "deploy", "train", "--once", "--data-dir", str(paths.root), "--model", str(tiny_model)]
+    done = subprocess.run(
+        [*command, *(part for one in sets for part in ("--set", one))],
+        env={**environment(), "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in paths.adapters.iterdir()] == ["policy-000001"]

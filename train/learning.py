@@ -1,0 +1,154 @@
+"""Step 4 of a cycle: the policy learns, first from people's own answers, then by PPO. A team runs it together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from train.base import POLICY
+from train.checkpoint import latest
+from train.chronicle import Chronicle, rounded
+from train.config import TrainConfig
+from train.data import TrainingData
+from train.demonstrations import Demonstration, encode
+from train.files import write_json
+from train.ppo import PpoResult, PpoTrainer
+from train.reward.protocol import TokenRewardModel
+from train.rollout import Rollouts
+from train.sampler import LocalRollouts
+from train.sft import Epoch, WarmStarter
+from train.tools import Tools
+from train.topic import Topic
+
+log = structlog.get_logger()
+
+
+def _unheard(_share: float, _last: Epoch | None) -> None:
+    """Nobody is told."""
+
+
+class Learning:
+    """The step under way. Only the lead writes anything but checkpoints' shards of work: files, status, state."""
+
+    def __init__(
+        self,
+        tools: Tools,
+        config: TrainConfig,
+        folder: Path,
+        number: int,
+        *,
+        advance: Callable[..., None] = lambda **_changes: None,
+        told: Chronicle | None = None,
+    ) -> None:
+        """Args:
+        tools: what the cycle works with.
+        config: the cycle's own.
+        folder: the cycle's.
+        number: the cycle's.
+        advance: notes changes of the cycle's state; the lead's.
+        told: tells people how it goes; the lead's.
+        """
+        self._tools, self._config, self._folder, self._number = tools, config, folder, number
+        self._advance, self._told = advance, told
+        self._log = log.bind(cycle=number)
+
+    def run(self, head: TokenRewardModel, data: TrainingData) -> PpoResult:
+        """The lead's call: tell the others where to begin, then learn with them."""
+        begins = latest(self._folder / "ppo") is None
+        incumbent = None
+        if begins and self._config.schedule.start_from == "incumbent":
+            incumbent = self._tools.incumbent()
+        start = {"begins": begins, "incumbent": str(incumbent) if incumbent else None}
+        config = self._config.model_dump(mode="json")
+        self._tools.team.tell({"do": "learn", "cycle": self._number, "config": config, **start})
+        self._tools.team.agree(lambda: None)  # the others have read what they need
+        result = self.learn(head, data, begins=begins, incumbent=incumbent)
+        self._tools.base.adapters.settle()
+        return result
+
+    def learn(self, head: TokenRewardModel, data: TrainingData, *, begins: bool, incumbent: Path | None) -> PpoResult:
+        """Warm start (if training `begins`) and PPO.
+
+        Args:
+            head: the reward model.
+            data: the snapshot.
+            begins: no checkpoint of PPO is there yet.
+            incumbent: adapter to go on from; None for the base.
+        """
+        tools, config = self._tools, self._config
+        tools.base.adapters.add(POLICY, config.seed)
+        if begins:
+            self._begin(data, incumbent)
+        tools.status.phase("ppo", step=0, steps=config.ppo.iterations, message="first answers")
+        rollouts = self._rollouts()
+        watched: dict[str, Any] = {}
+        if self._told is not None:
+            watched = {"observe": self._told.iteration, "progress": self._told.progressed}
+        try:
+            return PpoTrainer(
+                tools.base,
+                rollouts,
+                head,
+                data.prompts.distinct,
+                topic=Topic.of(tools.tokenizer, tools.base.head.shape[0], data.prompts.all),
+                config=config,
+                folder=self._folder / "ppo",
+                should_stop=tools.should_stop,
+                team=tools.team,
+                **watched,
+            ).run()
+        finally:
+            rollouts.close()
+
+    def _begin(self, data: TrainingData, incumbent: Path | None) -> None:
+        """The policy that PPO begins with: fresh or the incumbent's, warmed up on people's answers."""
+        tools, config = self._tools, self._config
+        if incumbent is not None:
+            tools.team.agree(lambda: tools.base.adapters.load(POLICY, incumbent))
+            self._advance(parent=incumbent.name)
+        demonstrations = self._demonstrations(data)
+        least = config.sft.min_demonstrations
+        if least is None or len(demonstrations) < least:
+            self._say("no_warm_start", demonstrations=len(demonstrations), needed=least)
+            return
+        tools.status.phase("sft", message=f"learning from {len(demonstrations)} edited answers")
+        warm = WarmStarter(
+            tools.base,
+            demonstrations,
+            config=config,
+            folder=self._folder / "sft",
+            progress=self._told.warmed if self._told is not None else _unheard,
+            should_stop=tools.should_stop,
+            team=tools.team,
+        ).run()
+        if tools.team.leads:
+            write_json(self._folder / "sft.json", asdict(warm))
+        self._advance(warm_start=warm.metrics())
+        self._say("warm_start", **rounded(warm.metrics()))
+
+    def _demonstrations(self, data: TrainingData) -> tuple[Demonstration, ...]:
+        tools, tokenizer = self._tools, self._tools.tokenizer
+        ends = tools.base.eos_ids
+        own = tokenizer.eos_token_id
+        return encode(
+            data.edits,
+            lambda text: tokenizer.encode(text, add_special_tokens=False),
+            end=own if own in ends else min(ends, default=None),
+            special=frozenset(tokenizer.all_special_ids),
+            longest=self._config.sft.max_answer_tokens,
+            longest_prompt=self._config.rollout.max_prompt_tokens,
+        )
+
+    def _rollouts(self) -> Rollouts:
+        rollout = self._config.rollout
+        if rollout.source == "serving" and self._tools.rollouts is not None:
+            return self._tools.rollouts(self._tools.base, f"c{self._number}")
+        return LocalRollouts(self._tools.base, batch=rollout.batch, dtype=rollout.dtype)
+
+    def _say(self, event: str, **figures: Any) -> None:
+        if self._tools.team.leads:
+            self._log.info(event, **figures)
