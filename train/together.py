@@ -135,13 +135,15 @@ def score_together(
             padded[:, : tensor.shape[1]] = tensor
         return team.gather(padded.view(-1, each, width, *more), len(samples) // each).flatten(0, 1)
 
-    rewards = joined(part and part.rewards)
+    rewards = joined(None if part is None else part.rewards)
     return Scored(
         samples=samples,
         mask=mask,
         sampled=recorded(samples, mask),
-        reference=joined(part and part.reference),
-        reference_states=joined(part and part.reference_states, base.width if config.ppo.exact_kl else 0),
+        reference=joined(None if part is None else part.reference),
+        reference_states=joined(
+            None if part is None else part.reference_states, base.width if config.ppo.exact_kl else 0
+        ),
         rewards=rewards,
         scores=rewards.sum(1),
     )
