@@ -66,7 +66,7 @@ def _with_followers(config: TrainConfig, paths: DataPaths, model: str) -> Iterat
     """
     with tempfile.TemporaryDirectory(prefix="hustings-team-") as folder, ExitStack() as stack:
         store = Path(folder) / "store"
-        job = {"config": config.model_dump(mode="json"), "root": str(paths.root), "model": model}
+        job: dict[str, Any] = {"config": config.model_dump(mode="json"), "root": str(paths.root), "model": model}
         job |= {"store": str(store), "size": config.processes}
         for rank in range(1, config.processes):
             stack.enter_context(_follower({**job, "rank": rank}))

@@ -99,8 +99,8 @@ def test_two_processes_share_add_up_and_tell_each_other(tmp_path: Path) -> None:
     assert second["heard"] == {"do": "greet", "list": [1, "two"]}
 
 
-def cycle(root: Path, model: Path, processes: int, tuning: str) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """One whole cycle; its metrics and the published weights."""
+def cycle(root: Path, model: Path, processes: int, tuning: str) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    """One whole cycle; its metrics, and how far each of the policy's weights went."""
     paths = DataPaths(root)
     paths.create()
     fill(paths, model, edits=True)
@@ -115,9 +115,10 @@ def cycle(root: Path, model: Path, processes: int, tuning: str) -> tuple[list[di
     }
     assert train_once(paths, model, config) == 0
     lines = (paths.train / "cycles" / "000001" / "metrics.jsonl").read_text().splitlines()
-    last = sorted((paths.train / "cycles" / "000001" / "ppo").glob("iteration-*"))[-1]
-    tensors = {k: v for k, v in load_file(last / "state.safetensors").items() if k.startswith("policy")}
-    return [json.loads(line) for line in lines], tensors
+    kept = sorted((paths.train / "cycles" / "000001" / "ppo").glob("iteration-*"))
+    first, last = (load_file(folder / "state.safetensors") for folder in (kept[0], kept[-1]))
+    moves = [(last[key] - first[key]).flatten() for key in sorted(first) if key.startswith("policy/")]
+    return [json.loads(line) for line in lines], torch.cat(moves)
 
 
 @pytest.mark.slow
@@ -130,12 +131,8 @@ def test_a_cycle_of_two_processes_equals_that_of_one(tiny_model: Path, tmp_path:
         for name in ("score", "kl", "length", "policy_loss", "value_loss", "grad_norm", "entropy", "approx_kl"):
             assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-4), name
         assert (one["updates"], one["episodes"]) == (two["updates"], two["episodes"])
-    assert weights.keys() == same.keys()
-    moved = 0.0
-    for name, tensor in weights.items():
-        assert torch.allclose(tensor, same[name], atol=2e-4, rtol=1e-3), name
-        moved += float((tensor - same[name]).abs().max())
-    assert moved < 0.1
+    # Adam gives a weight whose gradient is nothing but rounding a whole step either way, so not weight by weight
+    assert float((weights - same).norm()) < 0.05 * float(weights.norm())
 
 
 @pytest.mark.slow
