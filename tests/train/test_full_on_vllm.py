@@ -40,7 +40,7 @@ async def test_vllm_serves_a_published_checkpoint_as_the_trainer_measured_it(tin
 
     folder = published(tiny_model, tmp_path)
     manifest = verify(folder)
-    config = ServeConfig(max_model_len=256, max_num_seqs=4, reserved_seqs=1, max_loras=1, kv_cache_gib=0.0625)
+    config = ServeConfig(max_model_len=256, max_num_seqs=4, reserved_seqs=1, max_loras=2, kv_cache_gib=0.0625)
     engine = VllmEngine(str(folder), config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of others' imports

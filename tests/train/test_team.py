@@ -109,9 +109,8 @@ def cycle(root: Path, model: Path, processes: int, tuning: str) -> tuple[list[di
         "processes": processes,
         "tuning": tuning,
         "full": {"learning_rate": 1e-3},
-        "sft": {"min_demonstrations": 20, "learning_rate": 1e-3, "epochs": 1},
-        "ppo": {**CONFIG["ppo"], "iterations": 2, "learning_rate": 1e-3, "minibatch": 12, "micro_tokens": 64},
-        "schedule": {**CONFIG["schedule"], "eval_prompts": 8},
+        "sft": {"min_demonstrations": 20, "learning_rate": 3e-3},
+        "ppo": {**CONFIG["ppo"], "iterations": 2},
     }
     assert train_once(paths, model, config) == 0
     lines = (paths.train / "cycles" / "000001" / "metrics.jsonl").read_text().splitlines()
