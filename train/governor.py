@@ -14,6 +14,9 @@ from itertools import pairwise
 
 from train.config import GovernorConfig
 
+TOPIC_NOISE = 0.05
+"""A smaller shortfall of the topic's share is no breach: an iteration's answers tell it to about 0.04, and where the base
+itself hardly takes up a prompt's wording a ratio of two such shares says nothing."""
 DEAREST_TOPIC = 3.0
 """Highest price of the topic, in standard deviations of the score."""
 DEAREST_FLUENCY = 1.0
@@ -83,7 +86,7 @@ def judge(seen: Conduct, baseline: Conduct, config: GovernorConfig) -> Judgement
                 f"{name.replace('_', ' ')} bigrams {ratio:.2f} of the base's (least {config.min_distinct_ratio})"
             )
     ratio = seen.topic / max(baseline.topic, 1e-9)
-    if ratio < config.min_topic_ratio:
+    if ratio < config.min_topic_ratio and baseline.topic - seen.topic > TOPIC_NOISE:
         breaches.append(f"wording taken up from the prompt {ratio:.2f} of the base's (least {config.min_topic_ratio})")
     ratio = seen.perplexity / baseline.perplexity
     if ratio > config.max_perplexity_ratio:

@@ -47,6 +47,14 @@ def test_on_the_bounds_is_within() -> None:
     assert judge(Conduct(0.8, 0.72 + 1e-9, 12.0, 9.0), BASE, GovernorConfig()).within
 
 
+def test_a_base_that_never_takes_up_the_wording_binds_no_policy_to_it() -> None:
+    silent = Conduct(1.0, 0.9, 8.0, 0.0, topic=0.02)
+    assert judge(Conduct(1.0, 0.9, 8.0, 0.0, topic=0.0), silent, GovernorConfig()).within
+    talking = Conduct(1.0, 0.9, 8.0, 0.0, topic=0.4)
+    assert judge(Conduct(1.0, 0.9, 8.0, 0.0, topic=0.34), talking, GovernorConfig()).within
+    assert not judge(Conduct(1.0, 0.9, 8.0, 0.0, topic=0.31), talking, GovernorConfig()).within
+
+
 def test_the_best_within_all_bounds_is_chosen() -> None:
     good, bad = Judgement(True), Judgement(False, ("x",))
     assert choose([0.0, 1.0, 2.0], [good, good, good]) == 2
