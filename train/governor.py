@@ -15,8 +15,8 @@ from itertools import pairwise
 from train.config import GovernorConfig
 
 TOPIC_NOISE = 0.05
-"""A smaller shortfall of the topic's share is no breach: an iteration's answers tell it to about 0.04, and where the base
-itself hardly takes up a prompt's wording a ratio of two such shares says nothing."""
+"""A smaller shortfall of the topic's share is no breach: an iteration's answers tell it to about 0.04, and where the
+base itself hardly takes up a prompt's wording a ratio of two such shares says nothing."""
 DEAREST_TOPIC = 3.0
 """Highest price of the topic, in standard deviations of the score."""
 DEAREST_FLUENCY = 1.0
