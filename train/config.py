@@ -161,12 +161,12 @@ class GovernorConfig(Section):
     """Most nats an answer between policy and base."""
     min_topic_ratio: float = Field(default=0.8, ge=0)
     """Least share of a prompt's own wording that answers take up, as a fraction of the base's own answers'."""
-    topic_price: float = Field(default=0.3, ge=0)
-    """Reward that PPO begins to pay for taking up all of a prompt's wording, in standard deviations of the score. While
-    answers take up less than aimed at the price rises, then it falls again (a Lagrange multiplier), within 0 and 3."""
+    topic_price: float = Field(default=0.5, ge=0)
+    """Least reward for taking up all of a prompt's wording, in standard deviations of the score. While answers take up
+    less than aimed at the price rises, then it falls again (a Lagrange multiplier); it never tops 3."""
     topic_rate: float = Field(default=6.0, ge=0)
     """By how much an iteration changes that price, a unit of shortfall; 0 keeps it fixed."""
-    topic_aim: float = Field(default=1.05, ge=0)
+    topic_aim: float = Field(default=1.1, ge=0)
     """The share of a prompt's wording aimed at, as a fraction of the base's own; above 1 because it is measured on few
     answers."""
     perplexity_aim: float = Field(default=1.15, gt=0)

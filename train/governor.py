@@ -124,7 +124,7 @@ class Prices:
         shortfall = config.topic_aim * baseline.topic - seen.topic
         strangeness = math.log(seen.perplexity / baseline.perplexity / config.perplexity_aim)
         return Prices(
-            topic=min(max(self.topic + config.topic_rate * shortfall, 0.0), DEAREST_TOPIC),
+            topic=min(max(self.topic + config.topic_rate * shortfall, config.topic_price), DEAREST_TOPIC),
             fluency=min(max(self.fluency + config.fluency_rate * strangeness, 0.0), DEAREST_FLUENCY),
             kl=self.kl * (1.0 if judgement.within else config.breach_factor),
         )

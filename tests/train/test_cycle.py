@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from feedback.contracts import (
 )
 from feedback.dataset import Dataset
 from feedback.paths import DataPaths
+from feedback.voters import weigher
 from tests.fakes.event_log import FakeEventLog
 from train import main, process, publish
 from train.config import TrainConfig
@@ -31,6 +33,8 @@ from train.cycle_state import all_cycles
 
 pytestmark = pytest.mark.slow
 
+BEGAN = datetime(2026, 11, 1, 9, tzinfo=UTC)
+"""Votes are a minute apart: their weights depend on how fast they were cast."""
 CONFIG: dict[str, Any] = {
     "threads": 1,
     "lora": {"rank": 4, "alpha": 8},
@@ -79,6 +83,7 @@ def fill(
             propensity=1.0,
             base_model="tiny",
             prompt_token_ids=tuple(prompt["input_ids"]),
+            shown_at=BEGAN + timedelta(minutes=i),
         )
         voted = choice if sense else rng.choice(["a", "b"])
         events.append(
@@ -87,6 +92,7 @@ def fill(
                 pair=pair,
                 voter=pair.voter,
                 choice=voted,
+                cast_at=BEGAN + timedelta(minutes=i, seconds=20),
                 edited="yes, that is kind" if edits and i % 3 == 0 else None,
             )
         )
@@ -116,7 +122,7 @@ def test_a_cycle_publishes_an_adapter_with_its_lineage_and_raises_the_reward(
     assert train_once(paths, tiny_model) == 0
     folder = paths.adapters / "policy-000001"
     manifest = AdapterManifest.model_validate_json((folder / "manifest.json").read_text())
-    assert manifest.snapshot == Dataset(paths.dataset).build_snapshot().id
+    assert manifest.snapshot == Dataset(paths.dataset, weigher(FeedbackConfig().voters)).build_snapshot().id
     assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors"}
     assert manifest.files["adapter_model.safetensors"] == digest(folder)
     assert manifest.metrics["policy_reward"] > manifest.metrics["base_reward"]
@@ -151,8 +157,8 @@ def test_a_cycle_killed_anywhere_goes_on_and_ends_in_the_same_bits(
 
     whole = DataPaths(tmp_path / "whole")
     whole.create()
-    for folder in (whole, paths):
-        fill(folder, tiny_model)
+    fill(whole, tiny_model)
+    fill(paths, tiny_model)
     assert train_once(whole, tiny_model) == 0
 
     def dies(*_args: object, **_more: object) -> None:
@@ -166,7 +172,7 @@ def test_a_cycle_killed_anywhere_goes_on_and_ends_in_the_same_bits(
         return wrapped
 
     where: dict[str, tuple[Any, str, Any]] = {
-        "snapshot": (cycles, "vocabulary_for", dies),
+        "snapshot": (cycles, "read_features", dies),
         "reward": (cycles.MixHead, "save", dies_after(cycles.MixHead.save)),
         "iteration": (chronicle.Chronicle, "iteration", dies_after(chronicle.Chronicle.iteration)),
         "evaluate": (cycles, "evaluate", dies),

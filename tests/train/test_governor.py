@@ -69,13 +69,13 @@ def test_prices_follow_shortfalls_by_hand() -> None:
     config = GovernorConfig()
     base = Conduct(1.0, 0.9, 8.0, 0.0, topic=0.5)
     good, bad = Judgement(True), Judgement(False, ("x",))
-    # aim 1.05 * 0.5 = 0.525; 0.425 seen; 6 a unit of shortfall
-    short = Prices(topic=0.5).after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.425), base, good, config)
+    # aim 1.1 * 0.5 = 0.55; 0.45 seen; 6 a unit of shortfall
+    short = Prices(topic=0.5).after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.45), base, good, config)
     assert short.topic == pytest.approx(0.5 + 6 * 0.10)
     assert (short.fluency, short.kl) == (0.0, 1.0)
-    # above the aim it falls, but never below nothing
-    assert short.after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.6), base, good, config).topic == pytest.approx(1.1 - 0.45)
-    assert short.after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.95), base, good, config).topic == 0.0
+    # above the aim it falls, but never below where it began
+    assert short.after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.6), base, good, config).topic == pytest.approx(1.1 - 0.3)
+    assert short.after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.95), base, good, config).topic == 0.5
     # perplexity 8 * 1.15 * e^0.3: 0.3 nats beyond the aim
     strange = Prices(topic=0.5).after(Conduct(1.0, 0.9, 8 * 1.15 * math.exp(0.3), 2.0, topic=0.55), base, bad, config)
     assert strange.fluency == pytest.approx(0.3)
