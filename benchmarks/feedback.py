@@ -118,7 +118,7 @@ def _batches(votes: int, shuffled: bool) -> Iterator[list[int]]:
 def _records(numbers: Sequence[int]) -> list[StoredRecord]:
     records = []
     for number in numbers:
-        shown = _pair(number)
+        shown = synthetic_pair(number)
         vote = VoteCast(
             vote_id=f"vote_{_hex(number)}",
             pair=shown,
@@ -131,7 +131,8 @@ def _records(numbers: Sequence[int]) -> list[StoredRecord]:
     return records
 
 
-def _pair(number: int) -> PairShown:
+def synthetic_pair(number: int) -> PairShown:
+    """The pair of this number, always the same: a 40-token prompt, two answers of 48 tokens."""
     rng = random.Random(number)
     return PairShown(
         pair_id=f"pair_{_hex(number)}",

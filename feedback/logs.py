@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+import threading
+from collections.abc import Callable
+from json import dumps as json_dumps
+from typing import Any
 
+import orjson
 import structlog
 
 
@@ -44,12 +50,15 @@ def configure(process: str, *, level: str = "info", json: bool | None = None) ->
             exception_formatter=structlog.dev.plain_traceback,  # rich would print local variables: texts and secrets
         )
     )
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
+    if json:
+        _write_lines(shared, level)
+    else:
+        structlog.configure(
+            processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            wrapper_class=structlog.stdlib.BoundLogger,
+            cache_logger_on_first_use=True,
+        )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -62,6 +71,43 @@ def configure(process: str, *, level: str = "info", json: bool | None = None) ->
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def _write_lines(processors: list[structlog.typing.Processor], level: str) -> None:
+    """Our own lines go straight to stderr: by way of `logging` each costs five times as much, and serving writes one a
+    request."""
+    render = structlog.processors.JSONRenderer(serializer=_line)
+    structlog.configure(
+        processors=[*processors, structlog.processors.format_exc_info, render],
+        logger_factory=lambda *_: _Stderr(),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _line(event: structlog.typing.EventDict, default: Callable[[Any], Any]) -> bytes:
+    try:
+        return orjson.dumps(event, default=default)
+    except TypeError:  # half a surrogate pair, or a number above 64 bits
+        return json_dumps(event, default=default).encode()
+
+
+class _Stderr:
+    """Writes lines to stderr, each whole. When its reader has gone the process works on, as with `logging`."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr.buffer
+
+    def msg(self, line: bytes) -> None:
+        """Write a line."""
+        with _writing, contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + b"\n")
+            self._stream.flush()
+
+    debug = info = warning = warn = error = critical = fatal = exception = log = msg
+
+
+_writing = threading.Lock()
 
 
 def _colours_wanted() -> bool:

@@ -23,6 +23,7 @@ from serve.metrics import Metrics
 from serve.office import Office
 from serve.rate_limit import RateLimit
 from serve.vote_book import VoteBook
+from serve.vote_desk import VoteDesk
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class ServeDeps:
     people: Gate = field(init=False)
     rollouts: Gate = field(init=False)
     vote_limit: RateLimit = field(init=False)
+    votes: VoteDesk = field(init=False)
     book: VoteBook = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +65,7 @@ class ServeDeps:
         object.__setattr__(self, "rollouts", Gate(self.config.max_rollouts_in_flight))
         ratings = self.config.ratings
         object.__setattr__(self, "vote_limit", RateLimit(ratings.votes_per_minute, ratings.vote_burst))
+        object.__setattr__(self, "votes", VoteDesk(self.ledger))
         book = VoteBook(self.ledger, self.voters, most=ratings.newest, fresh_s=ratings.fresh_s)
         object.__setattr__(self, "book", book)
 
@@ -73,7 +76,12 @@ def deps_of(request: Request) -> ServeDeps:
     return deps
 
 
-Deps = Annotated[ServeDeps, Depends(deps_of)]
+async def _deps_of(request: Request) -> ServeDeps:
+    """The same, for FastAPI: what isn't a coroutine it calls on a worker thread, at every request."""
+    return deps_of(request)
+
+
+Deps = Annotated[ServeDeps, Depends(_deps_of)]
 
 
 def on_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:

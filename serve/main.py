@@ -17,6 +17,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from uvicorn.loops.auto import auto_loop_factory
 
 from feedback import logs
 from feedback.config import FeedbackConfig
@@ -56,8 +57,11 @@ def run(config: ServeConfig, feedback: FeedbackConfig, paths: DataPaths, model: 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         paths.create()
-        with contextlib.closing(listen(config.host, config.port)) as sock:
-            return asyncio.run(_Server(config, feedback, paths, model, bootstrap).serve(sock))
+        with (
+            contextlib.closing(listen(config.host, config.port)) as sock,
+            asyncio.Runner(loop_factory=auto_loop_factory()) as runner,
+        ):
+            return runner.run(_Server(config, feedback, paths, model, bootstrap).serve(sock))
     except (CannotStart, LedgerError, SecretError, EventLogError) as error:
         log.error("serving can't start", reason=str(error))
         return EXIT_CANNOT_START

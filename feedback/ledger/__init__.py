@@ -1,6 +1,7 @@
 """The ledger: what the system knows for sure. SQLite in WAL mode, or PostgreSQL."""
 
-from feedback.ledger.ballots import LedgerCounts, Tally, VoteOutcome
+from feedback.ledger.ballots import LedgerCounts, Tally
+from feedback.ledger.casting import Side, VoteDraft, VoteOutcome
 from feedback.ledger.duels import Duel
 from feedback.ledger.errors import (
     LedgerError,
@@ -35,8 +36,10 @@ __all__ = [
     "Place",
     "Release",
     "ReleaseConflict",
+    "Side",
     "Tally",
     "UnknownPair",
     "VoteConflict",
+    "VoteDraft",
     "VoteOutcome",
 ]

@@ -6,23 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
-from uuid import uuid4
 
 from sqlalchemy import Connection, Table, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from feedback.contracts import PAIR_TOPIC, VOTE_TOPIC, Choice, PairShown, VoteCast
+from feedback.contracts import PAIR_TOPIC, Choice, PairShown, VoteCast
 from feedback.ledger import outbox
-from feedback.ledger.errors import NotYourConversation, NotYourPair, PairConflict, UnknownPair, VoteConflict
+from feedback.ledger.casting import VoteDraft, VoteOutcome, record_votes
+from feedback.ledger.errors import NotYourConversation, PairConflict
 from feedback.ledger.tables import conversations, from_us, pairs, to_us, votes
-
-
-@dataclass(frozen=True, slots=True)
-class VoteOutcome:
-    """What became of a vote. `created` is False where the voter had cast just this vote before."""
-
-    vote: VoteCast
-    created: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,28 +115,11 @@ def record_vote(
     Raises:
         UnknownPair, NotYourPair, VoteConflict: see feedback.ledger.errors.
     """
-    shown = pair(connection, pair_id)
-    if shown is None:
-        raise UnknownPair(pair_id)
-    if shown.voter != voter:
-        raise NotYourPair(pair_id)
-    vote = VoteCast(
-        vote_id=f"vote_{uuid4().hex}",
-        pair=shown,
-        voter=voter,
-        choice=choice,
-        reasons=tuple(reasons),
-        comment=comment,
-        edited=edited,
-        dwell_ms=dwell_ms,
-    )
-    # The unique constraint decides a race of two votes: the second insert does nothing, and finds the first.
-    if not insert_new(connection, votes, _vote_row(vote)):
-        return _earlier_vote(connection, pair_id, voter, choice)
-    outbox.enqueue(
-        connection, event_id=vote.vote_id, topic=VOTE_TOPIC, key=shown.conversation_id, value=vote.to_bytes()
-    )
-    return VoteOutcome(vote, created=True)
+    draft = VoteDraft(pair_id, voter, choice, tuple(reasons), comment, edited, dwell_ms)
+    (outcome,) = record_votes(connection, [draft])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def vote(connection: Connection, pair_id: str, voter: str) -> VoteCast | None:
@@ -219,25 +194,6 @@ def counts(connection: Connection) -> LedgerCounts:
     return LedgerCounts(
         *(connection.execute(select(func.count()).select_from(t)).scalar_one() for t in (conversations, pairs, votes))
     )
-
-
-def _earlier_vote(connection: Connection, pair_id: str, voter: str, choice: Choice) -> VoteOutcome:
-    earlier = vote(connection, pair_id, voter)
-    assert earlier is not None, "the constraint says that it is there"
-    if earlier.choice != choice:
-        raise VoteConflict(pair_id, earlier.vote_id, earlier.choice)
-    return VoteOutcome(earlier, created=False)
-
-
-def _vote_row(cast_vote: VoteCast) -> dict[str, Any]:
-    return {
-        "vote_id": cast_vote.vote_id,
-        "pair_id": cast_vote.pair.pair_id,
-        "voter": cast_vote.voter,
-        "choice": cast_vote.choice,
-        "cast_us": to_us(cast_vote.cast_at),
-        "event": cast_vote.model_dump_json(exclude={"pair"}).encode(),
-    }
 
 
 def _pair_bytes(connection: Connection, pair_id: str) -> bytes | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Self
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from feedback.contracts import (
     AdapterManifest,
@@ -20,12 +22,14 @@ from feedback.contracts import (
     VoteCast,
     VoterForgotten,
 )
-from feedback.ledger import ballots, forgetting, offices, outbox
+from feedback.ledger import ballots, casting, forgetting, offices, outbox
 from feedback.ledger import duels as duelling
 from feedback.ledger import thumbs as thumbing
-from feedback.ledger.ballots import LedgerCounts, Tally, VoteOutcome
+from feedback.ledger.ballots import LedgerCounts, Tally
+from feedback.ledger.casting import VoteDraft, VoteOutcome
 from feedback.ledger.database import Database
 from feedback.ledger.duels import Duel
+from feedback.ledger.errors import LedgerUnavailable
 from feedback.ledger.forgetting import Forgotten
 from feedback.ledger.migrate import migrate
 from feedback.ledger.offices import Release
@@ -128,23 +132,31 @@ class Ledger:
             NotYourPair: it was shown to another voter.
             VoteConflict: the voter has chosen otherwise before.
         """
-        if self._redactor is not None:
-            reasons, comment = self._redactor.reasons(reasons), self._redactor.comment(comment)
-            edited = self._redactor.edited(edited)
-        work = partial(
-            ballots.record_vote,
-            pair_id=pair_id,
-            voter=voter,
-            choice=choice,
-            reasons=reasons,
-            comment=comment,
-            edited=edited,
-            dwell_ms=dwell_ms,
-        )
-        outcome = self._database.write(work)
-        if outcome.created:
-            self._tell()
+        draft = VoteDraft(pair_id, voter, choice, tuple(reasons), comment, edited, dwell_ms)
+        (outcome,) = self.record_votes([draft])
+        if isinstance(outcome, Exception):
+            raise outcome
         return outcome
+
+    def record_votes(self, drafts: Sequence[VoteDraft]) -> list[VoteOutcome | Exception]:
+        """Add votes with their outbox rows, in one transaction and by few statements, however many they are.
+
+        Returns:
+            One entry a draft, in their order: what became of it, or what `record_vote` would raise; none suffers for
+            another.
+
+        Raises:
+            LedgerUnavailable: none was recorded.
+        """
+        kept = [self._redacted(draft) for draft in drafts]
+        try:
+            outcomes = self._database.write(lambda connection: casting.record_votes(connection, kept))
+        except DBAPIError as error:
+            # A pair was forgotten in this very moment, say: PostgreSQL takes all back for one.
+            outcomes = [error] if len(kept) == 1 else [self._alone(draft) for draft in kept]
+        if any(isinstance(outcome, VoteOutcome) and outcome.created for outcome in outcomes):
+            self._tell()
+        return outcomes
 
     def vote(self, pair_id: str, voter: str) -> VoteCast | None:
         """What this voter said of the pair, or None."""
@@ -349,6 +361,22 @@ class Ledger:
     def pairs_of(self, one: str | None, other: str | None, since: datetime, limit: int = BATCH) -> list[PairShown]:
         """The first pairs of these two adapters (None is the base) that were shown since then."""
         return self._database.read(lambda connection: duelling.pairs_of(connection, one, other, since, limit))
+
+    def _redacted(self, draft: VoteDraft) -> VoteDraft:
+        if self._redactor is None:
+            return draft
+        return replace(
+            draft,
+            reasons=self._redactor.reasons(draft.reasons),
+            comment=self._redactor.comment(draft.comment),
+            edited=self._redactor.edited(draft.edited),
+        )
+
+    def _alone(self, draft: VoteDraft) -> VoteOutcome | Exception:
+        try:
+            return self._database.write(lambda connection: casting.record_votes(connection, [draft]))[0]
+        except (DBAPIError, LedgerUnavailable) as error:
+            return error
 
     def _queued(self, work: Callable[[Connection], int]) -> int:
         rows = self._database.write(work)

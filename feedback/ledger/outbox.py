@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, insert, or_, select, update
 
-from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, THUMB_TOPIC, VOTE_TOPIC, PairShown, VoteCast, utc_now
+from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, THUMB_TOPIC, VOTE_TOPIC, VoteCast, utc_now
 from feedback.ledger.tables import forgotten, outbox, pairs, thumbs, to_us, votes
 
 RECEIPTED_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, THUMB_TOPIC, FORGOTTEN_TOPIC)
@@ -25,6 +25,9 @@ LONGEST_WAIT_S = 3600.0
 
 _CHUNK = 500
 """Ids in one statement."""
+
+_ENQUEUE = insert(outbox)
+_BEFORE_VOTER = b',"voter":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +70,26 @@ class OutboxStats:
 
 def enqueue(connection: Connection, *, event_id: str, topic: str, key: str, value: bytes) -> None:
     """Add a row; it is committed, or not, with the caller's transaction."""
-    connection.execute(
-        insert(outbox).values(
-            event_id=event_id,
-            topic=topic,
-            record_key=key,
-            value=value,
-            state="pending",
-            created_us=to_us(utc_now()),
-            sends=0,
-        )
-    )
+    enqueue_rows(connection, [row(event_id, topic, key, value)])
+
+
+def row(event_id: str, topic: str, key: str, value: bytes) -> dict[str, Any]:
+    """A row to be sent, for `enqueue_rows`."""
+    return {
+        "event_id": event_id,
+        "topic": topic,
+        "record_key": key,
+        "value": value,
+        "state": "pending",
+        "created_us": to_us(utc_now()),
+        "sends": 0,
+    }
+
+
+def enqueue_rows(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Add rows, to be sent in this order; they are committed, or not, with the caller's transaction."""
+    if rows:
+        connection.execute(_ENQUEUE, rows)
 
 
 def pending(connection: Connection, limit: int) -> list[OutboxRow]:
@@ -214,9 +226,17 @@ def stats(connection: Connection) -> OutboxStats:
     return OutboxStats(pending_rows, unconfirmed, age, parked_rows)
 
 
+def vote_bytes(pair: bytes, vote: bytes) -> bytes:
+    """A vote's bytes on the wire out of the two halves that the ledger keeps: `pair` stands before `voter`.
+
+    Quotation marks inside a JSON string are escaped, so that the first match is the key.
+    """
+    return vote.replace(_BEFORE_VOTER, b',"pair":' + pair + _BEFORE_VOTER, 1)
+
+
 def vote_event(pair: bytes, vote: bytes) -> VoteCast:
-    """The whole event out of the two halves that the ledger keeps."""
-    return VoteCast.model_validate_json(vote[:-1] + b',"pair":' + pair + b"}")
+    """The whole event out of the same halves."""
+    return VoteCast.model_validate_json(vote_bytes(pair, vote))
 
 
 def _locked(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -244,14 +264,14 @@ def _overdue(first_wait_s: float) -> ColumnElement[bool]:
 
 def _pair_bytes(connection: Connection, pair_id: str) -> bytes:
     stored: bytes = connection.execute(select(pairs.c.event).where(pairs.c.pair_id == pair_id)).scalar_one()
-    return PairShown.from_bytes(stored).to_bytes()
+    return stored
 
 
 def _vote_bytes(connection: Connection, vote_id: str) -> bytes:
     both = connection.execute(
         select(pairs.c.event, votes.c.event).join_from(votes, pairs).where(votes.c.vote_id == vote_id)
     ).one()
-    return vote_event(*both).to_bytes()
+    return vote_bytes(*both)
 
 
 def _tombstone_bytes(connection: Connection, event_id: str) -> bytes:

@@ -9,17 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from feedback.contracts import Choice, PairShown, Position, SamplingRecord
-from feedback.ledger import LedgerError, NotYourPair, UnknownPair, VoteConflict
-from serve.deps import Deps, on_thread
+from feedback.contracts import Choice, Position, SamplingRecord
+from feedback.ledger import LedgerError, NotYourPair, UnknownPair, VoteConflict, VoteDraft
+from serve.deps import Deps
 from serve.errors import Overloaded
 from serve.http import FastJSON
 from serve.identity import voter_of
+from serve.quick_route import QuickRoute
 from serve.releases.manager import ReleaseManager
 from serve.routes.problems import PROBLEMS
 from serve.text import Text
 
-router = APIRouter(tags=["votes"])
+router = APIRouter(tags=["votes"], route_class=QuickRoute)
 BASE = "base"
 _REFUSALS: dict[type[LedgerError], str] = {
     UnknownPair: "unknown_pair",
@@ -67,15 +68,16 @@ async def cast_vote(body: VoteRequest, request: Request, deps: Deps) -> Response
         deps.metrics.votes_refused.labels("too_fast").inc()
         raise
     try:
-        outcome = await on_thread(
-            deps.ledger.record_vote,
-            pair_id=body.pair_id,
-            voter=voter,
-            choice=body.choice,
-            reasons=tuple(body.reasons),
-            comment=body.comment,
-            edited=body.edited,
-            dwell_ms=body.dwell_ms,
+        outcome = await deps.votes.cast(
+            VoteDraft(
+                pair_id=body.pair_id,
+                voter=voter,
+                choice=body.choice,
+                reasons=tuple(body.reasons),
+                comment=body.comment,
+                edited=body.edited,
+                dwell_ms=body.dwell_ms,
+            )
         )
     except LedgerError as error:
         deps.metrics.votes_refused.labels(_REFUSALS.get(type(error), "ledger")).inc()
@@ -83,18 +85,13 @@ async def cast_vote(body: VoteRequest, request: Request, deps: Deps) -> Response
     if outcome.created:
         releases: ReleaseManager = request.app.state.releases
         releases.stir()
-    deps.metrics.votes.labels(outcome.vote.choice, "created" if outcome.created else "repeated").inc()
-    request.scope["state"]["log"] |= {"pair_id": body.pair_id, "vote_id": outcome.vote.vote_id}
+    deps.metrics.votes.labels(outcome.choice, "created" if outcome.created else "repeated").inc()
+    request.scope["state"]["log"] |= {"pair_id": body.pair_id, "vote_id": outcome.vote_id}
     answer = {
-        "vote_id": outcome.vote.vote_id,
+        "vote_id": outcome.vote_id,
         "pair_id": body.pair_id,
-        "choice": outcome.vote.choice,
-        "reveal": reveal(outcome.vote.pair),
-        "sampling": {c.position: c.sampling.model_dump() for c in outcome.vote.pair.completions},
+        "choice": outcome.choice,
+        "reveal": {side.position: side.adapter or BASE for side in outcome.sides},
+        "sampling": {side.position: side.sampling for side in outcome.sides},
     }
     return FastJSON(answer, 201 if outcome.created else 200)
-
-
-def reveal(pair: PairShown) -> dict[str, str]:
-    """Who spoke in each position."""
-    return {completion.position: completion.adapter or BASE for completion in pair.completions}

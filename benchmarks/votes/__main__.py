@@ -1,0 +1,173 @@
+"""Durable votes a second through HTTP, beside what lies under them, measured in the same run.
+
+    python -m benchmarks.votes [--kafka-script FILE] [--postgres] [--seconds 5] [--out FILE]
+
+One serving process as it is (all but the engine: HTTP, checks, redaction, ledger, relay) and a load client in another
+process; every vote is on disk before it is acknowledged. Before and after it, alone on the machine: a kafka-python
+producer with acks=all that sends the same events, and the database's commits of one small row each. The aim: at least
+half of the lower one. `--kafka-script` starts an Apache Kafka in place of the embedded broker (HUSTINGS_TEST_KAFKA).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.votes import prepare, rivals
+from feedback.broker import free_port
+from feedback.ledger import Ledger
+from tests.feedback.brokers import KAFKA_ENV, ApacheKafka, Embedded
+from tests.postgres import find_binaries, running_postgres
+
+CONNECTIONS = (1, 8, 32, 128)
+WARM = 200
+READY_S = 60.0
+RIVAL_EVENTS = 2_000
+
+
+def main() -> None:
+    """Command line."""
+    arguments = _arguments()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.dir)))
+        url = None
+        if arguments.postgres:
+            binaries = find_binaries()
+            if binaries is None:
+                raise SystemExit("votes: no PostgreSQL on this machine; install it, or leave --postgres out")
+            server = stack.enter_context(running_postgres(binaries))
+            url = server.new_database("ledger")
+        broker = ApacheKafka(arguments.kafka_script, folder / "kafka") if arguments.kafka_script else Embedded()
+        stack.callback(broker.stop)
+        found = measure(folder, broker.address, url, arguments)
+    found["broker"] = "Apache Kafka" if arguments.kafka_script else "embedded"
+    print(json.dumps(found, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def measure(folder: Path, address: str, url: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything, in one run."""
+    events = prepare.vote_events(RIVAL_EVENTS)
+    ledger_url = url or f"sqlite:///{folder / 'ledger.sqlite3'}"
+    total = WARM + arguments.votes * len(arguments.connections)
+    prepare.fill(ledger_url, total)
+    before = _rivals(folder, address, url, events, arguments.seconds)
+    with _serving(folder, address, url) as port:
+        _load(folder, port, range(WARM), 8)
+        runs = []
+        for turn, connections in enumerate(arguments.connections):
+            start = WARM + turn * arguments.votes
+            runs.append(_load(folder, port, range(start, start + arguments.votes), connections))
+        drained = _drained(ledger_url)
+    after = _rivals(folder, address, url, events, arguments.seconds)
+    return _summary(before, after, runs, drained, url, total, len(events[0]))
+
+
+def _summary(
+    before: dict[str, float],
+    after: dict[str, float],
+    runs: list[dict[str, Any]],
+    drained: float,
+    url: str | None,
+    total: int,
+    event_bytes: int,
+) -> dict[str, Any]:
+    lower = min(statistics.mean((before[name], after[name])) for name in before)
+    best = max(run["votes_per_s"] for run in runs)
+    return {
+        "database": "SQLite" if url is None else "PostgreSQL",
+        "rivals_per_s": {name: [round(before[name]), round(after[name])] for name in before},
+        "event_bytes": event_bytes,
+        "runs": runs,
+        "best_of_lower": round(best / lower, 2),
+        "outbox_drained_after_s": round(drained, 1),
+        "votes": total,
+    }
+
+
+def _rivals(folder: Path, address: str, url: str | None, events: list[bytes], seconds: float) -> dict[str, float]:
+    commits = (
+        rivals.sqlite_commits(folder / "rival.sqlite3", seconds)
+        if url is None
+        else rivals.postgres_commits(url, seconds)
+    )
+    return {"producer": rivals.producer_rate(address, events, seconds), "commits": commits}
+
+
+@contextlib.contextmanager
+def _serving(folder: Path, address: str, url: str | None) -> Iterator[int]:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.votes.server", "--data-dir", str(folder), "--port", str(port)]
+    command += ["--kafka", address] + (["--ledger", url] if url else [])
+    environment = {**os.environ, "HUSTINGS_SECRET": prepare.SECRET, "HUSTINGS_LOG_FORMAT": "json"}
+    with (folder / "serve.log").open("wb") as log:
+        process = subprocess.Popen(command, stderr=log, env=environment)
+        try:
+            _until_ready(port, process, folder / "serve.log")
+            if os.environ.get("HUSTINGS_BENCH_PID"):
+                Path(os.environ["HUSTINGS_BENCH_PID"]).write_text(str(process.pid))
+            yield port
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _until_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            if urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).status == 200:
+                return
+        time.sleep(0.1)
+    raise SystemExit(f"votes: serving didn't get ready:\n{log.read_text()[-2000:]}")
+
+
+def _load(folder: Path, port: int, numbers: range, connections: int) -> dict[str, Any]:
+    requests = folder / "requests"
+    prepare.write_requests(requests, numbers)
+    command = [sys.executable, "-m", "benchmarks.votes.load", "--port", str(port), "--requests", str(requests)]
+    done = subprocess.run([*command, "--connections", str(connections)], check=True, stdout=subprocess.PIPE)
+    found: dict[str, Any] = json.loads(done.stdout)
+    if found["statuses"] != {"201": len(numbers)}:
+        raise SystemExit(f"votes: not every vote was new and taken: {found['statuses']}")
+    return found
+
+
+def _drained(url: str) -> float:
+    """Seconds from now until the relay has sent everything."""
+    began = time.monotonic()
+    ledger = Ledger.open(url)
+    while ledger.outbox_stats().pending:
+        time.sleep(0.05)
+    ledger.close()
+    return time.monotonic() - began
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    named = os.environ.get(KAFKA_ENV)
+    parser.add_argument("--kafka-script", type=Path, default=Path(named) if named else None, help="of Apache Kafka")
+    parser.add_argument("--postgres", action="store_true", help="the ledger on PostgreSQL in place of SQLite")
+    parser.add_argument("--votes", type=int, default=4_000, help="votes for each number of connections")
+    parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each rival, before and after")
+    parser.add_argument("--dir", type=Path, help="where the passing files lie: on the disk that matters")
+    parser.add_argument("--out", type=Path, help="write the figures here too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

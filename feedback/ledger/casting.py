@@ -1,0 +1,181 @@
+"""Votes into the ledger: any number in one transaction, by four statements, each vote standing and falling alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from pydantic import ValidationError
+from sqlalchemy import Connection, Insert, bindparam, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from feedback.contracts import VOTE_TOPIC, Choice, PairShown, VoteCast, utc_now
+from feedback.ledger import outbox
+from feedback.ledger.errors import NotYourPair, UnknownPair, VoteConflict
+from feedback.ledger.tables import pairs, to_us, votes
+
+_PAIRS = select(pairs.c.pair_id, pairs.c.conversation_id, pairs.c.voter, pairs.c.event).where(
+    pairs.c.pair_id.in_(bindparam("pair_ids", expanding=True))
+)
+_EARLIER = select(votes.c.vote_id, votes.c.choice, votes.c.event).where(
+    votes.c.pair_id == bindparam("pair"), votes.c.voter == bindparam("by")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VoteDraft:
+    """What a voter says of a pair, before it is recorded."""
+
+    pair_id: str
+    voter: str
+    choice: Choice
+    reasons: tuple[str, ...] = ()
+    comment: str | None = None
+    edited: str | None = None
+    dwell_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Who gave one answer of a pair (None: the base), and the `SamplingRecord` that it was sampled with."""
+
+    position: str
+    adapter: str | None
+    sampling: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class VoteOutcome:
+    """What became of a vote. `created` is False where the voter had cast just this vote before.
+
+    Attributes:
+        event: the VoteCast's bytes on the wire.
+        sides: what its voter may now be told of the pair.
+    """
+
+    vote_id: str
+    choice: Choice
+    created: bool
+    event: bytes
+    sides: tuple[Side, ...]
+
+    @property
+    def vote(self) -> VoteCast:
+        """The vote; read from its bytes at each call."""
+        return VoteCast.from_bytes(self.event)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A pair, as far as a vote needs it. The ledger checked it when it was shown; it is not checked again."""
+
+    conversation_id: str
+    voter: str
+    event: bytes
+    sides: tuple[Side, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Vote:
+    """A vote that is valid, with its row; whether another came first, the database will say."""
+
+    draft: VoteDraft
+    shown: _Shown
+    row: dict[str, Any]
+
+    def outcome(self, row: dict[str, Any], *, created: bool) -> VoteOutcome:
+        event = outbox.vote_bytes(self.shown.event, row["event"])
+        return VoteOutcome(row["vote_id"], row["choice"], created, event, self.shown.sides)
+
+
+def record_votes(connection: Connection, drafts: Sequence[VoteDraft]) -> list[VoteOutcome | Exception]:
+    """Add votes with their outbox rows; one entry a draft, in their order: what became of it, or why it is refused.
+
+    The unique constraint decides a race of two votes, within the drafts and beyond: the second insert does nothing, and
+    finds the first. Refused are `UnknownPair`, `NotYourPair`, `VoteConflict`, and pydantic's error where a vote breaks
+    its contract.
+    """
+    shown = _shown(connection, {draft.pair_id for draft in drafts})
+    now = utc_now()
+    checked = [_checked(draft, shown.get(draft.pair_id), now) for draft in drafts]
+    valid = [vote for vote in checked if isinstance(vote, _Vote)]
+    new = _insert(connection, [vote.row for vote in valid])
+    outcomes = [
+        vote if isinstance(vote, Exception) else _outcome(connection, vote, created=vote.row["vote_id"] in new)
+        for vote in checked
+    ]
+    told = [
+        outbox.row(outcome.vote_id, VOTE_TOPIC, vote.shown.conversation_id, outcome.event)
+        for vote, outcome in zip(checked, outcomes, strict=True)
+        if isinstance(vote, _Vote) and isinstance(outcome, VoteOutcome) and outcome.created
+    ]
+    outbox.enqueue_rows(connection, told)
+    return outcomes
+
+
+def _shown(connection: Connection, pair_ids: set[str]) -> dict[str, _Shown]:
+    found = connection.execute(_PAIRS, {"pair_ids": sorted(pair_ids)})
+    return {pair_id: _Shown(talk, voter, event, _sides(event)) for pair_id, talk, voter, event in found}
+
+
+def _sides(event: bytes) -> tuple[Side, ...]:
+    completions = orjson.loads(event)["completions"]
+    return tuple(Side(one["position"], one["adapter"], one["sampling"]) for one in completions)
+
+
+def _checked(draft: VoteDraft, shown: _Shown | None, now: datetime) -> _Vote | Exception:
+    if shown is None:
+        return UnknownPair(draft.pair_id)
+    if shown.voter != draft.voter:
+        return NotYourPair(draft.pair_id)
+    try:
+        vote = VoteCast(
+            vote_id=f"vote_{uuid4().hex}",
+            pair=PairShown.model_construct(completions=shown.sides, shown_at=now),
+            voter=draft.voter,
+            choice=draft.choice,
+            reasons=draft.reasons,
+            comment=draft.comment,
+            edited=draft.edited,
+            dwell_ms=draft.dwell_ms,
+            cast_at=now,
+        )
+    except ValidationError as error:
+        return error
+    row = {
+        "vote_id": vote.vote_id,
+        "pair_id": draft.pair_id,
+        "voter": draft.voter,
+        "choice": draft.choice,
+        "cast_us": to_us(now),
+        "event": vote.model_dump_json(exclude={"pair"}).encode(),
+    }
+    return _Vote(draft, shown, row)
+
+
+def _insert(connection: Connection, rows: list[dict[str, Any]]) -> set[str]:
+    """Insert the rows whose (pair, voter) is free; returns the ids of those that were inserted."""
+    if not rows:
+        return set()
+    return set(connection.execute(_insert_new(connection.dialect.name), rows).scalars())
+
+
+@cache
+def _insert_new(dialect: str) -> Insert:
+    # Drivers disagree on the row count of such an insert; what it returns is plain.
+    module = sqlite if dialect == "sqlite" else postgresql
+    return module.insert(votes).on_conflict_do_nothing().returning(votes.c.vote_id)
+
+
+def _outcome(connection: Connection, vote: _Vote, *, created: bool) -> VoteOutcome | Exception:
+    if created:
+        return vote.outcome(vote.row, created=True)
+    found = connection.execute(_EARLIER, {"pair": vote.draft.pair_id, "by": vote.draft.voter}).one()
+    if found.choice != vote.draft.choice:
+        return VoteConflict(vote.draft.pair_id, found.vote_id, found.choice)
+    return vote.outcome(found._asdict(), created=False)

@@ -1,0 +1,50 @@
+"""A route for small bodies that come often: checked straight from their bytes, with FastAPI's own way for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, get_type_hints
+
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from serve.deps import deps_of
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class QuickRoute(APIRoute):
+    """For endpoints of exactly `(body: Model, request: Request, deps: Deps)` that return a `Response`.
+
+    A good JSON body is validated in one pass and the endpoint called at once; FastAPI's way to the same call costs more
+    than a vote itself. Whatever isn't plainly good goes FastAPI's way, and is refused, worded and documented by it.
+    """
+
+    def get_route_handler(self) -> Handler:
+        """The handler; FastAPI calls this once a route."""
+        careful, endpoint = super().get_route_handler(), self.endpoint
+        model: type[BaseModel] = get_type_hints(endpoint)["body"]
+
+        async def handle(request: Request) -> Response:
+            body = await _read(request, model)
+            if body is None:
+                return await careful(request)
+            response: Response = await endpoint(body=body, request=request, deps=deps_of(request))
+            return response
+
+        return handle
+
+
+async def _read(request: Request, model: type[BaseModel]) -> BaseModel | None:
+    """The body, if it is said to be JSON and is as the model wants it."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return None
+    try:
+        return model.model_validate_json(await request.body())
+    except ValidationError:
+        return None
+    except ClientDisconnect as error:
+        raise HTTPException(400, "The body did not come whole.") from error
