@@ -162,14 +162,16 @@ def _insert(connection: Connection, rows: list[dict[str, Any]]) -> set[str]:
     """Insert the rows whose (pair, voter) is free; returns the ids of those that were inserted."""
     if not rows:
         return set()
+    # In one order everywhere: two servings that insert the same keys wait for each other and never deadlock.
+    rows = sorted(rows, key=lambda row: row["pair_id"])
     return set(connection.execute(_insert_new(connection.dialect.name), rows).scalars())
 
 
 @cache
 def _insert_new(dialect: str) -> Insert:
     # Drivers disagree on the row count of such an insert; what it returns is plain.
-    module = sqlite if dialect == "sqlite" else postgresql
-    return module.insert(votes).on_conflict_do_nothing().returning(votes.c.vote_id)
+    insert = sqlite.insert(votes) if dialect == "sqlite" else postgresql.insert(votes)
+    return insert.on_conflict_do_nothing().returning(votes.c.vote_id)
 
 
 def _outcome(connection: Connection, vote: _Vote, *, created: bool) -> VoteOutcome | Exception:
