@@ -24,6 +24,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
         "voting": [["benchmarks.voting"]],
         "releases": [["benchmarks.releases"]],
         "engine": [["benchmarks.engine", model, "--swap"]],
+        "votes": [["benchmarks.votes"]],
         "feedback": [["benchmarks.feedback"]],
         "reward_head": [
             [*head, "sample", *arguments],
