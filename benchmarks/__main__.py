@@ -25,6 +25,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
         "releases": [["benchmarks.releases"]],
         "engine": [["benchmarks.engine", model, "--swap"]],
         "votes": [["benchmarks.votes"]],
+        "stream": [["benchmarks.stream"]],
         "feedback": [["benchmarks.feedback"]],
         "reward_head": [
             [*head, "sample", *arguments],

@@ -38,7 +38,7 @@ def fill(url: str, pairs: int) -> None:
 
 def vote_events(count: int) -> list[bytes]:
     """Votes as they go on the wire: what the raw producer sends."""
-    return [_vote(number).to_bytes() for number in range(count)]
+    return [vote(number).to_bytes() for number in range(count)]
 
 
 def write_requests(path: Path, numbers: Sequence[int]) -> None:
@@ -60,7 +60,8 @@ def _shown(number: int) -> PairShown:
     return synthetic_pair(number).model_copy(update={"voter": pseudonym(SECRET, _token(number))})
 
 
-def _vote(number: int) -> VoteCast:
+def vote(number: int) -> VoteCast:
+    """A vote on the pair of this number."""
     shown = _shown(number)
     return VoteCast(vote_id=f"vote_{number:032x}", pair=shown, voter=shown.voter, choice="a")
 

@@ -1,0 +1,151 @@
+"""Relay and curator: events a second, beside Kafka's own producer-perf and a raw kafka-python producer.
+
+    python -m benchmarks.stream [--votes 10000] [--kafka-script FILE --kafka-tool FILE] [--out FILE]
+
+A ledger full of votes that nobody was told of; the relay sends them (acks=all, idempotent), then a curator reads them
+into part files and confirms them. Each runs alone, in the process that measures it. The embedded broker by default, an
+Apache Kafka with `--kafka-script` (HUSTINGS_TEST_KAFKA); `--kafka-tool` runs Kafka's producer-perf on it, with records
+of the same size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.votes import prepare, rivals
+from feedback.config import FeedbackConfig
+from feedback.curator import Curator
+from feedback.dataset import Dataset
+from feedback.event_log import EventLog
+from feedback.ledger import Ledger, VoteDraft
+from feedback.relay import Relay
+from tests.feedback.brokers import KAFKA_ENV, ApacheKafka, Embedded
+
+GROUP = 500
+WAIT_S = 300.0
+
+
+def main() -> None:
+    """Command line."""
+    arguments = _arguments()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.dir)))
+        broker = ApacheKafka(arguments.kafka_script, folder / "kafka") if arguments.kafka_script else Embedded()
+        stack.callback(broker.stop)
+        found = measure(folder, broker.log(), broker.address, arguments)
+    found["broker"] = "Apache Kafka" if arguments.kafka_script else "embedded"
+    print(json.dumps(found, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def measure(folder: Path, log: EventLog, address: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything, one after the other."""
+    events = prepare.vote_events(2_000)
+    found: dict[str, Any] = {"votes": arguments.votes, "event_bytes": len(events[0])}
+    found["kafka_python_per_s"] = round(rivals.producer_rate(address, events, arguments.seconds))
+    if arguments.kafka_tool:
+        found["producer_perf_per_s"] = producer_perf(arguments.kafka_tool, address, len(events[0]))
+    config = FeedbackConfig(receipt_timeout_s=3600.0)
+    ledger = voted(f"sqlite:///{folder / 'ledger.sqlite3'}", arguments.votes)
+    found["relayed_per_s"] = round(arguments.votes / relay(ledger, log, config))
+    found["curated_per_s"] = round(arguments.votes / curate(folder, log, config, arguments.votes))
+    found["confirmed_per_s"] = round(arguments.votes / confirm(ledger, log, config))
+    ledger.close()
+    return found
+
+
+def voted(url: str, votes: int) -> Ledger:
+    """A ledger with so many votes, all to be sent."""
+    prepare.fill(url, votes)
+    ledger = Ledger.open(url)
+    for start in range(0, votes, GROUP):
+        ledger.record_votes([_draft(number) for number in range(start, min(start + GROUP, votes))])
+    return ledger
+
+
+def relay(ledger: Ledger, log: EventLog, config: FeedbackConfig) -> float:
+    """Seconds until the broker has acknowledged everything."""
+    sender = Relay(ledger, log, config)
+    return _timed(sender.start, lambda: ledger.outbox_stats().pending == 0, sender.stop)
+
+
+def curate(folder: Path, log: EventLog, config: FeedbackConfig, votes: int) -> float:
+    """Seconds until everything is in part files and the receipts are sent; joining the group is left out."""
+    dataset, stop, first, last = Dataset(folder / "dataset"), threading.Event(), threading.Event(), threading.Event()
+
+    def at(step: str) -> None:
+        if step == "parts":
+            first.set()
+        elif step == "commit" and dataset.count_new(None).decisive >= votes:
+            last.set()
+
+    thread = threading.Thread(target=Curator(log, dataset, config, at=at).run, args=(stop,))
+
+    def end() -> None:
+        stop.set()
+        thread.join()
+
+    thread.start()
+    first.wait(WAIT_S)
+    return _timed(lambda: None, last.is_set, end)
+
+
+def confirm(ledger: Ledger, log: EventLog, config: FeedbackConfig) -> float:
+    """Seconds until a relay has heard all receipts."""
+    hearer = Relay(ledger, log, config.model_copy(update={"relay_batch": 1}))
+    hearer._first = False  # what was sent is not to be sent again
+    return _timed(hearer.start, lambda: ledger.outbox_stats().unconfirmed == 0, hearer.stop)
+
+
+def producer_perf(tool: Path, address: str, size: int, records: int = 100_000) -> int:
+    """Records a second by Kafka's own tool, acks=all."""
+    command = [str(tool), "producer-perf", "--topic", "perf", "--num-records", str(records), "--record-size", str(size)]
+    command += ["--throughput", "-1", "--command-property", f"bootstrap.servers={address}", "acks=all"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = re.findall(r"([\d.]+) records/sec", done.stdout)
+    return round(float(found[-1]))
+
+
+def _draft(number: int) -> VoteDraft:
+    vote = prepare.vote(number)
+    return VoteDraft(vote.pair.pair_id, vote.voter, vote.choice)
+
+
+def _timed(start: Callable[[], object], done: Callable[[], bool], end: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    start()
+    while not done():
+        if time.perf_counter() - began > WAIT_S:
+            raise SystemExit(f"stream: not done within {WAIT_S:g} s")
+        time.sleep(0.02)
+    took = time.perf_counter() - began
+    end()
+    return took
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    named = os.environ.get(KAFKA_ENV)
+    parser.add_argument("--kafka-script", type=Path, default=Path(named) if named else None, help="of Apache Kafka")
+    parser.add_argument("--kafka-tool", type=Path, help="Kafka's tools, to run producer-perf with")
+    parser.add_argument("--votes", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of the kafka-python producer")
+    parser.add_argument("--dir", type=Path, help="where the passing files lie")
+    parser.add_argument("--out", type=Path, help="write the figures here too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
