@@ -31,7 +31,8 @@ class ReplayError(Exception):
 def replay_ledger(ledger: Ledger, log: EventLog, topics: Collection[str] = LEDGER_TOPICS) -> Mapping[str, int]:
     """Send the ledger's whole record of `topics` again, and whatever else is pending; returns events sent, by topic.
 
-    It sends by itself, so no serving is needed; where serving runs, its relay takes part, and nothing is lost by that.
+    Parked events are tried again too: the broker's limit may have been raised. It sends by itself, so no serving is
+    needed; where serving runs, its relay takes part, and nothing is lost by that.
 
     Raises:
         ReplayError: the ledger doesn't hold a topic.
@@ -42,6 +43,7 @@ def replay_ledger(ledger: Ledger, log: EventLog, topics: Collection[str] = LEDGE
         raise ReplayError(f"the ledger has no record of {unknown[0]}; it holds {', '.join(LEDGER_TOPICS)}")
     log.ensure_topics(LEDGER_TOPICS)
     ledger.replay(topics)
+    ledger.unpark()
     sent: Counter[str] = Counter()
     with closing(log.producer()) as producer:
         while rows := ledger.pending(BATCH):

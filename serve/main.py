@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cache
@@ -25,7 +26,7 @@ from feedback.event_log import EventLog, EventLogError
 from feedback.fingerprint import base_fingerprint, model_folder
 from feedback.identity import SecretError, load_or_make_secret
 from feedback.kafka_log import KafkaEventLog
-from feedback.ledger import Ledger, LedgerError
+from feedback.ledger import Ledger, LedgerError, LedgerUnavailable
 from feedback.paths import DataPaths
 from feedback.privacy import Redactor
 from feedback.relay import Relay, RelayMetrics
@@ -39,6 +40,9 @@ from serve.releases.follower import ReleaseFollower
 WATCH_S = 2.0
 STOP_S = 2.0
 """Seconds that a thread which may be waiting for a broker gets to end; what it has in hand is repeatable."""
+LEDGER_PATIENCE_S = 60.0
+"""Seconds that the start waits for a PostgreSQL that is being started too, or again."""
+LEDGER_RETRY_S = 1.0
 EXIT_FAILED = 1
 EXIT_CANNOT_START = 2
 log = structlog.get_logger(__name__)
@@ -51,7 +55,8 @@ class CannotStart(Exception):
 def run(config: ServeConfig, feedback: FeedbackConfig, paths: DataPaths, model: str, bootstrap: str) -> int:
     """Serve until SIGTERM or SIGINT. Returns the process's exit code.
 
-    0: stopped as asked; 1: the engine was lost (a supervisor starts serving again); 2: it can't start as configured.
+    0: stopped as asked; 1: the engine was lost, or the ledger is away (a supervisor starts serving again); 2: it can't
+    start as configured.
     """
     logs.configure("serve", level=config.log_level)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -62,6 +67,9 @@ def run(config: ServeConfig, feedback: FeedbackConfig, paths: DataPaths, model: 
             asyncio.Runner(loop_factory=auto_loop_factory()) as runner,
         ):
             return runner.run(_Server(config, feedback, paths, model, bootstrap).serve(sock))
+    except LedgerUnavailable as error:
+        log.error("serving can't start yet", reason=str(error))
+        return EXIT_FAILED
     except (CannotStart, LedgerError, SecretError, EventLogError) as error:
         log.error("serving can't start", reason=str(error))
         return EXIT_CANNOT_START
@@ -118,8 +126,7 @@ class _Server:
         async with AsyncExitStack() as stack:
             metrics = _metrics()
             redactor = Redactor(self._feedback.privacy, lambda field, kind: metrics.redacted.labels(field, kind).inc())
-            url = self._feedback.ledger_url or self._paths.ledger_url
-            ledger = await asyncio.to_thread(Ledger.open, url, redactor)
+            ledger = await self._open_ledger(redactor)
             stack.callback(ledger.close)
             deps = self._deps(ledger, build_engine(self._model, self._config), metrics)
             app = create_app(deps)
@@ -140,6 +147,23 @@ class _Server:
                 asyncio.get_running_loop().add_signal_handler(number, self._uvicorn.handle_exit, number, None)
             await self._uvicorn.serve(sockets=[sock])
         return EXIT_FAILED if self._failed else 0
+
+    async def _open_ledger(self, redactor: Redactor) -> Ledger:
+        """The ledger; a PostgreSQL that doesn't answer is waited for, a file's trouble is no passing one.
+
+        Raises:
+            LedgerError: it can't be opened.
+        """
+        url = self._feedback.ledger_url or self._paths.ledger_url
+        patience_ends = time.monotonic() + LEDGER_PATIENCE_S
+        while True:
+            try:
+                return await asyncio.to_thread(Ledger.open, url, redactor)
+            except LedgerUnavailable as error:
+                if url.startswith("sqlite") or time.monotonic() >= patience_ends:
+                    raise
+                log.warning("serving waits for the ledger", reason=str(error))
+                await asyncio.sleep(LEDGER_RETRY_S)
 
     def _deps(self, ledger: Ledger, engine: Engine, metrics: Metrics) -> ServeDeps:
         return ServeDeps(

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from feedback.config import VotersConfig
 from feedback.contracts import VoterForgotten
@@ -16,6 +17,7 @@ from serve.leaderboard import Leaderboard, leaderboard, left_of
 LATE_US = 60_000_000
 """A vote may reach the ledger so long after its time: the last minute is read again each time."""
 _BEGINNING: Place = (-1, "")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class VoteBook:
         self._lock = threading.Lock()
         self._ballots: dict[str, tuple[Place, Ballot]] = {}
         self._read_to: Place | None = None
+        self._total = 0
         self._forgotten: frozenset[VoterForgotten] = frozenset()
         self._news: VoteNews | None = None
         self._at = -float("inf")
@@ -96,11 +99,25 @@ class VoteBook:
         forgotten = frozenset(self._ledger.forgotten())
         if forgotten != self._forgotten:
             self._ballots.clear()
-            self._read_to = None
+            self._read_to, self._total = None, 0
         self._forgotten = forgotten
         before = len(self._ballots), self._read_to
+        total, _ = self._ledger.votes_since(_EPOCH)
+        if self._read_on() < min(total - self._total, self._most):
+            # A clock that was set back gives new votes earlier times than those that were read.
+            self._ballots.clear()
+            self._read_to = None
+            self._read_on()
+        self._total = total
+        for vote_id in sorted(self._ballots, key=lambda key: self._ballots[key][0])[: -self._most]:
+            del self._ballots[vote_id]
+        return before != (len(self._ballots), self._read_to)
+
+    def _read_on(self) -> int:
+        """Take in what comes after the newest that was read, or at first the newest; returns how many were new."""
         if self._read_to is None:
             self._read_to = self._ledger.place_before_newest(self._most)
+        known = len(self._ballots)
         after: Place = (self._read_to[0] - LATE_US, "")
         while batch := self._ledger.votes_after(after):
             after = batch[-1][0]
@@ -108,6 +125,4 @@ class VoteBook:
                 if vote.vote_id not in self._ballots:
                     self._ballots[vote.vote_id] = (place, ballot_of(vote))
             self._read_to = max(self._read_to, after)
-        for vote_id in sorted(self._ballots, key=lambda key: self._ballots[key][0])[: -self._most]:
-            del self._ballots[vote_id]
-        return before != (len(self._ballots), self._read_to)
+        return len(self._ballots) - known

@@ -16,6 +16,7 @@ from feedback.dataset import export as exporting
 from feedback.dataset import forgetting, snapshots
 from feedback.dataset.errors import UnknownSnapshot
 from feedback.dataset.files import clear_stale, folder_in_the_making, make_folder, write_file
+from feedback.dataset.ids import IdIndex
 from feedback.dataset.ordering import in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import is_decisive
@@ -57,7 +58,7 @@ class Dataset:
         self._thumbs = PartStore(root / "thumbs")
         self._tombstones = Tombstones(root / "forgotten")
         self._obeyed = self._tombstones.every()
-        self._since: str | None = None
+        self._counted: tuple[str | None, IdIndex, IdIndex] | None = None
 
     def append_votes(self, events: Sequence[VoteCast]) -> Path | None:
         """Store votes that aren't stored yet in a new part, durable on return.
@@ -200,10 +201,10 @@ class Dataset:
         """
         self._notice_tombstones()
         votes, pairs = self._votes.ids(), self._pairs.ids()
-        if since != self._since:
+        if self._counted != (since, votes, pairs):
             votes.set_old([] if since is None else self.vote_ids(since))
             pairs.set_old([] if since is None else self._ids_in(since, "pair_id"))
-            self._since = since
+            self._counted = (since, votes, pairs)
         kinds = votes.news()
         decisive = sum(count for kind, count in kinds.items() if is_decisive(kind))
         return NewData(decisive=decisive, ties=sum(kinds.values()) - decisive, prompts=sum(pairs.news().values()))
@@ -267,7 +268,7 @@ class Dataset:
         """Ids that went with a forgotten voter, here or in another process, must not be counted any more."""
         stones = self._tombstones.every()
         if stones != self._obeyed:
-            self._obeyed, self._since = stones, None
+            self._obeyed = stones
             self._votes.read_ids_anew()
             self._pairs.read_ids_anew()
 

@@ -10,8 +10,11 @@ import sqlite3
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
+
+from feedback.dataset.errors import DatasetFull
 
 T = TypeVar("T")
 CACHE_KIB = 32_768
@@ -19,7 +22,16 @@ _CHUNK = 500
 
 
 class IdIndex:
-    """Ids with their kinds, and how many of each kind are news against a set of old ones."""
+    """Ids with their kinds, and how many of each kind are news against a set of old ones.
+
+    Every method raises DatasetFull where the folder for temporary files has no room. The index is `lost` then: it has
+    no journal to go back by, and its owner makes another.
+
+    Attributes:
+        lost: a write failed; what it says means nothing any more.
+    """
+
+    lost = False
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -31,11 +43,13 @@ class IdIndex:
         self._news: Counter[str] = Counter()
 
     def __contains__(self, event_id: str) -> bool:
-        return self._db.execute("SELECT 1 FROM ids WHERE id = ?", (event_id,)).fetchone() is not None
+        with self._told():
+            return self._db.execute("SELECT 1 FROM ids WHERE id = ?", (event_id,)).fetchone() is not None
 
     def __len__(self) -> int:
-        found: int = self._db.execute("SELECT count(*) FROM ids").fetchone()[0]
-        return found
+        with self._told():
+            found: int = self._db.execute("SELECT count(*) FROM ids").fetchone()[0]
+            return found
 
     def unknown(self, event_ids: Iterable[str]) -> set[str]:
         """Those of the ids that the index lacks."""
@@ -48,21 +62,22 @@ class IdIndex:
             kinds = dict(reversed(chunk))
             fresh = self.unknown(kinds)
             news = fresh - self._found_in("old", fresh)
-            with self._db:
+            with self._told(), self._db:
                 self._db.execute("BEGIN")
                 self._db.executemany("INSERT INTO ids VALUES (?, ?)", [(new, kinds[new]) for new in fresh])
             self._news.update(kinds[new] for new in news)
 
     def set_old(self, event_ids: Iterable[str]) -> None:
         """What `news` counts against, from now on."""
-        with self._db:
+        with self._told(), self._db:
             self._db.execute("BEGIN")
             self._db.execute("DELETE FROM old")
             self._db.executemany("INSERT OR IGNORE INTO old VALUES (?)", ((event_id,) for event_id in event_ids))
-        counted = self._db.execute(
-            "SELECT kind, count(*) FROM ids WHERE NOT EXISTS (SELECT 1 FROM old WHERE old.id = ids.id) GROUP BY kind"
-        )
-        self._news = Counter(dict(counted.fetchall()))
+            counted = self._db.execute(
+                "SELECT kind, count(*) FROM ids WHERE NOT EXISTS (SELECT 1 FROM old WHERE old.id = ids.id) "
+                "GROUP BY kind"
+            )
+            self._news = Counter(dict(counted.fetchall()))
 
     def news(self) -> Mapping[str, int]:
         """How many ids of each kind are not among the old ones."""
@@ -71,9 +86,22 @@ class IdIndex:
     def _found_in(self, table: str, event_ids: Iterable[str]) -> set[str]:
         found: set[str] = set()
         for chunk in _chunks(event_ids):
-            marks = ",".join("?" * len(chunk))
-            found.update(row[0] for row in self._db.execute(f"SELECT id FROM {table} WHERE id IN ({marks})", chunk))  # noqa: S608
+            query = f"SELECT id FROM {table} WHERE id IN ({','.join('?' * len(chunk))})"  # noqa: S608
+            with self._told():
+                found.update(row[0] for row in self._db.execute(query, chunk))
         return found
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn a failure of the database into one of ours, and be lost."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            self.lost = True
+            raise DatasetFull(
+                f"the index of ids can't be kept in the folder for temporary files ({error}); free some space there, "
+                "or name another folder with SQLITE_TMPDIR: nothing is lost, the parts are read again"
+            ) from error
 
 
 def _chunks(items: Iterable[T]) -> Iterator[Sequence[T]]:

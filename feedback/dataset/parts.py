@@ -68,6 +68,8 @@ class PartStore:
 
     def ids(self) -> IdIndex:
         """The ids in any part; reads only parts that are new since the last call."""
+        if self._ids.lost:
+            self.read_ids_anew()
         while True:
             paths = self.paths()
             try:

@@ -202,6 +202,20 @@ def test_a_full_or_read_only_disk_is_told_and_leaves_nothing_behind(
     assert dataset.append_votes([vote(2)]) is not None
 
 
+def test_no_room_for_temporary_files_is_told_and_the_ids_are_read_anew(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.append_votes([vote(1)])
+    index = dataset._votes.ids()
+    # SQLite's own limit on pages fails just as a full disk does.
+    index._db.execute("PRAGMA max_page_count=4")
+    many = [vote(n).model_copy(update={"vote_id": f"w{n}" + "x" * 50}) for n in range(2, 400)]
+    with pytest.raises(DatasetFull, match="free some space there"):
+        dataset.append_votes(many)
+    assert dataset.append_votes([*many, vote(1)]) is None, "they were stored before the index failed"
+    assert dataset.count_new(None).decisive + dataset.count_new(None).ties == 399
+    assert dataset.build_snapshot().votes == 399
+
+
 def test_parquet_export_is_the_tables(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path / "data")
     dataset.append_votes([vote(n) for n in range(4)])

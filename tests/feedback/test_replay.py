@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from feedback.config import FeedbackConfig
-from feedback.contracts import PAIR_TOPIC, RECEIPT_TOPIC, TOPICS, VOTE_TOPIC, RecordsCurated
+from feedback.contracts import PAIR_TOPIC, RECEIPT_TOPIC, TOPICS, VOTE_TOPIC, Message, RecordsCurated
 from feedback.curator import Curator
 from feedback.dataset import Dataset
 from feedback.event_log import EventLogUnavailable
@@ -119,3 +119,14 @@ def test_a_replay_into_a_dead_broker_says_so_and_loses_nothing(ledger: Ledger) -
 def test_a_topic_that_the_ledger_does_not_hold_is_named(ledger: Ledger) -> None:
     with pytest.raises(ReplayError, match=r"hustings\.adapters"):
         replay_ledger(ledger, FakeEventLog(), ["hustings.adapters"])
+
+
+def test_a_replay_tries_parked_events_again(ledger: Ledger) -> None:
+    """What the alert on parked events advises: raise the broker's limit, then replay."""
+    log = FakeEventLog(max_record_bytes=len(pair(1).to_bytes()) + 500)
+    ledger.record_pair(pair(100).model_copy(update={"messages": (Message(role="user", content="x" * 5_000),)}))
+    assert replay_ledger(ledger, log) == {PAIR_TOPIC: VOTES, VOTE_TOPIC: VOTES}
+    assert [row.event_id for row in ledger.parked()] == ["p100"]
+    log.max_record_bytes = 1_000_000
+    assert replay_ledger(ledger, log) == {PAIR_TOPIC: VOTES + 1, VOTE_TOPIC: VOTES}
+    assert ledger.parked() == []

@@ -14,6 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+import serve.main
+from feedback.config import FeedbackConfig
+from feedback.ledger import LedgerUnavailable
+from feedback.paths import DataPaths
+from feedback.privacy import Redactor
+from serve.config import ServeConfig
 from serve.main import CannotStart, listen
 
 SCRIPT = """
@@ -103,3 +109,33 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
             _, errors = process.communicate(timeout=30)
     assert process.returncode == 2
     assert len(errors.strip().splitlines()) == 1
+
+
+async def test_the_start_waits_for_a_database_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed together, serving comes up before PostgreSQL has recovered: that is no wrong setting to give up over."""
+    answers: list[Exception | str] = [LedgerUnavailable("connection refused"), LedgerUnavailable("starting up"), "open"]
+
+    def opened(url: str, redactor: object) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(serve.main.Ledger, "open", opened)
+    monkeypatch.setattr(serve.main, "LEDGER_RETRY_S", 0.001)
+    config = FeedbackConfig(ledger_url="postgresql://db/hustings")
+    server = serve.main._Server(ServeConfig(), config, DataPaths(Path("/nowhere")), "none", "127.0.0.1:1")
+    assert await server._open_ledger(Redactor(config.privacy)) == "open"
+    monkeypatch.setattr(serve.main, "LEDGER_PATIENCE_S", 0.0)
+    answers.append(LedgerUnavailable("connection refused"))
+    with pytest.raises(LedgerUnavailable):
+        await server._open_ledger(Redactor(config.privacy))
+
+
+def test_a_ledger_that_is_away_ends_the_start_with_the_status_of_a_passing_failure(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite3").mkdir()
+    with serving(tmp_path, free_port()) as process:
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "unable to open" in errors
+    assert "Traceback" not in errors

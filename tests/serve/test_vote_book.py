@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
 from feedback.config import VotersConfig
-from feedback.contracts import PairShown
-from feedback.ledger import Ledger
+from feedback.contracts import PairShown, VoteCast
+from feedback.ledger import Ledger, ballots
 from serve.vote_book import VoteBook
 from tests.feedback.events import pair
 
@@ -61,6 +62,20 @@ def test_a_forgotten_voter_is_forgotten_here_too(ledger: Ledger) -> None:
     ledger.forget("v_1")
     assert set(book.voter_weights()) == {"v_0", "v_2"}
     assert book.news().board.votes == 4
+
+
+def test_votes_after_the_clock_was_set_back_count_too(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    monkeypatch.setattr(ballots, "VoteCast", partial(VoteCast, cast_at=tomorrow))
+    book = VoteBook(ledger, VotersConfig(), most=100, fresh_s=0)
+    for number in range(3):
+        cast(ledger, number)
+    assert book.news().board.votes == 3
+    monkeypatch.setattr(ballots, "VoteCast", VoteCast)
+    cast(ledger, 3)
+    assert book.news().board.votes == 4
+    cast(ledger, 4)
+    assert book.news().board.votes == 5
 
 
 def test_a_vote_that_comes_late_to_the_ledger_is_not_missed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
