@@ -8,8 +8,10 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 
 def find_binaries() -> Path | None:
@@ -38,6 +40,15 @@ class Postgres:
 
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "-D", self._data, "-m", mode, "-w", "stop")
+
+    def kill(self) -> None:
+        """SIGKILL to the server and every process of it at once."""
+        server = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
+        everyone = [server, *server.children(recursive=True)]
+        for process in everyone:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(everyone, timeout=30)
 
     def new_database(self, name: str) -> str:
         self._run("createdb", "-h", "127.0.0.1", "-p", self.port, "-U", "hustings", name)
