@@ -24,10 +24,14 @@ BUSY_TIMEOUT_S = 15.0
 LARGEST_GROUP = 256
 """Writes that share a commit at most."""
 
+READ_ONLY = "25006"
+"""PostgreSQL's code for a write where only reading is allowed."""
+
 _HINTS = {
     "database is locked": "another process holds the ledger; stop it or try again",
     "disk is full": "the disk is full; free some space, then go on",
     "readonly database": "the ledger's file or folder is read-only; make it writable",
+    "read-only transaction": "the database only reads (a standby?); give the address of the one that writes",
     "unable to open": "the folder is missing or not ours; create it or choose another --data-dir",
     "malformed": "the file is damaged; restore a backup of it",
     "not a database": "the file is no SQLite database; choose another --data-dir",
@@ -61,6 +65,10 @@ class _Write(Generic[T]):
             self._result = run(self._work)
         except Exception as error:  # noqa: BLE001  raised again in the thread whose write it is
             self._error = error
+
+    def fail(self, error: Exception) -> None:
+        """It could not be tried."""
+        self._error = error
 
     def outcome(self) -> T:
         """The result.
@@ -139,16 +147,24 @@ class Database:
             write.settled = True
 
     def _commit_group(self, group: list[_Write[Any]]) -> None:
+        begun = False
+
         def together(connection: Connection) -> None:
+            nonlocal begun
+            begun = True
             for write in group:
                 write.attempt(connection)
 
         if len(group) > 1:
             try:
                 return self._run(self._writing, together)
-            except (LedgerUnavailable, DBAPIError):
+            except (LedgerUnavailable, DBAPIError) as error:
+                if not begun and isinstance(error, LedgerUnavailable):
+                    # Locked, or out of reach: no fault of any write. Each trying by itself would wait as long again.
+                    for write in group:
+                        write.fail(LedgerUnavailable(str(error)))
+                    return None
                 # The database may have rolled the whole group back: each by itself, so that none suffers for another.
-                pass
         for write in group:
             write.run_alone(lambda work: self._run(self._writing, work))
         return None
@@ -161,7 +177,8 @@ class Database:
             raise self._unavailable(error) from error
         except DBAPIError as error:
             # SQLite's bare DatabaseError means a broken file; its kinds (a constraint, say) are our own mistakes.
-            if error.connection_invalidated or type(error.orig) is sqlite3.DatabaseError:
+            broken = type(error.orig) is sqlite3.DatabaseError
+            if error.connection_invalidated or broken or getattr(error.orig, "sqlstate", None) == READ_ONLY:
                 raise self._unavailable(error) from error
             raise
 

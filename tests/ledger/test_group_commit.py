@@ -1,11 +1,12 @@
 """Writes that share a commit on SQLite: each still stands and falls alone."""
 
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import event, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from feedback.ledger import LedgerUnavailable
 from feedback.ledger.database import Database
@@ -94,6 +95,23 @@ def test_a_commit_that_fails_acknowledges_nothing(database):
     assert all(isinstance(result, LedgerUnavailable) for result in results)
     event.remove(database._engine, "commit", refuse)
     assert numbers(database) == []
+
+
+def test_writes_behind_a_lock_that_stays_wait_for_it_together_and_not_one_after_the_other(database):
+    begins = []
+
+    def locked(_):
+        begins.append(1)
+        if len(begins) > 1:  # the first is that of the write that holds the turn
+            raise OperationalError("BEGIN", {}, sqlite3.OperationalError("database is locked"))
+
+    event.listen(database._engine, "begin", locked)
+    results = together(database, [insert(n) for n in range(8)])
+    assert [type(result) for result in results] == [LedgerUnavailable] * 8
+    assert len({id(result) for result in results}) == 8
+    assert len(begins) == 2, "each would have waited fifteen seconds more"
+    event.remove(database._engine, "begin", locked)
+    assert together(database, [insert(1), insert(2)]) == [1, 1]
 
 
 def test_more_writes_than_a_group_holds_are_all_done(database, monkeypatch):

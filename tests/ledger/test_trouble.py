@@ -69,6 +69,19 @@ def test_a_read_only_database_refuses_the_vote_and_says_what_to_do(path):
     ledger.close()
 
 
+@pytest.mark.slow
+def test_a_postgres_that_only_reads_refuses_the_vote_and_says_what_to_do(postgres):
+    url = postgres.new_database("standby")
+    ledger = Ledger.open(url)
+    ledger.record_pair(shown())
+    ledger.close()
+    reading = Ledger.open(f"{url}?options=-cdefault_transaction_read_only%3Don")
+    with pytest.raises(LedgerUnavailable, match="the one that writes"):
+        reading.record_vote(pair_id="pair_1", voter="v_ann", choice="a")
+    assert reading.counts() == LedgerCounts(1, 1, 0)
+    reading.close()
+
+
 def test_a_clock_that_was_set_back_delays_nothing_for_long(ledger, monkeypatch):
     """What was sent "tomorrow" can't have been: it is overdue at once, and no age is below nothing."""
     real = outbox.utc_now
