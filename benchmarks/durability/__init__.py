@@ -1,0 +1,1 @@
+"""Kill -9 under load: `python -m benchmarks.durability`; what is promised and what was killed: docs/durability.md."""

@@ -1,0 +1,165 @@
+"""One installation under trial: its database, its broker or brokers, and the processes that are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from benchmarks.durability.kafka import KafkaNode, free_ports, kafka_nodes, leader
+from benchmarks.durability.parts import EmbeddedBrokerPart, Part, PostgresPart, ProcessPart, python
+from deploy.config import HustingsConfig, to_toml
+from feedback.config import FeedbackConfig
+from feedback.contracts import VOTE_TOPIC
+from serve.config import RatingsConfig, ServeConfig
+from tests.feedback.brokers import KAFKA_ENV, kafka_script
+from tests.postgres import find_binaries, running_postgres
+
+LogKind = Literal["embedded", "kafka", "kafka3"]
+LedgerKind = Literal["sqlite", "postgres"]
+PARTITIONS = 3
+QUICK = {"receipt_timeout_s": 10.0, "curate_linger_s": 0.2, "curator_metrics_port": 0, "partitions": PARTITIONS}
+"""Shorter waits than by default, so that repeats happen while the trial lasts."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1", "HUSTINGS_LOG_FORMAT": "console", "NO_COLOR": "1"}
+UP_S = 120.0
+
+
+class NotHere(Exception):
+    """What the case needs isn't on this machine; the message says how to get it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything that runs.
+
+    Attributes:
+        parts: what may be killed, in the order of starting.
+        forgets: whether the event log forgets when its broker is killed.
+    """
+
+    config: HustingsConfig
+    url: str
+    bootstrap: str
+    parts: tuple[Part, ...]
+    forgets: bool
+
+    @property
+    def ledger_url(self) -> str:
+        """The ledger's address."""
+        return self.config.feedback.ledger_url or self.config.paths.ledger_url
+
+    def part(self, name: str) -> Part:
+        """The part of this name."""
+        return next(part for part in self.parts if part.name == name)
+
+    def kinds(self) -> list[str]:
+        """What may be drawn as a victim: the brokers of a cluster are one kind, its leader."""
+        names = [part.name for part in self.parts if not part.name.startswith("kafka-")]
+        return names if len(names) == len(self.parts) else [*names, "leader"]
+
+    def victim(self, kind: str, rng: random.Random) -> Part:
+        """The part to kill: of a cluster the leader of a partition of the votes, drawn; else the part itself."""
+        if kind != "leader":
+            return self.part(kind)
+        found = leader(self.bootstrap, VOTE_TOPIC, rng.randrange(PARTITIONS))
+        return self.part(f"kafka-{found or rng.randint(1, 3)}")
+
+    def wait_ready(self, timeout_s: float = UP_S) -> None:
+        """Return when serving answers `/readyz`.
+
+        Raises:
+            TimeoutError: it doesn't in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError(f"serving was not ready within {timeout_s:.0f} s")
+
+
+@contextmanager
+def staged(log: LogKind, ledger: LedgerKind, folder: Path) -> Iterator[Stage]:
+    """Everything started and ready; ended with the block.
+
+    Raises:
+        NotHere: no Apache Kafka, or no PostgreSQL.
+    """
+    with ExitStack() as stack:
+        database = _database(ledger, stack)
+        brokers, bootstrap = _brokers(log, folder, stack)
+        port = free_ports(1)
+        config = HustingsConfig(
+            data_dir=folder / "data",
+            serve=ServeConfig(port=port, shutdown_grace_s=1, ratings=RatingsConfig(votes_per_minute=0)),
+            feedback=FeedbackConfig(kafka=bootstrap, ledger_url=database[1], **QUICK),
+        )
+        config.paths.create()
+        file = folder / "hustings.toml"
+        file.write_text(to_toml(config))
+        processes = [
+            _process("serve", python("-m", "benchmarks.durability.serving", str(file)), folder, stack),
+            _process("curate", python("-m", "deploy", "curate", "--config", str(file)), folder, stack),
+            _process("reader", python("-m", "benchmarks.durability.reader", str(config.paths.dataset)), folder, stack),
+        ]
+        for process in processes:
+            process.start()
+        parts = (*database[0], *brokers, *processes)
+        stage = Stage(config, f"http://127.0.0.1:{port}", bootstrap, parts, forgets=log == "embedded")
+        stage.wait_ready()
+        yield stage
+
+
+def _process(name: str, command: list[str], folder: Path, stack: ExitStack) -> ProcessPart:
+    part = ProcessPart(name, command, folder / f"{name}.log", ENVIRONMENT)
+    stack.callback(part.stop)
+    return part
+
+
+def _database(kind: LedgerKind, stack: ExitStack) -> tuple[list[Part], str | None]:
+    """The database's part and address. SQLite has neither: it is in serving's process, and dies with it."""
+    if kind == "sqlite":
+        return [], None
+    binaries = find_binaries()
+    if binaries is None:
+        raise NotHere("PostgreSQL is not installed; on Debian: apt-get install postgresql")
+    server = stack.enter_context(running_postgres(binaries))
+    return [PostgresPart(server)], server.new_database("hustings")
+
+
+def _brokers(kind: LogKind, folder: Path, stack: ExitStack) -> tuple[list[Part], str]:
+    if kind == "embedded":
+        broker = EmbeddedBrokerPart(folder / "broker.log")
+        stack.callback(broker.stop)
+        broker.start()
+        return [broker], broker.address
+    script = kafka_script()
+    if script is None:
+        raise NotHere(f"Apache Kafka is not at hand; set {KAFKA_ENV} to the start script of one")
+    nodes = kafka_nodes(script, folder, 1 if kind == "kafka" else 3)
+    for node in nodes:
+        stack.callback(node.stop)
+        node.start()
+    wait_for_nodes(nodes)
+    return [*nodes], ",".join(node.address for node in nodes)
+
+
+def wait_for_nodes(nodes: list[KafkaNode], timeout_s: float = UP_S) -> None:
+    """Return when every node takes connections.
+
+    Raises:
+        TimeoutError: one doesn't in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not all(node.listens() for node in nodes):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"Kafka did not listen on every node within {timeout_s:.0f} s")
+        time.sleep(0.2)
