@@ -1,0 +1,1 @@
+"""What serving costs beside the engine: `python -m benchmarks.serving` (docs/serving-speed.md)."""
