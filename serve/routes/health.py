@@ -21,6 +21,12 @@ RATINGS_FRESH_S = 60.0
 router = APIRouter(tags=["operations"])
 
 
+class PrometheusText(Response):
+    """Prometheus' text format; a class of its own, so that the OpenAPI document names the type."""
+
+    media_type = CONTENT_TYPE_LATEST
+
+
 @router.get("/healthz", response_model=None)
 async def healthz() -> Response:
     """The process answers. Says nothing of the engine: that is /readyz."""
@@ -36,11 +42,11 @@ async def readyz(deps: Deps) -> Response:
     return FastJSON({"status": "ready", "office": deps.office.holder})
 
 
-@router.get("/metrics", response_model=None)
+@router.get("/metrics", response_class=PrometheusText)
 async def metrics(deps: Deps) -> Response:
     """Prometheus' text format."""
     body = await on_thread(_scrape, deps)
-    return Response(body, media_type=CONTENT_TYPE_LATEST)
+    return PrometheusText(body)
 
 
 def _scrape(deps: ServeDeps) -> bytes:

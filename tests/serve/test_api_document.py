@@ -47,11 +47,25 @@ REFUSING = (
     "POST /v1/releases/{name}/promote",
     "POST /v1/releases/{name}/reject",
     "POST /v1/releases/rollback",
+    "POST /v1/releases/pause",
+    "POST /v1/releases/resume",
+    "POST /v1/voters/forget",
     "POST /v1/rollouts",
     "PUT /v1/rollout-adapters/{name}",
     "DELETE /v1/rollout-adapters/{name}",
 )
-ANSWERING = ("GET /v1/models", "GET /v1/models/{model}", "GET /v1/releases", "GET /v1/leaderboard", "GET /v1/loop")
+ANSWERING = (
+    "GET /v1/models",
+    "GET /v1/models/{model}",
+    "GET /v1/releases",
+    "GET /v1/releases/history",
+    "GET /v1/lineage/{id}",
+    "GET /v1/leaderboard",
+    "GET /v1/loop",
+    "GET /healthz",
+    "GET /readyz",
+    "GET /metrics",
+)
 VALID, INVALID = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 
 
@@ -64,7 +78,7 @@ def test_no_request_ends_in_a_server_error(api: Any, label: str, mode: schemathe
 
     @given(case=chosen.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=20,
+        max_examples=20 if "{" in label or label in REFUSING else 2,
         deadline=None,
         derandomize=True,
         database=None,
@@ -78,22 +92,6 @@ def test_no_request_ends_in_a_server_error(api: Any, label: str, mode: schemathe
     holds()
 
 
-def test_the_document_names_every_route(api: Any) -> None:
-    assert {
-        "/v1/chat/completions",
-        "/v1/models",
-        "/v1/models/{model}",
-        "/v1/pairs",
-        "/v1/votes",
-        "/v1/turns",
-        "/v1/thumbs",
-        "/v1/releases",
-        "/v1/releases/{name}/promote",
-        "/v1/releases/{name}/reject",
-        "/v1/releases/rollback",
-        "/v1/leaderboard",
-        "/v1/loop",
-        "/healthz",
-        "/readyz",
-        "/metrics",
-    } <= set(api.raw_schema["paths"])
+def test_every_route_of_the_document_is_among_them(api: Any) -> None:
+    routes = {f"{method.upper()} {path}" for path, item in api.raw_schema["paths"].items() for method in item}
+    assert routes == set(REFUSING) | set(ANSWERING)
