@@ -1,15 +1,19 @@
-"""Curator and snapshots at many votes: seconds and memory, to show that the one grows in line and the other little.
+"""Curator, snapshots and exports at many votes: the seconds grow in line, the memory little.
 
     python -m benchmarks.feedback --votes 10000 --votes 100000
+    python -m benchmarks.feedback --votes 1000000 --keep DIR --seconds 400     again and again until it is done
 
 Synthetic votes on pairs of two 48-token answers go through the curator's own steps (read, tell apart, store, merge) in
-batches of 500 on a fake broker, then into a snapshot, which is built twice and read through. Each size runs in a
-process of its own; the memory is that process's peak.
+batches of 500, then into a snapshot, weighed as in production, which is built twice, read through, counted against and
+exported. Each step is a process of its own, whose peak memory is noted. With `--keep` the dataset stays, steps that are
+done are not done again, and curating ends after `--seconds` and goes on with the next call: a million votes take a
+quarter of an hour.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import resource
@@ -19,9 +23,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
+from feedback.config import VotersConfig
 from feedback.contracts import (
     PAIR_TOPIC,
     VOTE_TOPIC,
@@ -35,7 +41,9 @@ from feedback.contracts import (
 )
 from feedback.curator import sort_out
 from feedback.dataset import Dataset
+from feedback.dataset.export import Format
 from feedback.event_log import StoredRecord
+from feedback.voters.weights import weigher
 
 T = TypeVar("T")
 BATCH = 500
@@ -48,21 +56,49 @@ SAMPLING = SamplingRecord(temperature=1.0, top_p=1.0, max_tokens=ANSWER_TOKENS)
 def main() -> None:
     """Run the sizes and print one line of JSON for each."""
     arguments = _arguments()
-    if arguments.alone is not None:
-        print(json.dumps(measure(arguments.alone, arguments.dir, arguments.shuffled)))
+    if arguments.step is not None:
+        STEPS[arguments.step](arguments.votes[0], arguments.dir, arguments.shuffled, arguments.seconds)
         return
     for votes in arguments.votes or [10_000, 100_000]:
-        with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
-            command = [sys.executable, "-m", "benchmarks.feedback", "--alone", str(votes), "--dir", folder]
-            subprocess.run(command + ["--shuffled"] * arguments.shuffled, check=True)
+        with contextlib.ExitStack() as stack:
+            folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.dir)))
+            folder.mkdir(exist_ok=True)
+            for step in STEPS:
+                if not _run(step, votes, folder, arguments):
+                    break
+            print(json.dumps(_record(folder)))
 
 
-def measure(votes: int, folder: Path, shuffled: bool) -> dict[str, float | int | str]:
-    """Seconds of each step and the peak memory, for this many votes."""
-    making, curating = 0.0, 0.0
-    dataset = Dataset(folder)
-    for numbers in _batches(votes, shuffled):
-        began = time.perf_counter()
+def _run(step: str, votes: int, folder: Path, arguments: argparse.Namespace) -> bool:
+    """Do a step in a process of its own; True once it is done."""
+    if not _record(folder).get(step, {}).get("done"):
+        command = [sys.executable, "-m", "benchmarks.feedback", "--step", step, "--votes", str(votes)]
+        command += ["--dir", str(folder), "--seconds", str(arguments.seconds)]
+        subprocess.run(command + ["--shuffled"] * arguments.shuffled, check=True)
+    return bool(_record(folder)[step]["done"])
+
+
+def _record(folder: Path) -> dict[str, dict[str, Any]]:
+    file = folder / "measured.json"
+    found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
+
+
+def _note(folder: Path, step: str, **found: float | int | str | bool) -> None:
+    record = _record(folder)
+    before = record.get(step, {})
+    peak = max(_peak_mib(), before.get("peak_mib", 0))
+    record[step] = before | found | {"peak_mib": peak}
+    (folder / "measured.json").write_text(json.dumps(record))
+
+
+def curate(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
+    """The curator's steps, from where the last call ended, for at most so many seconds."""
+    before = _record(folder).get("curate", {})
+    spent, start, began = before.get("seconds", 0.0), before.get("votes", 0), time.perf_counter()
+    dataset = _dataset(folder)
+    dataset.count_new(None)  # reads the ids of what is there already
+    for numbers in _batches(votes, shuffled, start):
         records = _records(numbers)
         made = time.perf_counter()
         batch = sort_out(records)
@@ -72,32 +108,60 @@ def measure(votes: int, folder: Path, shuffled: bool) -> dict[str, float | int |
         dataset.append_pairs(batch.pairs)
         dataset.append_votes(batch.votes)
         dataset.merge_parts()
-        making += made - began
-        curating += time.perf_counter() - made
-    curated = _peak_mib()
-    manifest, building = _timed(dataset.build_snapshot)
-    again, rebuilding = _timed(dataset.build_snapshot)
-    assert again == manifest
+        spent += time.perf_counter() - made
+        start += len(numbers)
+        if time.perf_counter() - began > seconds:
+            break
+    parts = len(list((folder / "dataset").glob("*/*.parquet")))
+    order = "shuffled" if shuffled else "as cast"
+    _note(folder, "curate", order=order, votes=start, seconds=round(spent, 1), part_files=parts, done=start == votes)
+
+
+def build(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
+    """A snapshot."""
+    manifest, took = _timed(_dataset(folder).build_snapshot)
     assert manifest.votes == manifest.prompts == votes
-    read, reading = _timed(lambda: _read_through(dataset, manifest.id))
-    assert read == votes
-    opened, opening = _timed(lambda: Dataset(folder).count_new(manifest.id))
-    assert opened.prompts == 0
-    return {
-        "votes": votes,
-        "order": "shuffled" if shuffled else "as cast",
-        "curate_s": round(curating, 1),
-        "votes_curated_per_s": round(votes / curating),
-        "build_s": round(building, 1),
-        "rebuild_s": round(rebuilding, 1),
-        "read_s": round(reading, 1),
-        "open_and_count_s": round(opening, 1),
-        "peak_mib_after_curating": curated,
-        "peak_mib": _peak_mib(),
-        "part_files": len(list(folder.glob("*/*.parquet"))),
-        "dataset_mib": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) >> 20,
-        "making_the_votes_s": round(making, 1),
-    }
+    _note(folder, "build", seconds=round(took, 1), id=manifest.id, done=True)
+
+
+def rebuild(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
+    """The same once more: it must be the same."""
+    manifest, took = _timed(_dataset(folder).build_snapshot)
+    assert manifest.id == _record(folder)["build"]["id"]
+    _note(folder, "rebuild", seconds=round(took, 1), done=True)
+
+
+def read(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
+    """Verify a snapshot and read it through, as the trainer does."""
+    dataset = _dataset(folder)
+    found, took = _timed(lambda: _read_through(dataset, _record(folder)["build"]["id"]))
+    assert found == votes
+    _note(folder, "read", seconds=round(took, 1), done=True)
+
+
+def count(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
+    """Open a dataset and count what is new, as the waiting trainer does."""
+    found, took = _timed(lambda: _dataset(folder).count_new(_record(folder)["build"]["id"]))
+    assert found.prompts == found.decisive == 0
+    _note(folder, "count", seconds=round(took, 1), done=True)
+
+
+def export(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
+    """Every format, one after the other."""
+    dataset = _dataset(folder)
+    snapshot = dataset.load_snapshot(_record(folder)["build"]["id"])
+    took: dict[str, float] = {}
+    for format_ in get_args(Format):
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            took[format_] = round(_timed(partial(dataset.export, snapshot, Path(name) / "out", format_))[1], 1)
+    _note(folder, "export", seconds=round(sum(took.values()), 1), done=True, **took)
+
+
+STEPS = {step.__name__: step for step in (curate, build, rebuild, read, count, export)}
+
+
+def _dataset(folder: Path) -> Dataset:
+    return Dataset(folder / "dataset", weigher(VotersConfig()))
 
 
 def _read_through(dataset: Dataset, snapshot_id: str) -> int:
@@ -107,11 +171,11 @@ def _read_through(dataset: Dataset, snapshot_id: str) -> int:
     return sum(len(batch) for name in ("preferences", "ties") for batch in snapshot.batches(name, columns))
 
 
-def _batches(votes: int, shuffled: bool) -> Iterator[list[int]]:
+def _batches(votes: int, shuffled: bool, first: int) -> Iterator[list[int]]:
     numbers = list(range(votes))
     if shuffled:
         random.Random(0).shuffle(numbers)
-    for start in range(0, votes, BATCH):
+    for start in range(first, votes, BATCH):
         yield numbers[start : start + BATCH]
 
 
@@ -184,7 +248,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--votes", type=int, action="append", help="a size; repeatable (default: 10000 and 100000)")
     parser.add_argument("--shuffled", action="store_true", help="votes come in no order of time")
     parser.add_argument("--dir", type=Path, default=None, help="where the passing dataset lies")
-    parser.add_argument("--alone", type=int, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--keep", type=Path, help="a folder that stays, to go on in with the next call; one size only")
+    parser.add_argument("--seconds", type=float, default=1e9, help="curate no longer than this in one call")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

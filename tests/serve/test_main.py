@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -139,3 +140,19 @@ def test_a_ledger_that_is_away_ends_the_start_with_the_status_of_a_passing_failu
     assert process.returncode == 1
     assert "unable to open" in errors
     assert "Traceback" not in errors
+
+
+async def test_answers_on_a_kept_connection_do_not_wait_for_the_clients_acknowledgement() -> None:
+    """Nagle's algorithm and delayed acknowledgements make 40 ms of every answer that goes out in two pieces."""
+    accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken = writer.get_extra_info("socket")
+        accepted.set_result(bool(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+        writer.close()
+
+    with listen("127.0.0.1", 0) as sock:
+        async with await asyncio.start_server(note, sock=sock):
+            _, writer = await asyncio.open_connection(*sock.getsockname())
+            assert await accepted
+            writer.close()
