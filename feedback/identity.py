@@ -61,3 +61,8 @@ def _make(path: Path) -> None:
             path.hardlink_to(passing)
     finally:
         passing.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)  # a key that a power cut takes back would make strangers of all voters
+    finally:
+        os.close(folder)

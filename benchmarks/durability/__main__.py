@@ -36,7 +36,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the parts would outlive us
     failed = False
     for number, (log, ledger) in enumerate(itertools.product(arguments.log, arguments.ledger)):
-        case = Case(log, ledger, arguments.kills or KILLS[log], arguments.seed + number, voters=arguments.voters)
+        case = Case(
+            log,
+            ledger,
+            arguments.kills or KILLS[log],
+            arguments.seed + number,
+            servings=arguments.servings if ledger == "postgres" else 1,
+            voters=arguments.voters,
+        )
         print(f"== {case.name}: {case.kills} kills, seed {case.seed}", file=sys.stderr, flush=True)
         try:
             report = _run(case, arguments.keep)
@@ -86,6 +93,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--kills", type=int, help="of each case (default: 100 over the six)")
     parser.add_argument("--seed", type=int, default=1, help="of the first case; the next one's is one more")
+    parser.add_argument("--servings", type=int, default=2, help="that share a PostgreSQL (SQLite has one)")
     parser.add_argument("--voters", type=int, default=6, help="voters at once")
     parser.add_argument("--report", type=Path, help="JSON file that the reports are added to")
     parser.add_argument("--keep", type=Path, help="folder that keeps logs, ledger and dataset of each case")

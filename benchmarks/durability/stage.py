@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ class Stage:
     """
 
     config: HustingsConfig
-    url: str
+    urls: tuple[str, ...]
     bootstrap: str
     parts: tuple[Part, ...]
     forgets: bool
@@ -72,22 +71,20 @@ class Stage:
         return self.part(f"kafka-{found or rng.randint(1, 3)}")
 
     def wait_ready(self, timeout_s: float = UP_S) -> None:
-        """Return when serving answers `/readyz`.
+        """Return when every serving answers `/readyz`.
 
         Raises:
             TimeoutError: it doesn't in time.
         """
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
-                    return
+        while not all(_ready(url) for url in self.urls):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"serving was not ready within {timeout_s:.0f} s")
             time.sleep(0.1)
-        raise TimeoutError(f"serving was not ready within {timeout_s:.0f} s")
 
 
 @contextmanager
-def staged(log: LogKind, ledger: LedgerKind, folder: Path) -> Iterator[Stage]:
+def staged(log: LogKind, ledger: LedgerKind, folder: Path, servings: int = 1) -> Iterator[Stage]:
     """Everything started and ready; ended with the block.
 
     Raises:
@@ -96,32 +93,47 @@ def staged(log: LogKind, ledger: LedgerKind, folder: Path) -> Iterator[Stage]:
     with ExitStack() as stack:
         database = _database(ledger, stack)
         brokers, bootstrap = _brokers(log, folder, stack)
-        port = free_ports(1)
         config = HustingsConfig(
             data_dir=folder / "data",
-            serve=ServeConfig(port=port, shutdown_grace_s=1, ratings=RatingsConfig(votes_per_minute=0)),
+            serve=ServeConfig(shutdown_grace_s=1, ratings=RatingsConfig(votes_per_minute=0)),
             feedback=FeedbackConfig(kafka=bootstrap, ledger_url=database[1], **QUICK),
         )
         config.paths.create()
-        file = folder / "hustings.toml"
-        file.write_text(to_toml(config))
+        (folder / "hustings.toml").write_text(to_toml(config))
+        made = [_serving(config, folder, "serve" if servings == 1 else f"serve-{n + 1}") for n in range(servings)]
         processes = [
-            _process("serve", python("-m", "benchmarks.durability.serving", str(file)), folder, stack),
-            _process("curate", python("-m", "deploy", "curate", "--config", str(file)), folder, stack),
-            _process("reader", python("-m", "benchmarks.durability.reader", str(config.paths.dataset)), folder, stack),
+            *(process for process, _ in made),
+            _process("curate", python("-m", "deploy", "curate", "--config", str(folder / "hustings.toml")), folder),
+            _process("reader", python("-m", "benchmarks.durability.reader", str(config.paths.dataset)), folder),
         ]
         for process in processes:
+            stack.callback(process.stop)
             process.start()
         parts = (*database[0], *brokers, *processes)
-        stage = Stage(config, f"http://127.0.0.1:{port}", bootstrap, parts, forgets=log == "embedded")
+        stage = Stage(config, tuple(url for _, url in made), bootstrap, parts, forgets=log == "embedded")
         stage.wait_ready()
         yield stage
 
 
-def _process(name: str, command: list[str], folder: Path, stack: ExitStack) -> ProcessPart:
-    part = ProcessPart(name, command, folder / f"{name}.log", ENVIRONMENT)
-    stack.callback(part.stop)
-    return part
+def _serving(config: HustingsConfig, folder: Path, name: str) -> tuple[ProcessPart, str]:
+    """A serving on a port of its own, and its address."""
+    port = free_ports(1)
+    file = folder / f"{name}.toml"
+    mine = config.model_copy(update={"serve": config.serve.model_copy(update={"port": port})})
+    file.write_text(to_toml(mine))
+    command = python("-m", "benchmarks.durability.serving", str(file))
+    return _process(name, command, folder), f"http://127.0.0.1:{port}"
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _process(name: str, command: list[str], folder: Path) -> ProcessPart:
+    return ProcessPart(name, command, folder / f"{name}.log", ENVIRONMENT)
 
 
 def _database(kind: LedgerKind, stack: ExitStack) -> tuple[list[Part], str | None]:

@@ -29,6 +29,7 @@ class Case:
 
     Attributes:
         kills: how many in all.
+        servings: more than one share a PostgreSQL, each with a relay of its own.
         rebuild: whether a dataset is made anew from a replay at the end, and compared.
     """
 
@@ -36,13 +37,15 @@ class Case:
     ledger: LedgerKind
     kills: int
     seed: int
+    servings: int = 1
     voters: int = 6
     rebuild: bool = True
 
     @property
     def name(self) -> str:
         """As the report calls it."""
-        return f"{self.log}, {self.ledger}"
+        more = f", {self.servings} servings" if self.servings > 1 else ""
+        return f"{self.log}, {self.ledger}{more}"
 
 
 @dataclass(slots=True)
@@ -85,8 +88,8 @@ def run(case: Case, folder: Path, say: Callable[[str], None] = lambda line: None
         NotHere: a broker or database of the case isn't on this machine.
     """
     report = Report(asdict(case))
-    with staged(case.log, case.ledger, folder) as stage:
-        voters = Voters(stage.url, count=case.voters, seed=case.seed)
+    with staged(case.log, case.ledger, folder, case.servings) as stage:
+        voters = Voters(stage.urls, count=case.voters, seed=case.seed)
         keeper = _Keeper(stage, report)
         began = time.monotonic()
         voters.start()
@@ -101,8 +104,9 @@ def run(case: Case, folder: Path, say: Callable[[str], None] = lambda line: None
             report.faults.append(str(error))
         finally:
             voters.abandon()
-        for name in ("serve", "curate", "reader"):
-            stage.part(name).stop()
+        for part in stage.parts:
+            if part.name.startswith(("serve", "curate", "reader")):
+                part.stop()
         _judge(case, stage, folder, voters.heard, report)
     return report
 

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,14 +64,16 @@ class Voters:
     """Some voters at once, each with its own conversations.
 
     Args:
-        url: root of serving.
+        urls: roots of the servings; a voter whose request fails turns to the next.
         pause_s: a voter's rest after each vote.
         turns: votes in a conversation before the voter begins another.
     """
 
-    def __init__(self, url: str, *, count: int, seed: int, pause_s: float = PAUSE_S, turns: int = 12) -> None:
+    def __init__(
+        self, urls: Sequence[str], *, count: int, seed: int, pause_s: float = PAUSE_S, turns: int = 12
+    ) -> None:
         self.heard = Heard()
-        self._url = url
+        self._urls = urls
         self._pause_s = pause_s
         self._turns = turns
         self._stop = threading.Event()
@@ -107,7 +109,7 @@ class Voters:
             thread.join()
 
     def _vote(self, name: str, rng: random.Random) -> None:
-        with httpx.Client(base_url=self._url, timeout=TIMEOUT_S, headers={"X-Hustings-Voter": name}) as http:
+        with httpx.Client(timeout=TIMEOUT_S, headers={"X-Hustings-Voter": name}) as http:
             while not self._stop.is_set():
                 self._conversation(http, rng)
 
@@ -153,9 +155,10 @@ class Voters:
         """The answer and the attempts that it took; None after an answer that no retry can mend (a fault)."""
         attempts = 0
         while not self._abandoned.is_set():
+            url = self._urls[attempts % len(self._urls)]
             attempts += 1
             try:
-                response = http.post(path, json=body)
+                response = http.post(f"{url}{path}", json=body)
             except httpx.TransportError as error:
                 self._note(f"{path} {type(error).__name__}")
             else:

@@ -19,12 +19,12 @@ pytestmark = [
 KILLS = 5
 
 
-@pytest.mark.parametrize(("log", "ledger"), [("embedded", "sqlite"), ("kafka", "postgres")])
+@pytest.mark.parametrize(("log", "ledger", "servings"), [("embedded", "sqlite", 1), ("kafka", "postgres", 2)])
 def test_every_acknowledged_vote_is_in_the_snapshot_once_though_parts_are_killed(
-    tmp_path: Path, log: LogKind, ledger: LedgerKind
+    tmp_path: Path, log: LogKind, ledger: LedgerKind, servings: int
 ) -> None:
     try:
-        report = run(Case(log, ledger, kills=KILLS, seed=11, voters=3), tmp_path)
+        report = run(Case(log, ledger, kills=KILLS, seed=11, servings=servings, voters=3), tmp_path)
     except NotHere as missing:
         pytest.skip(str(missing))
     assert report.faults == []
