@@ -23,6 +23,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
     return {
         "voting": [["benchmarks.voting"]],
         "releases": [["benchmarks.releases"]],
+        "durability": [["benchmarks.durability", "--skip-missing"]],
         "engine": [["benchmarks.engine", model, "--swap"]],
         "votes": [["benchmarks.votes"]],
         "stream": [["benchmarks.stream"]],

@@ -55,6 +55,8 @@ LogProb = Annotated[float, Field(allow_inf_nan=False)]
 TokenIds = Annotated[tuple[TokenId, ...], Field(max_length=1_000_000)]
 LogProbs = Annotated[tuple[LogProb, ...], Field(max_length=1_000_000)]
 Reason = Annotated[str, Field(max_length=256)]
+Moment = Annotated[AwareDatetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), lt=datetime(3000, 1, 1, tzinfo=UTC))]
+"""A time with its zone; one at the ends of the calendar can't be told in another zone."""
 MAX_COMMENT = 10_000
 MAX_EDITED = 100_000
 
@@ -169,7 +171,7 @@ class PairShown(Event):
     base_model: Name
     prompt_token_ids: TokenIds = ()
     gold: Position | None = None
-    shown_at: AwareDatetime = Field(default_factory=utc_now)
+    shown_at: Moment = Field(default_factory=utc_now)
 
 
 class VoteCast(Event):
@@ -183,7 +185,7 @@ class VoteCast(Event):
     comment: str | None = Field(default=None, max_length=MAX_COMMENT)
     edited: str | None = Field(default=None, max_length=MAX_EDITED)
     dwell_ms: int | None = Field(default=None, ge=0)
-    cast_at: AwareDatetime = Field(default_factory=utc_now)
+    cast_at: Moment = Field(default_factory=utc_now)
 
 
 class VoterForgotten(Event):
@@ -196,8 +198,8 @@ class VoterForgotten(Event):
 
     event_id: Name
     voter: Name
-    until: AwareDatetime
-    forgotten_at: AwareDatetime = Field(default_factory=utc_now)
+    until: Moment
+    forgotten_at: Moment = Field(default_factory=utc_now)
 
     def covers(self, voter: str, at: datetime) -> bool:
         """Whether an event of this voter and time is to be dropped."""
@@ -222,7 +224,7 @@ class AnswerShown(Event):
     propensity: float = Field(gt=0, le=1)
     base_model: Name
     prompt_token_ids: TokenIds = ()
-    shown_at: AwareDatetime = Field(default_factory=utc_now)
+    shown_at: Moment = Field(default_factory=utc_now)
 
 
 class ThumbGiven(Event):
@@ -234,14 +236,14 @@ class ThumbGiven(Event):
     thumb: Thumb
     reasons: tuple[Reason, ...] = Field(default=(), max_length=100)
     comment: str | None = Field(default=None, max_length=MAX_COMMENT)
-    given_at: AwareDatetime = Field(default_factory=utc_now)
+    given_at: Moment = Field(default_factory=utc_now)
 
 
 class RecordsCurated(Event):
     """The curator's receipt: these events are durably in the dataset (or the dead-letter topic); stop sending them."""
 
     event_ids: tuple[str, ...]
-    curated_at: AwareDatetime = Field(default_factory=utc_now)
+    curated_at: Moment = Field(default_factory=utc_now)
 
 
 class DeadLetter(Event):
@@ -253,7 +255,7 @@ class DeadLetter(Event):
     key: str | None
     value: str | None
     error: str
-    rejected_at: AwareDatetime = Field(default_factory=utc_now)
+    rejected_at: Moment = Field(default_factory=utc_now)
 
 
 class AdapterPublished(Event):
@@ -263,7 +265,7 @@ class AdapterPublished(Event):
     uri: str
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     base_model: str
-    published_at: AwareDatetime = Field(default_factory=utc_now)
+    published_at: Moment = Field(default_factory=utc_now)
 
 
 class ReleaseState(StrEnum):
@@ -291,7 +293,7 @@ class ReleaseChanged(Event):
     reason: str
     actor: str
     figures: dict[str, float] = {}
-    changed_at: AwareDatetime = Field(default_factory=utc_now)
+    changed_at: Moment = Field(default_factory=utc_now)
 
 
 class GateChanged(Event):
@@ -300,7 +302,7 @@ class GateChanged(Event):
     paused: bool
     reason: str
     actor: str
-    changed_at: AwareDatetime = Field(default_factory=utc_now)
+    changed_at: Moment = Field(default_factory=utc_now)
 
 
 class ProbeRecord(Contract):
@@ -340,7 +342,7 @@ class AdapterManifest(Contract):
     probes: tuple[ProbeRecord, ...] = Field(min_length=1)
     config: dict[str, Any]
     metrics: dict[str, float]
-    created_at: AwareDatetime = Field(default_factory=utc_now)
+    created_at: Moment = Field(default_factory=utc_now)
 
 
 class CheckpointManifest(Contract):
@@ -367,4 +369,4 @@ class CheckpointManifest(Contract):
     probes: tuple[ProbeRecord, ...] = Field(min_length=1)
     config: dict[str, Any]
     metrics: dict[str, float]
-    created_at: AwareDatetime = Field(default_factory=utc_now)
+    created_at: Moment = Field(default_factory=utc_now)

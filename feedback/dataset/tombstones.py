@@ -6,6 +6,8 @@ the middle is finished by whoever comes next, and lineage knows which adapters w
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from feedback.contracts import PairShown, ThumbGiven, VoteCast, VoterForgotten
 from feedback.dataset.files import make_folder, write_file
+
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 class ForgottenVoter(BaseModel):
@@ -69,12 +73,19 @@ class Tombstones:
                 pairs=before.pairs + stone.pairs,
             )
         if stone != before:
-            write_file(self._folder / f"{stone.event.voter}.json", stone.model_dump_json(indent=1).encode() + b"\n")
+            write_file(
+                self._folder / f"{_file_stem(stone.event.voter)}.json", stone.model_dump_json(indent=1).encode() + b"\n"
+            )
         return stone
 
     def covering(self) -> Covering:
         """What tells the events to be dropped, as of now."""
         return Covering(stone.event for stone in self.every())
+
+
+def _file_stem(voter: str) -> str:
+    """The voter's name where it can name a file: what came over the event log may hold anything, "../" too."""
+    return voter if _PLAIN.fullmatch(voter) else hashlib.sha256(voter.encode()).hexdigest()
 
 
 class Covering:

@@ -38,6 +38,9 @@ TROUBLE: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (lambda r: r.update(vote_id=""), "vote_id"),
     (lambda r: r.update(vote_id="x" * 257), "vote_id"),
     (lambda r: r["pair"].update(conversation_id="x" * 257), "conversation_id"),
+    (lambda r: r.update(cast_at="0001-01-01T00:00:00+14:00"), "cast_at"),
+    (lambda r: r.update(cast_at="9999-12-31T23:59:59-14:00"), "cast_at"),
+    (lambda r: r["pair"].update(shown_at="1969-12-31T23:59:59Z"), "shown_at"),
 ]
 
 

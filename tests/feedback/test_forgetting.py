@@ -156,3 +156,15 @@ def test_a_trainer_that_runs_on_does_not_count_forgotten_votes_as_new(dataset: D
     dataset.forget(EVENT)
     assert trainer.count_new(None) == NewData(decisive=4, ties=4, prompts=8)
     assert trainer.count_new(trainer.build_snapshot().id) == NewData(0, 0, 0)
+
+
+@pytest.mark.parametrize("voter", ["../../outside", "a/b", "\u00fc" * 256, ".hidden", "v\x00"])
+def test_a_tombstone_of_an_odd_name_stays_in_its_folder_and_holds_nobody_up(tmp_path: Path, voter: str) -> None:
+    dataset = Dataset(tmp_path / "data" / "dataset")
+    named = pair(1).model_copy(update={"voter": voter})
+    dataset.append_pairs([named, pair(2)])
+    dataset.forget(VoterForgotten(event_id="f1", voter=voter, until=START + timedelta(days=1)))
+    assert [stone.event.voter for stone in Dataset(tmp_path / "data" / "dataset").forgotten()] == [voter]
+    assert list(dataset.pairs()) == [pair(2)]
+    outside = [path for path in tmp_path.rglob("*.json") if path.parent.name != "forgotten"]
+    assert outside == []
