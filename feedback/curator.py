@@ -62,6 +62,7 @@ NEEDED_TOPICS = (*READ_TOPICS, DEAD_LETTER_TOPIC, RECEIPT_TOPIC)
 POLL_S = 0.5
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
+LONGEST_ID = 256
 RECEIPT_IDS = 500
 """Event ids a receipt at most."""
 
@@ -312,7 +313,8 @@ def _id_in_the_wreck(record: StoredRecord) -> str | None:
         return None
     name = {PAIR_TOPIC: "pair_id", THUMB_TOPIC: "thumb_id", FORGOTTEN_TOPIC: "event_id"}.get(record.topic, "vote_id")
     event_id = wreck.get(name) if isinstance(wreck, dict) else None
-    return event_id if isinstance(event_id, str) else None
+    # No ledger waits for a longer one, and a receipt that holds it may be too large for the broker, for ever.
+    return event_id if isinstance(event_id, str) and 0 < len(event_id) <= LONGEST_ID else None
 
 
 def _count(topic: str, read: int, stored: int) -> None:

@@ -128,6 +128,15 @@ def test_a_dead_letter_too_large_for_its_topic_is_kept_on_the_disk(log: FakeEven
     assert base64.b64decode(kept.value or "") == value
 
 
+def test_a_wreck_with_an_endless_id_holds_nobody_up(log: FakeEventLog, tmp_path: Path) -> None:
+    """A receipt that names it would be refused as too large, again and again."""
+    wrecks = [b'{"vote_id":"' + letter * 600_000 + b'"}' for letter in (b"x", b"y")]
+    send(log, *((VOTE_TOPIC, wreck) for wreck in wrecks), (VOTE_TOPIC, vote(1).to_bytes()))
+    with curating(log, Dataset(tmp_path)):
+        assert log.wait_for(lambda: receipted(log) == ["w1"])
+    assert len(list((tmp_path / "dead-letters").iterdir())) == 2
+
+
 def test_a_tombstone_is_passed_over(log: FakeEventLog, tmp_path: Path) -> None:
     send(log, (VOTE_TOPIC, None), (VOTE_TOPIC, vote(1).to_bytes()))
     with curating(log, Dataset(tmp_path)):
