@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from feedback.ledger import Ledger, LedgerCounts, LedgerUnavailable, database, outbox
 from tests.ledger.builders import shown
@@ -67,6 +68,26 @@ def test_a_read_only_database_refuses_the_vote_and_says_what_to_do(path):
     event.remove(ledger._database._engine, "begin", forbid)
     assert ledger.counts().votes == 0
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ('could not extend file "base/1/2": No space left on device', "free some space"),
+        ("connection failed: FATAL:  the database system is starting up", "in a moment"),
+        ("connection failed: FATAL:  sorry, too many clients already", "max_connections"),
+        ("connection failed: connection refused", "start the database or mend its address"),
+    ],
+)
+def test_what_a_postgres_says_comes_with_its_remedy(path, said, remedy):
+    made = database.Database(f"sqlite:///{path}")
+
+    def fail(_):
+        raise OperationalError("INSERT", {}, Exception(said))
+
+    with pytest.raises(LedgerUnavailable, match=remedy):
+        made.write(fail)
+    made.close()
 
 
 @pytest.mark.slow
