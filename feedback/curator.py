@@ -249,11 +249,13 @@ def sort_out(records: Sequence[StoredRecord]) -> Batch:
 
 def _leave_out(batch: Batch, forgotten: Covering) -> None:
     """Drop what forgotten voters said; it is receipted all the same, so that nobody sends it again."""
-    pairs, votes = len(batch.pairs), len(batch.votes)
+    pairs, votes, thumbs = len(batch.pairs), len(batch.votes), len(batch.thumbs)
     batch.pairs = [pair for pair in batch.pairs if not forgotten.pair(pair)]
     batch.votes = [vote for vote in batch.votes if not forgotten.vote(vote)]
+    batch.thumbs = [thumb for thumb in batch.thumbs if not forgotten.thumb(thumb)]
     RECORDS.labels(PAIR_TOPIC, "forgotten").inc(pairs - len(batch.pairs))
     RECORDS.labels(VOTE_TOPIC, "forgotten").inc(votes - len(batch.votes))
+    RECORDS.labels(THUMB_TOPIC, "forgotten").inc(thumbs - len(batch.thumbs))
 
 
 def receipts(event_ids: Sequence[str]) -> list[OutgoingRecord]:

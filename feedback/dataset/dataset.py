@@ -120,7 +120,7 @@ class Dataset:
             DatasetFull: no room; do it again when there is.
             DatasetCorrupt: a part was changed.
         """
-        stores = forgetting.Stores(self._votes, self._pairs, self._thumbs)
+        stores = forgetting.Stores(self._votes, self._pairs, self._thumbs, self.root / "dead-letters")
         stone = forgetting.forget(event, stores, self._snapshots, self._tombstones)
         self._notice_tombstones()
         return stone

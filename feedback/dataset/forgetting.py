@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from feedback.contracts import PairShown, ThumbGiven, VoteCast, VoterForgotten
+from feedback.contracts import DeadLetter, PairShown, ThumbGiven, VoteCast, VoterForgotten
 from feedback.dataset import snapshots
 from feedback.dataset.parts import PartGone, PartRow, PartStore, read_rows
 from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones
@@ -22,6 +23,7 @@ class Stores:
     votes: PartStore
     pairs: PartStore
     thumbs: PartStore
+    dead_letters: Path
 
 
 def forget(event: VoterForgotten, stores: Stores, root: Path, tombstones: Tombstones) -> ForgottenVoter:
@@ -64,6 +66,7 @@ def forget(event: VoterForgotten, stores: Stores, root: Path, tombstones: Tombst
         _take_out(store, matches)
     for folder in holding:
         snapshots.purge(folder)
+    _take_out_letters(stores.dead_letters, event.voter)
     return stone
 
 
@@ -85,6 +88,14 @@ def _take_out(store: PartStore, matches: Callable[[PartRow], bool]) -> None:
                 store.rewrite([path], lambda row: not matches(row))
             except PartGone:
                 continue
+
+
+def _take_out_letters(folder: Path, voter: str) -> None:
+    """Remove the dead letters that name the voter: records that couldn't be read, so nobody can tell their time."""
+    for path in folder.glob("[!.]*.json"):
+        letter = DeadLetter.from_bytes(path.read_bytes())
+        if voter.encode() in base64.b64decode(letter.value or ""):
+            path.unlink()
 
 
 def _holds(folder: Path, event: VoterForgotten, pair_ids: set[str]) -> bool:

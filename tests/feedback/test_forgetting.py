@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,11 +10,23 @@ from pathlib import Path
 import pytest
 
 from feedback.config import FeedbackConfig
-from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, RECEIPT_TOPIC, TOPICS, VOTE_TOPIC, VoterForgotten
-from feedback.curator import Curator
+from feedback.contracts import (
+    FORGOTTEN_TOPIC,
+    PAIR_TOPIC,
+    RECEIPT_TOPIC,
+    THUMB_TOPIC,
+    TOPICS,
+    VOTE_TOPIC,
+    AnswerShown,
+    DeadLetter,
+    ThumbGiven,
+    VoterForgotten,
+)
+from feedback.curator import RECORDS, Curator
 from feedback.dataset import Dataset, NewData, SnapshotPurged
 from feedback.dataset.parts import PartStore, read_rows
 from feedback.event_log import OutgoingRecord
+from feedback.replay import replay_dataset
 from tests.fakes.event_log import FakeEventLog
 from tests.feedback.events import START, pair, vote
 
@@ -168,3 +181,60 @@ def test_a_tombstone_of_an_odd_name_stays_in_its_folder_and_holds_nobody_up(tmp_
     assert list(dataset.pairs()) == [pair(2)]
     outside = [path for path in tmp_path.rglob("*.json") if path.parent.name != "forgotten"]
     assert outside == []
+
+
+def thumb(number: int) -> ThumbGiven:
+    shown = pair(number)
+    answer = AnswerShown(
+        answer_id=f"a{number}",
+        conversation_id=shown.conversation_id,
+        voter=shown.voter,
+        messages=shown.messages,
+        completion=shown.completions[0],
+        propensity=0.8,
+        base_model="tiny",
+        shown_at=shown.shown_at,
+    )
+    return ThumbGiven(thumb_id=f"t{number}", answer=answer, voter=shown.voter, thumb="up", given_at=shown.shown_at)
+
+
+def test_their_thumbs_go_from_parts_and_replays_and_are_never_taken_again(dataset: Dataset, tmp_path: Path) -> None:
+    dataset.append_thumbs([thumb(n) for n in range(6)])
+    dataset.forget(EVENT)
+    kept = ["t0", "t2", "t3", "t5"]
+    assert [row.id for row in read_rows(PartStore(tmp_path / "thumbs").paths())] == kept
+    assert dataset.append_thumbs([thumb(4)]) is None
+    log = FakeEventLog()
+    assert replay_dataset(dataset, log)[THUMB_TOPIC] == len(kept)
+    assert sorted(ThumbGiven.from_bytes(r.value or b"").thumb_id for r in log.records(THUMB_TOPIC)) == kept
+    assert not any(b"Question 4?" in (r.value or b"") for topic in TOPICS for r in log.records(topic))
+
+
+def test_a_thumb_that_comes_after_the_tombstone_is_receipted_and_not_stored(tmp_path: Path) -> None:
+    log = FakeEventLog()
+    log.ensure_topics(TOPICS)
+    dataset = Dataset(tmp_path)
+    dataset.forget(EVENT)
+    before = RECORDS.labels(THUMB_TOPIC, "stored")._value.get()
+    stop = threading.Event()
+    thread = threading.Thread(target=Curator(log, dataset, FeedbackConfig(curate_linger_s=0.0)).run, args=(stop,))
+    thread.start()
+    try:
+        log.producer().send([OutgoingRecord(THUMB_TOPIC, "k", thumb(n).to_bytes()) for n in (4, 2)])
+        assert log.wait_for(lambda: b"t4" in b"".join(r.value or b"" for r in log.records(RECEIPT_TOPIC)), 10)
+    finally:
+        stop.set()
+        thread.join(20)
+    assert [one.thumb_id for one in Dataset(tmp_path).thumbs()] == ["t2"]
+    assert RECORDS.labels(THUMB_TOPIC, "stored")._value.get() == before + 1
+
+
+def test_dead_letters_that_name_them_go_too(dataset: Dataset, tmp_path: Path) -> None:
+    def letter(value: bytes) -> DeadLetter:
+        encoded = base64.b64encode(value).decode()
+        return DeadLetter(topic=VOTE_TOPIC, partition=0, offset=1, key=None, value=encoded, error="of a newer schema")
+
+    theirs = dataset.keep_dead_letter(letter(vote(4).to_bytes().replace(b'"schema_version":1', b'"schema_version":9')))
+    others = dataset.keep_dead_letter(letter(b"no JSON at all"))
+    dataset.forget(EVENT)
+    assert (theirs.exists(), others.exists()) == (False, True)
