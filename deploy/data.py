@@ -94,28 +94,41 @@ _KINDS: dict[ImportKind, Literal["preferences", "prompts"]] = {
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file.")],
+    file: Annotated[Path | None, typer.Argument(help="A .jsonl or .parquet file.")] = None,
     *,
     kind: Annotated[ImportKind, typer.Option(help="What the rows are.")] = ImportKind.PREFERENCES,
     name: Annotated[str | None, typer.Option(help="Of the data set; by default the file's.")] = None,
     prompt: Annotated[str, typer.Option(help="The column of the prompt.")] = "prompt",
     chosen: Annotated[str, typer.Option(help="The column of the better answer.")] = "chosen",
     rejected: Annotated[str, typer.Option(help="The column of the other answer.")] = "rejected",
+    undo: Annotated[str | None, typer.Option(metavar="NAME", help="Take an import back, by its name.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before taking back.")] = False,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
     config: ConfigFile = None,
 ) -> None:
     """Start warm: read preferences (prompt, chosen, rejected; plain or conversational) or prompts into the dataset.
 
     They count in training as votes do, and nowhere else: not for releases, not on the leaderboard. Importing a file
-    twice adds nothing.
+    twice adds nothing. `--undo NAME` takes an import out of the dataset and of every later snapshot; snapshots that
+    held it lose their tables, and the adapters trained on it are listed.
 
     Examples:
 
         hustings import preferences.jsonl
 
         hustings import questions.parquet --kind prompts --prompt question
+
+        hustings import --undo preferences
     """
     resolved = load(config, (), {"data_dir": data_dir})
+    if (file is None) == (undo is None):
+        raise ConfigError("hustings import: name a FILE to import, or an import to take back with --undo NAME")
+    if file is None:
+        if not yes and not typer.confirm(f"Take the import {undo} back for good?"):
+            raise typer.Exit(1)
+        _take_back(resolved, undo or "", as_json=as_json)
+        return
     from feedback.dataset import Dataset
     from feedback.dataset.importing import Columns, import_file
     from feedback.privacy import Redactor
@@ -130,7 +143,17 @@ def import_(
         redactor=Redactor(resolved.feedback.privacy),
     )
     same = f"; {done.same} left out, whose two answers are the same" if done.same else ""
-    typer.echo(f"{done.read} rows read, {done.new} of them new{same}")
+    typer.echo(f"{done.read} rows read, {done.new} of them new{same}; --undo {label} takes them back")
+
+
+def _take_back(config: HustingsConfig, name: str, *, as_json: bool) -> None:
+    from feedback.forgetting import UnknownImport, take_back
+
+    with _opened(config) as (ledger, dataset):
+        try:
+            _tell(asdict(take_back(ledger, dataset, config.paths.adapters, name)), as_json=as_json)
+        except UnknownImport as error:
+            raise ConfigError(str(error)) from error
 
 
 @contextmanager

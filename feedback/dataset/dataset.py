@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -120,10 +120,24 @@ class Dataset:
             DatasetFull: no room; do it again when there is.
             DatasetCorrupt: a part was changed.
         """
-        stores = forgetting.Stores(self._votes, self._pairs, self._thumbs, self.root / "dead-letters")
-        stone = forgetting.forget(event, stores, self._snapshots, self._tombstones)
+        stone = forgetting.forget(event, self._stores(), self._snapshots, self._tombstones)
         self._notice_tombstones()
         return stone
+
+    def take_back(self, name: str) -> ForgottenVoter | None:
+        """Take an import out of parts and snapshots, as a voter is forgotten; None where there never was such a one.
+
+        Raises:
+            DatasetFull: no room; do it again when there is.
+            DatasetCorrupt: a part was changed.
+        """
+        stone = forgetting.take_back(name, self._stores(), self._snapshots, self._tombstones)
+        self._notice_tombstones()
+        return stone
+
+    def imports(self) -> Mapping[str, int]:
+        """The imports, and how many pairs of each are here."""
+        return forgetting.imports(self._pairs)
 
     def covering(self) -> Covering:
         """What tells the events that are dropped because their voters were forgotten."""
@@ -263,6 +277,9 @@ class Dataset:
     def export(self, snapshot: Snapshot, dest: Path, format: exporting.Format = "parquet") -> None:  # noqa: A002
         """Write a snapshot for others; see `feedback.dataset.export`."""
         exporting.export(snapshot, dest, format)
+
+    def _stores(self) -> forgetting.Stores:
+        return forgetting.Stores(self._votes, self._pairs, self._thumbs, self.root / "dead-letters")
 
     def _notice_tombstones(self) -> None:
         """Ids that went with a forgotten voter, here or in another process, must not be counted any more."""

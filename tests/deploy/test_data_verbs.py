@@ -78,7 +78,32 @@ def test_what_is_nobodys_is_refused(paths: DataPaths) -> None:
 def test_importing_says_what_was_new(paths: DataPaths, tmp_path: Path) -> None:
     file = tmp_path / "some prefs.jsonl"
     file.write_text(json.dumps({"prompt": "Hi", "chosen": "Yes", "rejected": "No"}) + "\n")
-    assert run(paths, "import", str(file)) == "1 rows read, 1 of them new\n"
-    assert run(paths, "import", str(file)) == "1 rows read, 0 of them new\n"
+    hint = "; --undo some-prefs takes them back\n"
+    assert run(paths, "import", str(file)) == f"1 rows read, 1 of them new{hint}"
+    assert run(paths, "import", str(file)) == f"1 rows read, 0 of them new{hint}"
     (vote,) = Dataset(paths.dataset).votes()
     assert vote.pair.conversation_id.startswith("import_some-prefs_")
+
+
+def test_an_import_is_taken_back_by_its_name(paths: DataPaths, tmp_path: Path) -> None:
+    file = tmp_path / "prefs.jsonl"
+    file.write_text(json.dumps({"prompt": "Hi", "chosen": "Yes", "rejected": "No"}) + "\n")
+    run(paths, "import", str(file))
+    assert "Take the import prefs back for good?" in run(paths, "import", "--undo", "prefs", answer="n\n")
+    assert len(list(Dataset(paths.dataset).votes())) == 1
+    told = json.loads(run(paths, "import", "--undo", "prefs", "--yes", "--json"))
+    assert (told["imported"], told["pairs"], told["votes"], told["remedy"]) == ("prefs", 1, 1, None)
+    assert list(Dataset(paths.dataset).votes()) == []
+    assert json.loads(run(paths, "lineage", "import_prefs", "--json"))["votes"] == 1
+
+
+def test_importing_names_what_is_missing_or_unknown(paths: DataPaths, tmp_path: Path) -> None:
+    file = tmp_path / "prefs.jsonl"
+    file.write_text(json.dumps({"prompt": "Hi", "chosen": "Yes", "rejected": "No"}) + "\n")
+    run(paths, "import", str(file))
+    with pytest.raises(ConfigError, match="imports of this dataset: prefs"):
+        run(paths, "import", "--undo", "other", "--yes")
+    with pytest.raises(ConfigError, match="name a FILE"):
+        run(paths, "import")
+    with pytest.raises(ConfigError, match="name a FILE"):
+        run(paths, "import", str(file), "--undo", "prefs")

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feedback.dataset import Dataset
+from feedback.dataset import Dataset, NewData, SnapshotPurged
 from feedback.dataset.importing import IMPORTED, Columns, Imported, ImportRefused, import_file
 from feedback.privacy import PrivacyConfig, Redactor
+from tests.feedback.events import pair, vote
 
 PLAIN = [
     {"prompt": "Why is the sky blue?", "chosen": "Scattering.", "rejected": "Paint."},
@@ -134,3 +135,36 @@ def test_a_file_of_another_kind_or_none_is_refused(tmp_path: Path) -> None:
     for name in ("data.csv", "missing.jsonl"):
         with pytest.raises(ImportRefused, match=name):
             import_file(Dataset(tmp_path / "data"), tmp_path / name, "preferences", name="x")
+
+
+def test_an_import_taken_back_leaves_the_dataset_as_it_was_without_it(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path / "data")
+    dataset.append_pairs([pair(n) for n in range(4)])
+    dataset.append_votes([vote(n) for n in range(4)])
+    without = dataset.build_snapshot()
+    import_file(dataset, write(tmp_path / "one.jsonl", PLAIN[:2]), "preferences", name="one")
+    import_file(dataset, write(tmp_path / "one_more.jsonl", PLAIN[2:]), "preferences", name="one_more")
+    import_file(dataset, write(tmp_path / "asked.jsonl", [{"prompt": "Why?"}]), "prompts", name="one")
+    held = dataset.build_snapshot()
+    assert dataset.imports() == {"one": 3, "one_more": 1}
+    stone = dataset.take_back("one")
+    assert stone is not None
+    assert (stone.votes, stone.pairs, stone.snapshots) == (2, 3, (held.id,))
+    assert dataset.imports() == {"one_more": 1}
+    with pytest.raises(SnapshotPurged, match="build a new one"):
+        dataset.load_snapshot(held.id)
+    assert not any(b"sky blue" in path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
+    dataset.take_back("one_more")
+    assert dataset.build_snapshot() == without
+    assert dataset.take_back("never") is None
+
+
+def test_what_was_taken_back_can_be_imported_again(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path / "data")
+    file = write(tmp_path / "plain.jsonl", PLAIN)
+    import_file(dataset, file, "preferences", name="plain")
+    first = dataset.build_snapshot()
+    dataset.take_back("plain")
+    assert dataset.count_new(None) == NewData(0, 0, 0)
+    assert import_file(dataset, file, "preferences", name="plain").new == 3
+    assert dataset.build_snapshot().votes == first.votes == 3
