@@ -108,81 +108,144 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream until it or the client ends."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        writer = asyncio.create_task(self._write(send))
+        pulse = _Pulse(send, self._patience, self._keep_alive_s)
+        writer = asyncio.create_task(self._write(pulse, send))
         watcher = asyncio.create_task(_gone(receive))
         try:
-            whole = self._patience.whole_s
-            await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED, timeout=whole)
+            await asyncio.wait({writer, watcher, pulse.lost}, return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
                 writer.result()
-            elif not watcher.done():
-                raise StalledReader(f"the answer wasn't taken within {whole:.0f} s")
+            elif pulse.lost.done():
+                raise StalledReader(pulse.lost.result())
         finally:
+            pulse.stop()
             await _stop(writer, watcher)
 
-    async def _write(self, send: Send) -> None:
-        pulse = _Pulse(send, self._keep_alive_s, self._patience.send_s)
-        pinger = asyncio.create_task(pulse.keep_alive())
-        try:
-            async with aclosing(self._content) as content:
-                async for body in content:
-                    await pulse.send(body)
-        finally:
-            await _stop(pinger)
+    async def _write(self, pulse: _Pulse, send: Send) -> None:
+        async with aclosing(self._content) as content:
+            async for body in content:
+                await pulse.send(body)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class _Pulse:
-    """Sends a comment when nothing else was sent for a while, so that proxies keep the connection."""
+    """Sends a stream's pieces, and looks after it by one timer that hardly ever fires: a token costs no timer.
 
-    def __init__(self, send: Send, every_s: float, send_s: float) -> None:
+    When nothing was sent for a while it sends a comment, so that proxies keep the connection.
+
+    Attributes:
+        lost: done, with the reason, once the client has taken too long.
+    """
+
+    def __init__(self, send: Send, patience: Patience, keep_alive_s: float) -> None:
         self._send = send
-        self._every_s = every_s
-        self._send_s = send_s
-        self._last = asyncio.get_running_loop().time()
+        self._patience = patience
+        self._keep_alive_s = keep_alive_s
+        self._loop = asyncio.get_running_loop()
+        self._began = self._last = self._loop.time()
+        self._sending = 0
+        self._ping: asyncio.Task[None] | None = None
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+        self._timer = self._loop.call_later(self._longest, self._look)
 
     async def send(self, body: bytes) -> None:
-        self._last = asyncio.get_running_loop().time()
-        try:
-            async with asyncio.timeout(self._send_s):
-                await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        except TimeoutError as error:
-            raise StalledReader(f"the client read nothing for {self._send_s:.0f} s") from error
+        self._last = self._loop.time()
+        self._sending += 1
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        self._sending -= 1
 
-    async def keep_alive(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            quiet = loop.time() - self._last
-            if quiet >= self._every_s:
-                await self.send(KEEP_ALIVE)
-                quiet = 0.0
-            await asyncio.sleep(self._every_s - quiet)
+    def stop(self) -> None:
+        self._timer.cancel()
+        self.lost.cancel()
+        if self._ping is not None:
+            self._ping.cancel()
+
+    @property
+    def _longest(self) -> float:
+        """Seconds between two looks at most, so that none comes later than what it is to see."""
+        return min(self._keep_alive_s, self._patience.send_s, self._patience.whole_s)
+
+    def _look(self) -> None:
+        now, patience = self._loop.time(), self._patience
+        over, quiet = self._began + patience.whole_s - now, now - self._last
+        if over <= 0:
+            self.lost.set_result(f"the answer wasn't taken within {patience.whole_s:.0f} s")
+            return
+        if self._sending and quiet >= patience.send_s:
+            self.lost.set_result(f"the client read nothing for {patience.send_s:.0f} s")
+            return
+        if not self._sending and quiet >= self._keep_alive_s:
+            self._ping = self._loop.create_task(self.send(KEEP_ALIVE))
+            quiet = 0.0
+        due = (patience.send_s if self._sending else self._keep_alive_s) - quiet
+        self._timer = self._loop.call_later(min(due, self._longest, over), self._look)
 
 
 async def until(deadline: float, source: AsyncIterator[T]) -> AsyncGenerator[T, None]:
     """Items of the source; its iterator is closed when this one is.
 
     Args:
-        deadline: on the running loop's clock. The timer is set anew for each item, since a generator may be driven by
-            one task after another.
+        deadline: on the running loop's clock.
 
     Raises:
         DeadlinePassed: an item wasn't there in time.
     """
+    alarm = _Alarm(deadline)
     try:
         while True:
             try:
-                async with asyncio.timeout_at(deadline):
+                with alarm:
                     item = await anext(source)
             except StopAsyncIteration:
                 return
-            except TimeoutError as error:
-                raise DeadlinePassed("The answer took too long and was stopped; ask for fewer tokens.") from error
             yield item
     finally:
+        alarm.stop()
         close = getattr(source, "aclose", None)
         if close is not None:
             await close()
+
+
+class _Alarm:
+    """`asyncio.timeout_at` for a block that is entered again and again: one timer for all of them.
+
+    Each entry notes the task that waits, since a generator may be driven by one task after another.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._ring)
+        self._rang = self._broke_in = False
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+
+    def __enter__(self) -> None:
+        if self._rang:
+            raise self._passed()
+        self._task = task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task is not None else 0
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        task, self._task = self._task, None
+        if not self._broke_in or task is None:
+            return
+        self._broke_in = False
+        ours = task.uncancel() <= self._cancelling  # else somebody else has cancelled it as well, and goes first
+        if ours and kind is asyncio.CancelledError:
+            raise self._passed() from error
+
+    def stop(self) -> None:
+        """It will not ring any more."""
+        self._timer.cancel()
+
+    def _ring(self) -> None:
+        self._rang = True
+        if self._task is not None:
+            self._broke_in = True
+            self._task.cancel()
+
+    @staticmethod
+    def _passed() -> DeadlinePassed:
+        return DeadlinePassed("The answer took too long and was stopped; ask for fewer tokens.")
 
 
 async def primed(stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

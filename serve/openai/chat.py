@@ -24,10 +24,11 @@ from serve.openai.models import resolve
 from serve.openai.schema import ChatCompletionRequest
 from serve.openai.wire import ChoiceBuffer, Head, delta_choice, first_choice, usage
 from serve.pairs import answer_tokens
+from serve.quick_route import QuickRoute
 from serve.routes.problems import OPENAI_ERRORS
 from serve.streams import EventStream, patience, primed, unless_gone, until
 
-router = APIRouter(tags=["openai"])
+router = APIRouter(tags=["openai"], route_class=QuickRoute)
 log = structlog.get_logger(__name__)
 DONE = b"data: [DONE]\n\n"
 

@@ -19,13 +19,14 @@ from serve.faults import fault_of, unexpected_fault
 from serve.http import FastJSON, request_id, sse
 from serve.identity import voter_of
 from serve.pairs import PairAsk, PairDelta, PairDone, PairEvent, PairOpened, run_pair
+from serve.quick_route import QuickRoute
 from serve.routes.problems import PROBLEMS
 from serve.streams import EventStream, patience, primed, unless_gone
 from serve.text import Text
 
 E = TypeVar("E")
 MAX_CONTENT = 100_000
-router = APIRouter(tags=["pairs"])
+router = APIRouter(tags=["pairs"], route_class=QuickRoute)
 log = structlog.get_logger(__name__)
 
 

@@ -17,6 +17,7 @@ from serve.deps import Deps, on_thread
 from serve.http import FastJSON, sse
 from serve.identity import voter_of
 from serve.pairs import PairDone
+from serve.quick_route import QuickRoute
 from serve.routes.pairs import AssistantTurn, PairRequest, PairResponse, event_bytes, note, shown, to_ask, wire
 from serve.routes.problems import PROBLEMS
 from serve.routes.votes import BASE
@@ -24,7 +25,7 @@ from serve.streams import EventStream, patience, primed, unless_gone
 from serve.text import Text
 from serve.turns import AnswerDone, AnswerOpened, TurnEvent, run_turn
 
-router = APIRouter(tags=["turns"])
+router = APIRouter(tags=["turns"], route_class=QuickRoute)
 
 
 class AnswerResponse(BaseModel):
