@@ -25,7 +25,7 @@ from benchmarks.serving.client import AskFailed
 from benchmarks.serving.servers import StartFailed
 from deploy.setup.environment import SetupFailed
 
-SECTIONS = {"paired": 3, "gateway": 2, "swaps": 1, "streams": 3}
+SECTIONS = {"paired": 3, "gateway": 2, "swaps": 10, "streams": 3}
 """Each section's rounds."""
 
 

@@ -3,7 +3,7 @@
 Each goes the whole way: published as the trainer does it, announced on Kafka, verified, loaded beside the incumbent,
 probed, recorded, switched to, the former one but one unloaded after its last stream. There are four sets of weights
 under a thousand names. Streams are greedy, and every answer must be, to the letter, what one set of weights said when
-nothing else went on: one that was in office when the stream began. `--rounds` counts thousands.
+nothing else went on: one that was in office when the stream began. `--rounds` counts hundreds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from feedback.kafka_log import KafkaEventLog
 from serve.config import ServeConfig
 from train.publish import announcement, publish
 
-SWAPS = 1000
+SWAPS = 100
 STREAMS = 6
 TOKENS = 64
 WARM_UP = 100

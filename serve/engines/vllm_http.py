@@ -13,7 +13,6 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 import structlog
 
 from feedback.contracts import Message
@@ -32,6 +31,7 @@ from serve.engines.base import (
     TopLogprob,
     check_length,
 )
+from serve.engines.http_wire import AiohttpWire, HttpWire
 from serve.engines.registry import AdapterRegistry, folder_digest
 from serve.engines.vllm_attempts import Attempts
 from serve.engines.vllm_server import ServerLost, VllmServer
@@ -49,7 +49,7 @@ class VllmHttpEngine:
     Args:
         urls: the servers' roots.
         api_key: sent as a bearer token, where the servers ask for one.
-        transport: replaces the network in tests.
+        wire: replaces the network in tests. Without it, make the engine on the running loop.
     """
 
     def __init__(
@@ -58,16 +58,11 @@ class VllmHttpEngine:
         config: ServeConfig,
         *,
         api_key: str | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        wire: HttpWire | None = None,
     ) -> None:
         self._config = config
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            trust_env=False,
-            transport=transport,
-        )
-        self._servers = tuple(VllmServer(url, self._client) for url in urls)
+        self._wire = wire or AiohttpWire({"Authorization": f"Bearer {api_key}"} if api_key else {})
+        self._servers = tuple(VllmServer(url, self._wire) for url in urls)
         self._registry = AdapterRegistry(config.max_loras)
         slots = config.max_num_seqs * len(self._servers)
         reserved = config.reserved_seqs * len(self._servers)
@@ -114,7 +109,7 @@ class VllmHttpEngine:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        await self._client.aclose()
+        await self._wire.close()
         for server in self._servers:
             server.up = False
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Se
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-import httpx
 import orjson
 
 from feedback.contracts import Message
@@ -19,6 +18,7 @@ from serve.engines.base import (
     InvalidSampling,
     PromptTooLong,
 )
+from serve.engines.http_wire import Answer, HttpWire, Unreachable
 from serve.engines.vllm_translate import first_line
 
 HEALTH_S = 5.0
@@ -45,7 +45,7 @@ class VllmServer:
         base: the name under which it serves the base model.
     """
 
-    def __init__(self, url: str, client: httpx.AsyncClient) -> None:
+    def __init__(self, url: str, wire: HttpWire) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.up = False
         self.in_flight = 0
@@ -53,7 +53,7 @@ class VllmServer:
         self.leftover: set[str] = set()
         self.base = ""
         self.max_model_len = 0
-        self._client = client
+        self._wire = wire
 
     async def check(self) -> None:
         """Ask whether it is well.
@@ -62,8 +62,8 @@ class VllmServer:
             ServerLost: it is not, or it can't be reached.
         """
         async with self._answer("GET", "/health", deadline_s=HEALTH_S) as response:
-            if response.status_code >= 400:
-                raise ServerLost(f"{self.url} is unwell: {response.status_code}")
+            if response.status >= 400:
+                raise ServerLost(f"{self.url} is unwell: {response.status}")
 
     async def models(self) -> dict[str, str]:
         """Path of each adapter that it holds, by name; learns the base's name and context length on the way."""
@@ -100,8 +100,8 @@ class VllmServer:
             async with self._answer(
                 "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, LOAD_S
             ) as response:
-                if response.status_code >= 400:
-                    raise AdapterLoadFailed(f"{name}: {self.url} refused it: {told(await response.aread())}")
+                if response.status >= 400:
+                    raise AdapterLoadFailed(f"{name}: {self.url} refused it: {told(await response.read())}")
         except AdapterLoadFailed:
             if (await self.models()).get(name) != path:
                 raise
@@ -111,7 +111,7 @@ class VllmServer:
         """Free an adapter; one that isn't there passes."""
         self.confirmed.discard(name)
         async with self._answer("POST", "/v1/unload_lora_adapter", {"lora_name": name}, LOAD_S) as response:
-            if response.status_code != 404:
+            if response.status != 404:
                 await raise_for(response, self.url)
 
     async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,17 +130,17 @@ class VllmServer:
         """
         async with self._answer("POST", "/v1/completions", {**body, "stream": True}, None) as response:
             await raise_for(response, self.url)
-            with self._reached():
-                async for line in response.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    data = line[5:].strip()
-                    if data == "[DONE]":
-                        return
-                    event = orjson.loads(data)
-                    if "error" in event:
-                        raise refusal(int(event["error"].get("code") or 500), data.encode(), self.url)
-                    yield event
+            done = False
+            async for data in events(response.pieces()):  # to its end: then the connection can be kept
+                if data == b"[DONE]":
+                    done = True
+                    continue
+                event = orjson.loads(data)
+                if "error" in event:
+                    raise refusal(int(event["error"].get("code") or 500), data, self.url)
+                yield event
+            if done:
+                return
         self.up = False
         raise ServerLost(f"{self.url} ended a stream in the middle")
 
@@ -158,42 +158,45 @@ class VllmServer:
     ) -> dict[str, Any]:
         async with self._answer(method, path, body, deadline_s) as response:
             await raise_for(response, self.url)
-            with self._reached():
-                found: dict[str, Any] = orjson.loads(await response.aread())
-                return found
+            found: dict[str, Any] = orjson.loads(await response.read())
+            return found
 
     @asynccontextmanager
     async def _answer(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, deadline_s: float | None = ANSWER_S
-    ) -> AsyncIterator[httpx.Response]:
+    ) -> AsyncIterator[Answer]:
         content = None if body is None else orjson.dumps(body)
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        limits = httpx.Timeout(deadline_s, connect=5.0)
-        request = self._client.build_request(method, self.url + path, content=content, headers=headers, timeout=limits)
         with self._reached():
-            response = await self._client.send(request, stream=True)
-        try:
-            yield response
-        finally:
-            await response.aclose()
+            async with self._wire.send(method, self.url + path, content, within_s=deadline_s) as response:
+                yield response
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
         try:
             yield
-        except httpx.TransportError as error:
+        except Unreachable as error:
             self.up = False
             raise ServerLost(f"{self.url} can't be reached: {first_line(error)}") from error
 
 
-async def raise_for(response: httpx.Response, url: str) -> None:
+async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The data of server-sent events, one line each, from a body cut anywhere."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
+
+
+async def raise_for(response: Answer, url: str) -> None:
     """Raise what a refusing status means.
 
     Raises:
         EngineError: one of the tree.
     """
-    if response.status_code >= 400:
-        raise refusal(response.status_code, await response.aread(), url)
+    if response.status >= 400:
+        raise refusal(response.status, await response.read(), url)
 
 
 def refusal(status: int, content: bytes, url: str) -> EngineError:

@@ -6,10 +6,10 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx
 import pytest
 
 from serve.config import ServeConfig
@@ -22,6 +22,7 @@ from serve.engines.base import (
     PromptTooLong,
     Sampling,
 )
+from serve.engines.http_wire import Unreachable
 from serve.engines.vllm_http import VllmHttpEngine
 
 
@@ -42,7 +43,7 @@ class StubServer:
         for at in range(count):
             await self.gate.wait()
             if at == self.cut_after:
-                raise httpx.ReadError("cut")
+                raise Unreachable("cut")
             choice = {
                 "index": 0,
                 "text": "x",
@@ -53,8 +54,27 @@ class StubServer:
         yield b"data: [DONE]\n\n"
 
 
-class Servers(httpx.AsyncBaseTransport):
-    """A network of stub servers, by host name."""
+class Reply:
+    """An answer of a stub server."""
+
+    def __init__(self, status: int, body: object = None, content: AsyncIterator[bytes] | None = None) -> None:
+        self.status = status
+        self._body = json.dumps(body).encode()
+        self._content = content
+
+    async def read(self) -> bytes:
+        return self._body
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        assert self._content is not None
+        async for piece in self._content:
+            half = len(piece) // 2  # a network cuts where it likes
+            yield piece[:half]
+            yield piece[half:]
+
+
+class Servers:
+    """A network of stub servers, by host name; keeps `HttpWire`."""
 
     def __init__(self, *names: str) -> None:
         self.by_name = {name: StubServer() for name in names}
@@ -62,40 +82,45 @@ class Servers(httpx.AsyncBaseTransport):
     def __getitem__(self, name: str) -> StubServer:
         return self.by_name[name]
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        server = self.by_name[request.url.host]
+    @asynccontextmanager
+    async def send(self, method: str, url: str, body: bytes | None, *, within_s: float | None) -> AsyncIterator[Reply]:
+        server = self.by_name[urlsplit(url).hostname or ""]
         if server.down:
-            raise httpx.ConnectError("refused")
-        body = json.loads(request.content or b"{}")
-        path = request.url.path
+            raise Unreachable("refused")
+        yield self._answer(server, urlsplit(url).path, json.loads(body or b"{}"))
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+    def _answer(self, server: StubServer, path: str, body: dict[str, str]) -> Reply:
         if path == "/v1/models":
             cards = [{"id": "base", "max_model_len": 64, "parent": None}]
             cards += [{"id": name, "root": root, "parent": "base"} for name, root in server.adapters.items()]
-            return httpx.Response(200, json={"data": cards})
+            return Reply(200, {"data": cards})
         if path == "/version":
-            return httpx.Response(200, json={"version": "1"})
+            return Reply(200, {"version": "1"})
         if path == "/v1/load_lora_adapter":
             return self._load(server, body)
         if path == "/v1/unload_lora_adapter":
-            return httpx.Response(200 if server.adapters.pop(body["lora_name"], None) else 404, text="")
+            return Reply(200 if server.adapters.pop(body["lora_name"], None) else 404)
         if path == "/v1/completions":
             return self._complete(server, body)
-        return httpx.Response(200)
+        return Reply(200)
 
-    def _load(self, server: StubServer, body: dict[str, str]) -> httpx.Response:
+    def _load(self, server: StubServer, body: dict[str, str]) -> Reply:
         if server.refuse_load or body["lora_name"] in server.adapters:
-            return httpx.Response(400, json={"error": {"message": "has already been loaded", "code": 400}})
+            return Reply(400, {"error": {"message": "has already been loaded", "code": 400}})
         server.adapters[body["lora_name"]] = body["lora_path"]
-        return httpx.Response(200, text="ok")
+        return Reply(200)
 
-    def _complete(self, server: StubServer, body: dict[str, object]) -> httpx.Response:
+    def _complete(self, server: StubServer, body: dict[str, str]) -> Reply:
         if server.refuse:
-            return httpx.Response(server.refuse[0], json={"error": {"message": server.refuse[1]}})
+            return Reply(server.refuse[0], {"error": {"message": server.refuse[1]}})
         model = str(body["model"])
         if model != "base" and model not in server.adapters:
-            return httpx.Response(404, json={"error": {"message": f"{model} does not exist"}})
+            return Reply(404, {"error": {"message": f"{model} does not exist"}})
         server.served.append(model)
-        return httpx.Response(200, content=server.tokens(int(str(body["max_tokens"]))))
+        return Reply(200, content=server.tokens(int(body["max_tokens"])))
 
 
 @pytest.fixture
@@ -106,7 +131,7 @@ def servers() -> Servers:
 @pytest.fixture
 async def engine(servers: Servers) -> AsyncIterator[VllmHttpEngine]:
     config = ServeConfig(engine_poll_s=0.01, engine_start_timeout_s=1.0, max_loras=2)
-    made = VllmHttpEngine([f"http://{name}/v1" for name in servers.by_name], config, transport=servers)
+    made = VllmHttpEngine([f"http://{name}/v1" for name in servers.by_name], config, wire=servers)
     await made.start()
     yield made
     await made.close()
@@ -270,7 +295,7 @@ async def test_servers_that_never_answer_are_named() -> None:
     network = Servers("one")
     network["one"].down = True
     config = ServeConfig(engine_poll_s=0.01, engine_start_timeout_s=0.05)
-    engine = VllmHttpEngine(["http://one"], config, transport=network)
+    engine = VllmHttpEngine(["http://one"], config, wire=network)
     with pytest.raises(EngineUnavailable, match="http://one"):
         await engine.start()
     await engine.close()
