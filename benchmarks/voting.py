@@ -107,6 +107,8 @@ def election(world: World, attack: Attack, attackers: int, rng: np.random.Genera
         length_b=np.full(size, 100, dtype=np.int32),
         shown_ms=at,
         cast_ms=at + 20_000,
+        part=np.zeros(size, dtype=np.int8),
+        among=np.ones(size, dtype=np.int8),
     )
     return ballots, evil
 

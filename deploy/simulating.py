@@ -17,6 +17,7 @@ from deploy.options import ConfigFile, DataDir
 def simulate(
     *,
     votes: Annotated[int | None, typer.Option(metavar="N", help="Votes to cast.")] = None,
+    n: Annotated[int | None, typer.Option(metavar="N", help="Answers to each question: 3 or 4 are ranked.")] = None,
     utility: Annotated[str | None, typer.Option(metavar="NAME", help="The hidden taste, e.g. warm_words.")] = None,
     decisive: Annotated[bool, typer.Option("--decisive", help="Count only votes that name a winner.")] = False,
     voters: Annotated[int | None, typer.Option(metavar="N", help="How many people.")] = None,
@@ -36,11 +37,14 @@ def simulate(
         hustings simulate --votes 64
 
         hustings simulate --votes 128 --decisive --utility short_first_sentence --noise 0.15
+
+        hustings simulate --votes 64 --n 3
     """
     from feedback.simulator import SimulateConfig, run
 
     given: dict[str, Any] = {
         "votes": votes,
+        "n": n,
         "utility": utility,
         "decisive": decisive,
         "voters": voters,

@@ -41,7 +41,17 @@ TOPICS = (
 )
 
 Position = Literal["a", "b", "c", "d"]
-Choice = Literal["a", "b", "tie", "both_bad"]
+PairChoice = Literal["a", "b", "tie", "both_bad"]
+"""What can be said of two answers."""
+Choice = Literal["a", "b", "tie", "both_bad", "ranking"]
+"""What a vote says: `ranking` where three or four answers were put in order, `VoteCast.ranking` telling how. `tie` and
+`both_bad` are said of all answers, however many they are."""
+Ranking = Annotated[
+    tuple[Annotated[tuple[Position, ...], Field(min_length=1, max_length=4)], ...], Field(min_length=2, max_length=4)
+]
+"""Positions in order, the best first; those in one place are as good as each other."""
+GOLD_RULE = "gold"
+"""`PairShown.contenders` of planted pairs."""
 Thumb = Literal["up", "down"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 AdapterName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN)]
@@ -101,9 +111,9 @@ class Event(Contract):
             return cls.model_validate_json(raw)
         except ValidationError as error:
             faults = error.errors(include_url=False, include_context=False)
-            if any(fault["loc"] == ("schema_version",) for fault in faults):
+            if any(fault["loc"][-1:] == ("schema_version",) for fault in faults):
                 raise UnknownSchemaVersion(
-                    f"{cls.__name__}: schema_version is not 1; upgrade the reader before the writer"
+                    f"{cls.__name__}: this schema_version isn't known here; upgrade the reader before the writer"
                 ) from error
             listed = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'record'}: {f['msg']}" for f in faults[:3])
             raise ContractError(f"{cls.__name__}: {listed}") from error
@@ -175,17 +185,39 @@ class PairShown(Event):
 
 
 class VoteCast(Event):
-    """A voter chose. The pair travels inside, so that a vote can be understood alone and needs no join."""
+    """A voter chose. The pair travels inside, so that a vote can be understood alone and needs no join.
 
+    Attributes:
+        schema_version: 2 for a ranking, which readers of version 1 would not understand; votes on pairs are written as
+            they always were.
+        ranking: where each answer came, in a vote that ranks them; None in any other.
+    """
+
+    schema_version: Literal[1, 2] = 1  # type: ignore[assignment]  # the one event of which there are two
     vote_id: Name
     pair: PairShown
     voter: Name
     choice: Choice
+    ranking: Ranking | None = Field(default=None, exclude_if=lambda ranking: ranking is None)
     reasons: tuple[Reason, ...] = Field(default=(), max_length=100)
     comment: str | None = Field(default=None, max_length=MAX_COMMENT)
     edited: str | None = Field(default=None, max_length=MAX_EDITED)
     dwell_ms: int | None = Field(default=None, ge=0)
     cast_at: Moment = Field(default_factory=utc_now)
+
+    @model_validator(mode="after")
+    def _ranked_whole(self) -> Self:
+        if (self.ranking is None) == (self.choice == "ranking"):
+            raise ValueError("ranking belongs to the choice `ranking`, and to no other")
+        if (self.schema_version == 2) != (self.ranking is not None):
+            raise ValueError("a ranking is written as schema_version 2, any other vote as 1")
+        if self.ranking is not None:
+            shown = sorted(completion.position for completion in self.pair.completions)
+            if len(shown) < 3 or sorted(position for place in self.ranking for position in place) != shown:
+                raise ValueError(
+                    f"ranking must name each of {', '.join(shown)} once; two answers take a choice instead"
+                )
+        return self
 
 
 class VoterForgotten(Event):

@@ -21,6 +21,7 @@ import orjson
 import structlog
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from feedback.comparisons import POSITIONS
 from feedback.config import FeedbackConfig
 from feedback.contracts import (
     DEAD_LETTER_TOPIC,
@@ -38,7 +39,7 @@ from feedback.contracts import (
     VoterForgotten,
 )
 from feedback.dataset import Covering, Dataset, DatasetError
-from feedback.dataset.rows import prompt_row, vote_row
+from feedback.dataset.rows import prompt_row, vote_rows
 from feedback.event_log import (
     EventConsumer,
     EventLog,
@@ -276,14 +277,17 @@ def _readable_vote(value: bytes) -> VoteCast:
     """A vote that can become a row of a snapshot: one that can't would stop every snapshot after it."""
     vote = VoteCast.from_bytes(value)
     _require_sides(vote.pair)
-    vote_row(vote)
+    vote_rows(vote)
     return vote
 
 
 def _require_sides(pair: PairShown) -> None:
     positions = [completion.position for completion in pair.completions]
-    if len(set(positions)) != len(positions) or not {"a", "b"} <= set(positions):
-        raise ContractError(f"completions: positions are {', '.join(positions)}; a and b are needed, each once")
+    needed = POSITIONS[: len(positions)]
+    if sorted(positions) != list(needed):
+        raise ContractError(
+            f"completions: positions are {', '.join(positions)}; {' and '.join(needed)} are needed, each once"
+        )
 
 
 def _dead_letter(record: StoredRecord, error: ContractError) -> DeadLetter:

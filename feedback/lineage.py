@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from feedback.comparisons import told
 from feedback.contracts import ADAPTER_NAME_PATTERN, AdapterManifest, Choice, PairShown, Position, VoteCast
 from feedback.dataset import Dataset, SnapshotManifest
 from feedback.ledger import Ledger
@@ -61,7 +62,11 @@ class SnapshotLine:
 
 @dataclass(frozen=True, slots=True)
 class VoteLine:
-    """Where a vote went. `choice` and `cast_at` are None where the ledger doesn't know it (it was imported)."""
+    """Where a vote went. `choice` and `cast_at` are None where the ledger doesn't know it (it was imported).
+
+    Attributes:
+        ranking: in one line, where it is one: `b>a=c`.
+    """
 
     vote: str
     pair: str | None
@@ -70,6 +75,7 @@ class VoteLine:
     snapshots: tuple[str, ...]
     adapters: tuple[str, ...]
     descendants: tuple[str, ...]
+    ranking: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +225,7 @@ class Lineage:
             snapshots=tuple(snapshots),
             adapters=adapters,
             descendants=self.descendants(adapters),
+            ranking=None if vote is None or vote.ranking is None else told(vote.ranking),
         )
 
     def _pair(self, pair: PairShown) -> PairLine:

@@ -85,6 +85,9 @@ class ChatConfig(Section):
     """`arena`: every turn is answered twice. `chat`: some are, by `paired_share`; the rest once, with thumbs."""
     paired_share: float = Field(default=0.2, ge=0, le=1)
     """Probability in chat mode that a turn is answered twice."""
+    answers: int = Field(default=2, ge=2, le=4)
+    """Answers to a turn that is answered more than once. Two are voted on; three or four are ranked: each vote then
+    says more and takes longer to give, and the engine writes as many answers."""
 
     @property
     def share(self) -> float:

@@ -21,6 +21,7 @@ from feedback.ledger.errors import (
     NotYourPair,
     PairConflict,
     ReleaseConflict,
+    UnfitVote,
     UnknownPair,
     VoteConflict,
 )
@@ -95,6 +96,7 @@ _ENGINE: dict[type[EngineError], tuple[int, str, str, str | None]] = {
 _LEDGER: dict[type[LedgerError], tuple[int, str, str]] = {
     UnknownPair: (404, "Unknown pair", "unknown-pair"),
     NotYourPair: (403, "Somebody else's pair", "not-your-pair"),
+    UnfitVote: (422, "Vote doesn't fit", "vote-doesnt-fit"),
     VoteConflict: (409, "Already voted", "already-voted"),
     NotYourConversation: (403, "Somebody else's conversation", "not-your-conversation"),
     PairConflict: (409, "Pair exists", "pair-exists"),

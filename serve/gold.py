@@ -10,10 +10,10 @@ import random
 import re
 from dataclasses import replace
 
-from feedback.contracts import Position
+from feedback.contracts import GOLD_RULE, Position
 from serve.contenders import Matchup
 
-GOLD = "gold"
+GOLD = GOLD_RULE
 """The contenders' rule of planted pairs."""
 BLOCK = 12
 """Words that are jumbled together; a stream is held back by so many."""
@@ -28,7 +28,7 @@ def plant(rng: random.Random, share: float, matchup: Matchup) -> tuple[Matchup, 
     Args:
         share: of the matchups of one adapter with itself.
     """
-    if not share or not matchup.same:
+    if not share or not matchup.same or len(matchup.adapters) > 2:
         return matchup, None
     if rng.random() >= share:
         return replace(matchup, propensity=matchup.propensity * (1 - share)), None

@@ -28,7 +28,8 @@ class Standing:
 
     Attributes:
         rank: 1 plus the number of contenders whose interval lies wholly above this one's, at equal length.
-        wins, losses, ties, both_bad: votes against another contender, each counted as one.
+        wins, losses, ties, both_bad: comparisons with another contender, each counted as one; a vote on a pair is one,
+            a ranking one for every two of its answers.
         win_rate: share of the weight that it took; a tie gives half. None where no vote has weight.
         strength: log-odds of beating an average contender; the position's bias is taken out.
         interval: 95%, by drawing voters.
@@ -49,7 +50,7 @@ class Standing:
 
     @property
     def votes(self) -> int:
-        """Votes against another contender."""
+        """Comparisons with another contender."""
         return self.wins + self.losses + self.ties + self.both_bad
 
 
@@ -58,7 +59,7 @@ class Leaderboard:
     """All standings, the strongest at equal length first, and what was found on the way.
 
     Attributes:
-        votes: votes that the standings rest on.
+        votes: votes that the standings rest on; `comparisons` is how many they are, with rankings taken apart.
         voters: people who cast them.
         planted, leaking: votes left out: on planted pairs, and on answers that gave away who they are.
         position_bias, length_effect: log-odds for the left answer, and for an answer over an empty one; with intervals.
@@ -69,6 +70,7 @@ class Leaderboard:
     voters: int
     planted: int
     leaking: int
+    comparisons: int = 0
     position_bias: float | None = None
     position_bias_interval: Interval | None = None
     length_effect: float | None = None
@@ -79,12 +81,14 @@ def leaderboard(ballots: Ballots, weights: Floats, draws: int = DRAWS) -> Leader
     """Everybody who has met somebody else.
 
     Args:
-        weights: (N,) what each vote counts.
+        weights: (N,) what each vote counts; a ranking counts once, its rows share that.
         draws: bootstrap draws of the intervals.
     """
     fair = ballots.fair
-    planted, leaking = int((ballots.gold != NO_GOLD).sum()), int((ballots.contest & ballots.leak).sum())
-    told, counted = ballots.only(fair), weights[fair]
+    planted = int(((ballots.gold != NO_GOLD) & ballots.lead).sum())
+    leaking = int((ballots.contest & ballots.leak & ballots.lead).sum())
+    vote = np.cumsum(ballots.lead)[fair]
+    told, counted = ballots.only(fair), weights[fair] / np.maximum(np.bincount(vote), 1)[vote]
     voters = len(np.unique(told.voter))
     if not len(told):
         return Leaderboard((), 0, 0, planted, leaking)
@@ -96,7 +100,8 @@ def leaderboard(ballots: Ballots, weights: Floats, draws: int = DRAWS) -> Leader
     low, high = equal.intervals()
     return Leaderboard(
         _standings(names, contests, told, plain, equal),
-        votes=len(told),
+        votes=len(np.unique(vote)),
+        comparisons=len(told),
         voters=voters,
         planted=planted,
         leaking=leaking,
@@ -120,8 +125,11 @@ def left_interval(tallies: Sequence[Tally]) -> Interval | None:
 
 
 def left_of(ballots: Ballots) -> tuple[float, float, float] | None:
-    """Share of the left among the decisive votes on pairs that nobody planted, and its 95% interval."""
-    chosen = ballots.choice[ballots.gold == NO_GOLD]
+    """Share of the left among the decisive votes on pairs that nobody planted, and its 95% interval.
+
+    Of a ranking counts whether a came before b: one vote, one look at the sides.
+    """
+    chosen = ballots.choice[(ballots.gold == NO_GOLD) & ballots.lead]
     left, right = int((chosen == A).sum()), int((chosen == B).sum())
     return (left / (left + right), *wilson(left, left + right)) if left + right else None
 
@@ -136,7 +144,7 @@ def wilson(hits: int, total: int) -> Interval:
 
 def choices(tallies: Iterable[Tally]) -> dict[str, int]:
     """Votes by choice."""
-    counted = {"a": 0, "b": 0, "tie": 0, "both_bad": 0}
+    counted = {"a": 0, "b": 0, "tie": 0, "both_bad": 0, "ranking": 0}
     for tally in tallies:
         counted[tally.choice] += tally.votes
     return counted

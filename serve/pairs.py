@@ -1,4 +1,7 @@
-"""A pair: two answers to one conversation, streamed side by side and blind, recorded before the client hears `done`."""
+"""A pair: two answers to one conversation, streamed side by side and blind, recorded before the client hears `done`.
+
+Or three, or four, which are ranked: all of them stream at once.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from feedback.comparisons import POSITIONS
 from feedback.contracts import CompletionRecord, FinishReason, Message, PairShown, Position, SamplingRecord
 from feedback.voters import names_itself
 from serve.contenders import SELF_PLAY, Matchup, choose
@@ -29,7 +33,6 @@ from serve.streams import merge, until
 
 BLAMELESS = (EngineUnavailable, EngineOverloaded, PromptTooLong, InvalidSampling, DeadlinePassed)
 """Failures that say nothing of the adapter."""
-POSITIONS: tuple[Position, Position] = ("a", "b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class PairAsk:
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    answers: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class PairOpened:
 
     pair_id: str
     conversation_id: str
+    answers: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class PairDelta:
 
 @dataclass(frozen=True, slots=True)
 class PairDone:
-    """Both sides have ended and the pair is in the ledger."""
+    """All sides have ended and the pair is in the ledger."""
 
     pair: PairShown
 
@@ -132,7 +137,7 @@ def answer_tokens(wanted: int | None, default: int, prompt: int, context: int) -
 
 
 async def run_pair(deps: ServeDeps, ask: PairAsk, voter: str) -> AsyncGenerator[PairEvent, None]:
-    """Answer twice. Closing this generator stops both generations; only a pair that was shown whole is recorded.
+    """Answer as often as asked. Closing this generator stops all of it; only a pair that was shown whole is recorded.
 
     Raises:
         ServeError, EngineError, LedgerError: before the first event where that can be known.
@@ -140,7 +145,9 @@ async def run_pair(deps: ServeDeps, ask: PairAsk, voter: str) -> AsyncGenerator[
     deps.readiness.require()
     with deps.people.enter():
         office = deps.office
-        matchup = choose(deps.rng, deps.config.contenders, office.holder, office.canaries, office.predecessors)
+        matchup = choose(
+            deps.rng, deps.config.contenders, office.holder, office.canaries, office.predecessors, ask.answers
+        )
         matchup, better = plant(deps.rng, deps.config.contenders.gold_share, matchup)
         outcome = "aborted"
         try:
@@ -167,11 +174,14 @@ async def _speak(
     prompt = await deps.engine.tokenize(ask.messages)
     pair_id = f"pair_{uuid4().hex}"
     conversation_id = ask.conversation_id or f"conv_{uuid4().hex}"
-    sampling = sampling_of(deps, ask, len(prompt))
+    sampling = sampling_of(deps, ask, len(prompt), ask.answers)
+    speakers = by_speaker(matchup)
+    drawn = [position for positions in speakers.values() for position in positions]
     sides = [
-        Side(position, adapter, sampling_record(sampling, index))
-        for index, (position, adapter) in enumerate(zip(POSITIONS, matchup.adapters, strict=True))
+        Side(position, adapter, sampling_record(sampling, drawn.index(position)))
+        for position, adapter in zip(POSITIONS, matchup.adapters, strict=False)
     ]
+    side_of = [[sides[POSITIONS.index(position)] for position in positions] for positions in speakers.values()]
     if better is not None:
         next(side for side in sides if side.position != better).jumbler = Jumbler(deps.rng)
     requests = generation_requests(matchup, prompt, sampling, pair_id)
@@ -186,8 +196,8 @@ async def _speak(
             if not opened:
                 opened = True
                 deps.metrics.first_token.labels("pair").observe(time.perf_counter() - began)
-                yield PairOpened(pair_id, conversation_id)
-            side = sides[source + chunk.index]
+                yield PairOpened(pair_id, conversation_id, ask.answers)
+            side = side_of[source][chunk.index]
             if content := side.add(chunk):
                 yield PairDelta(side.position, content)
     for side in sides:
@@ -214,26 +224,34 @@ async def _speak(
     yield PairDone(pair)
 
 
+def by_speaker(matchup: Matchup) -> dict[str | None, list[Position]]:
+    """The positions of each adapter, in the order in which the adapters come."""
+    found: dict[str | None, list[Position]] = {}
+    for position, adapter in zip(POSITIONS, matchup.adapters, strict=False):
+        found.setdefault(adapter, []).append(position)
+    return found
+
+
 def generation_requests(
     matchup: Matchup, prompt: tuple[int, ...], sampling: Sampling, pair_id: str
 ) -> list[GenerationRequest]:
-    """One request with two answers, which share the prefill, where one adapter speaks twice; else one a side.
-
-    The source's number plus the answer's index is the side's number either way.
-    """
-    if matchup.same:
+    """A request an adapter: all its answers, which share the prefill. The i-th of all is seeded with seed + i."""
+    speakers = by_speaker(matchup)
+    if len(speakers) == 1:
         return [_request(prompt, sampling, pair_id, matchup.adapters[0])]
-    return [
-        _request(prompt, _one_of(sampling, index), f"{pair_id}-{position}", adapter)
-        for index, (position, adapter) in enumerate(zip(POSITIONS, matchup.adapters, strict=True))
-    ]
+    requests, before = [], 0
+    for adapter, positions in speakers.items():
+        mine = _part_of(sampling, before, len(positions))
+        requests.append(_request(prompt, mine, f"{pair_id}-{positions[0]}", adapter))
+        before += len(positions)
+    return requests
 
 
 def _request(prompt: tuple[int, ...], sampling: Sampling, request_id: str, adapter: str | None) -> GenerationRequest:
     return GenerationRequest(prompt, sampling, request_id, adapter, Priority.PERSON)
 
 
-def sampling_of(deps: ServeDeps, ask: PairAsk, prompt_tokens: int, answers: int = len(POSITIONS)) -> Sampling:
+def sampling_of(deps: ServeDeps, ask: PairAsk, prompt_tokens: int, answers: int) -> Sampling:
     """What was asked for, or else the configuration.
 
     Raises:
@@ -252,13 +270,14 @@ def sampling_of(deps: ServeDeps, ask: PairAsk, prompt_tokens: int, answers: int 
     )
 
 
-def _one_of(sampling: Sampling, index: int) -> Sampling:
-    seed = None if sampling.seed is None else sampling.seed + index
+def _part_of(sampling: Sampling, before: int, answers: int) -> Sampling:
+    seed = None if sampling.seed is None else sampling.seed + before
     return Sampling(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=seed,
+        n=answers,
         logprobs=sampling.logprobs,
     )
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from feedback.config import VotersConfig
 from feedback.contracts import VoterForgotten
 from feedback.ledger import Ledger, Place
-from feedback.voters import Ballot, Ballots, ballot_of, vote_weights, voter_weights
+from feedback.voters import Ballot, Ballots, ballots_of, vote_weights, voter_weights
 from serve.leaderboard import Leaderboard, leaderboard, left_of
 
 LATE_US = 60_000_000
@@ -63,7 +63,7 @@ class VoteBook:
         self._fresh_s = fresh_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._ballots: dict[str, tuple[Place, Ballot]] = {}
+        self._ballots: dict[str, tuple[Place, tuple[Ballot, ...]]] = {}
         self._read_to: Place | None = None
         self._total = 0
         self._forgotten: frozenset[VoterForgotten] = frozenset()
@@ -89,7 +89,7 @@ class VoteBook:
     def _refresh(self) -> None:
         changed = self._read()
         if changed or self._news is None:
-            ballots = Ballots.of(ballot for _, ballot in self._ballots.values())
+            ballots = Ballots.of(ballot for _, cast in self._ballots.values() for ballot in cast)
             board = leaderboard(ballots, vote_weights(ballots, self._voters))
             self._news = VoteNews(board, left_of(ballots), voter_weights(ballots, self._voters))
         self._at = self._clock()
@@ -123,6 +123,6 @@ class VoteBook:
             after = batch[-1][0]
             for place, vote in batch:
                 if vote.vote_id not in self._ballots:
-                    self._ballots[vote.vote_id] = (place, ballot_of(vote))
+                    self._ballots[vote.vote_id] = (place, ballots_of(vote))
             self._read_to = max(self._read_to, after)
         return len(self._ballots) - known

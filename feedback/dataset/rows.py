@@ -1,7 +1,9 @@
 """What a snapshot's tables hold, and how an event becomes a row of one. Pure functions.
 
-preferences and ties have the same columns. In ties, `chosen` is side a and `rejected` side b. `prompt`, `chosen` and
-`rejected` are lists of messages: the conversational preference format that TRL and Hugging Face `datasets` read.
+preferences and ties have the same columns, and a row for every two answers of a vote: a ranking of K is K(K-1)/2 rows
+of one `vote_id`, some in preferences and some in ties. In ties, `chosen` is the answer in the earlier position.
+`prompt`, `chosen` and `rejected` are lists of messages: the conversational preference format that TRL and Hugging Face
+`datasets` read.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from feedback.comparisons import Comparison, comparisons
 from feedback.contracts import CompletionRecord, PairShown, VoteCast
 
 MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
@@ -26,6 +29,8 @@ VOTE_SCHEMA = pa.schema(
         ("voter", pa.string()),
         ("outcome", pa.string()),
         ("chosen_position", pa.string()),
+        ("rejected_position", pa.string()),
+        ("answers", pa.int8()),
         ("chosen_adapter", pa.string()),
         ("rejected_adapter", pa.string()),
         ("base_model", pa.string()),
@@ -61,21 +66,24 @@ PROMPT_SCHEMA = pa.schema(
 
 
 def is_decisive(choice: str) -> bool:
-    """Whether a choice names a winner."""
-    return choice in {"a", "b"}
+    """Whether a vote of this choice names a winner."""
+    return choice in {"a", "b", "ranking"}
 
 
-def sides(vote: VoteCast) -> tuple[CompletionRecord, CompletionRecord]:
-    """The chosen and the rejected completion; a and b where nobody won."""
-    by_position = {completion.position: completion for completion in vote.pair.completions}
-    a, b = by_position["a"], by_position["b"]
-    return (b, a) if vote.choice == "b" else (a, b)
+def vote_rows(vote: VoteCast) -> list[tuple[bool, dict[str, Any]]]:
+    """A vote's comparisons as rows of `VOTE_SCHEMA`, each with whether it names a winner.
+
+    `weight` is the voter's, the same in all rows of a ranking: what a ranking's rows count together is for those to
+    decide who count them (`train.reward.rankings`).
+    """
+    return [(comparison.decisive, _row(vote, comparison)) for comparison in comparisons(vote)]
 
 
-def vote_row(vote: VoteCast) -> dict[str, Any]:
-    """A vote as a row of `VOTE_SCHEMA`."""
+def _row(vote: VoteCast, comparison: Comparison) -> dict[str, Any]:
     pair = vote.pair
-    chosen, rejected = sides(vote)
+    chosen, rejected = comparison.first, comparison.second
+    if comparison.choice == "b":
+        chosen, rejected = rejected, chosen
     return {
         "prompt": _prompt(pair),
         "chosen": _answer(chosen),
@@ -84,8 +92,10 @@ def vote_row(vote: VoteCast) -> dict[str, Any]:
         "pair_id": pair.pair_id,
         "conversation_id": pair.conversation_id,
         "voter": vote.voter,
-        "outcome": "decisive" if is_decisive(vote.choice) else vote.choice,
+        "outcome": "decisive" if comparison.decisive else comparison.choice,
         "chosen_position": chosen.position,
+        "rejected_position": rejected.position,
+        "answers": len(pair.completions),
         "chosen_adapter": chosen.adapter,
         "rejected_adapter": rejected.adapter,
         "base_model": pair.base_model,

@@ -24,10 +24,10 @@ from feedback.dataset.errors import DatasetCorrupt, SnapshotPurged, UnknownSnaps
 from feedback.dataset.files import flush_folder, folder_in_the_making, sha256_of, write_file
 from feedback.dataset.ordering import BUCKET_BYTES, in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
-from feedback.dataset.rows import PROMPT_SCHEMA, VOTE_SCHEMA, is_decisive, prompt_row, vote_row
+from feedback.dataset.rows import PROMPT_SCHEMA, VOTE_SCHEMA, is_decisive, prompt_row, vote_rows
 from feedback.dataset.tombstones import Covering
 from feedback.dataset.weighing import Weigh, write_weights
-from feedback.voters import BallotBox, ballot_of
+from feedback.voters import BallotBox, ballots_of
 
 MANIFEST = "manifest.json"
 PARTS = "parts.json"
@@ -47,7 +47,11 @@ class SnapshotManifest(BaseModel):
     Attributes:
         id: first 20 hex digits of the SHA-256 over the tables' digests.
         files: SHA-256 of each table, by file name.
-        votes, decisive, ties, both_bad, prompts: how many rows.
+        votes, prompts: how many there are.
+        decisive, ties, both_bad: votes that name a winner, and those that say of all answers that they are as good, or
+            as bad, as each other.
+        comparisons: rows of the two tables of votes: a ranking is several, any other vote on a pair one. 0 where
+            snapshots didn't tell yet.
         voters, conversations: how many different ones among the votes.
         adapters: how often each adapter ("base" for none) was on either side.
         filters: what was left out or folded, in words.
@@ -63,6 +67,7 @@ class SnapshotManifest(BaseModel):
     decisive: int
     ties: int
     both_bad: int
+    comparisons: int = 0
     prompts: int
     voters: int
     conversations: int
@@ -243,6 +248,7 @@ class _Cast:
     """What was seen of the votes on their way into the tables."""
 
     kinds: Counter[str] = field(default_factory=Counter)
+    comparisons: int = 0
     first_us: int | None = None
     last_us: int | None = None
 
@@ -291,9 +297,11 @@ def _write_votes(folder: Path, rows: Iterable[PartRow], box: BallotBox | None, f
             if forgotten.vote(vote):
                 continue
             cast.see(row)
-            (decisive if is_decisive(row.kind) else tied).add(vote_row(vote))
-            if box is not None:
-                box.add(ballot_of(vote))
+            for won, compared in vote_rows(vote):
+                cast.comparisons += 1
+                (decisive if won else tied).add(compared)
+            for ballot in ballots_of(vote) if box is not None else ():
+                box.add(ballot)
     return cast
 
 
@@ -319,11 +327,12 @@ def _describe(folder: Path, cast: _Cast) -> SnapshotManifest:
         decisive=sum(count for kind, count in cast.kinds.items() if is_decisive(kind)),
         ties=cast.kinds["tie"],
         both_bad=cast.kinds["both_bad"],
+        comparisons=cast.comparisons,
         prompts=pq.read_metadata(folder / TABLES[2]).num_rows,
         voters=_different(folder, "voter"),
         conversations=_different(folder, "conversation_id"),
         adapters={name: spoke[name] for name in sorted(spoke)},
-        filters=("one row a vote_id", "one prompt a pair_id", "no forgotten voters"),
+        filters=("each vote_id once", "one prompt a pair_id", "no forgotten voters"),
         from_time=None if cast.first_us is None else _time(cast.first_us),
         to_time=None if cast.last_us is None else _time(cast.last_us),
     )

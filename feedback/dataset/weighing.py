@@ -21,7 +21,7 @@ def write_weights(folder: Path, ballots: Ballots, weigh: Weigh) -> None:
     """Put the weights into both tables of votes, a row group at a time; a table of ones stays as it is.
 
     Args:
-        ballots: of all votes in the order in which they were written, decisive and tied ones mixed.
+        ballots: of all rows in the order in which they were written, decisive and tied ones mixed.
     """
     weights = weigh(ballots)
     for name, mine in ((DECISIVE, ballots.decisive), (TIED, ~ballots.decisive)):

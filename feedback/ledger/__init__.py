@@ -11,6 +11,7 @@ from feedback.ledger.errors import (
     NotYourPair,
     PairConflict,
     ReleaseConflict,
+    UnfitVote,
     UnknownPair,
     VoteConflict,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ReleaseConflict",
     "Side",
     "Tally",
+    "UnfitVote",
     "UnknownPair",
     "VoteConflict",
     "VoteDraft",

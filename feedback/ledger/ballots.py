@@ -10,7 +10,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, Table, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from feedback.contracts import PAIR_TOPIC, Choice, PairShown, VoteCast
+from feedback.contracts import PAIR_TOPIC, Choice, PairShown, Ranking, VoteCast
 from feedback.ledger import outbox
 from feedback.ledger.casting import VoteDraft, VoteOutcome, record_votes
 from feedback.ledger.errors import NotYourConversation, PairConflict
@@ -59,6 +59,9 @@ def record_pair(connection: Connection, pair: PairShown) -> None:
             "voter": pair.voter,
             "adapter_a": adapters.get("a"),
             "adapter_b": adapters.get("b"),
+            "adapter_c": adapters.get("c"),
+            "adapter_d": adapters.get("d"),
+            "answers": len(pair.completions),
             "contenders": pair.contenders,
             "shown_us": to_us(pair.shown_at),
             "event": value,
@@ -105,6 +108,7 @@ def record_vote(
     pair_id: str,
     voter: str,
     choice: Choice,
+    ranking: Ranking | None = None,
     reasons: Sequence[str],
     comment: str | None,
     edited: str | None,
@@ -113,9 +117,9 @@ def record_vote(
     """Add a vote and its outbox row, or find the one that this voter cast before.
 
     Raises:
-        UnknownPair, NotYourPair, VoteConflict: see feedback.ledger.errors.
+        UnknownPair, NotYourPair, UnfitVote, VoteConflict: see feedback.ledger.errors.
     """
-    draft = VoteDraft(pair_id, voter, choice, tuple(reasons), comment, edited, dwell_ms)
+    draft = VoteDraft(pair_id, voter, choice, tuple(reasons), comment, edited, dwell_ms, ranking)
     (outcome,) = record_votes(connection, [draft])
     if isinstance(outcome, Exception):
         raise outcome

@@ -14,15 +14,16 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Insert, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from feedback.contracts import VOTE_TOPIC, Choice, PairShown, VoteCast, utc_now
+from feedback.comparisons import told as in_one_line
+from feedback.contracts import VOTE_TOPIC, Choice, PairShown, Ranking, VoteCast, utc_now
 from feedback.ledger import outbox
-from feedback.ledger.errors import NotYourPair, UnknownPair, VoteConflict
+from feedback.ledger.errors import NotYourPair, UnfitVote, UnknownPair, VoteConflict
 from feedback.ledger.tables import pairs, to_us, votes
 
 _PAIRS = select(pairs.c.pair_id, pairs.c.conversation_id, pairs.c.voter, pairs.c.event).where(
     pairs.c.pair_id.in_(bindparam("pair_ids", expanding=True))
 )
-_EARLIER = select(votes.c.vote_id, votes.c.choice, votes.c.event).where(
+_EARLIER = select(votes.c.vote_id, votes.c.choice, votes.c.ranking, votes.c.event).where(
     votes.c.pair_id == bindparam("pair"), votes.c.voter == bindparam("by")
 )
 
@@ -38,6 +39,12 @@ class VoteDraft:
     comment: str | None = None
     edited: str | None = None
     dwell_ms: int | None = None
+    ranking: Ranking | None = None
+
+    @property
+    def line(self) -> str | None:
+        """The ranking in one line; answers in one place are in no order."""
+        return None if self.ranking is None else in_one_line(tuple(tuple(sorted(place)) for place in self.ranking))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +61,14 @@ class VoteOutcome:
     """What became of a vote. `created` is False where the voter had cast just this vote before.
 
     Attributes:
+        ranking: in one line, where it is one.
         event: the VoteCast's bytes on the wire.
         sides: what its voter may now be told of the pair.
     """
 
     vote_id: str
     choice: Choice
+    ranking: str | None
     created: bool
     event: bytes
     sides: tuple[Side, ...]
@@ -90,15 +99,15 @@ class _Vote:
 
     def outcome(self, row: dict[str, Any], *, created: bool) -> VoteOutcome:
         event = outbox.vote_bytes(self.shown.event, row["event"])
-        return VoteOutcome(row["vote_id"], row["choice"], created, event, self.shown.sides)
+        return VoteOutcome(row["vote_id"], row["choice"], row["ranking"], created, event, self.shown.sides)
 
 
 def record_votes(connection: Connection, drafts: Sequence[VoteDraft]) -> list[VoteOutcome | Exception]:
     """Add votes with their outbox rows; one entry a draft, in their order: what became of it, or why it is refused.
 
     The unique constraint decides a race of two votes, within the drafts and beyond: the second insert does nothing, and
-    finds the first. Refused are `UnknownPair`, `NotYourPair`, `VoteConflict`, and pydantic's error where a vote breaks
-    its contract.
+    finds the first. Refused are `UnknownPair`, `NotYourPair`, `UnfitVote`, `VoteConflict`, and pydantic's error where a
+    vote breaks its contract.
     """
     shown = _shown(connection, {draft.pair_id for draft in drafts})
     now = utc_now()
@@ -133,12 +142,16 @@ def _checked(draft: VoteDraft, shown: _Shown | None, now: datetime) -> _Vote | E
         return UnknownPair(draft.pair_id)
     if shown.voter != draft.voter:
         return NotYourPair(draft.pair_id)
+    if misfit := _misfit(draft, [side.position for side in shown.sides]):
+        return misfit
     try:
         vote = VoteCast(
+            schema_version=1 if draft.ranking is None else 2,
             vote_id=f"vote_{uuid4().hex}",
             pair=PairShown.model_construct(completions=shown.sides, shown_at=now),
             voter=draft.voter,
             choice=draft.choice,
+            ranking=draft.ranking,
             reasons=draft.reasons,
             comment=draft.comment,
             edited=draft.edited,
@@ -152,10 +165,22 @@ def _checked(draft: VoteDraft, shown: _Shown | None, now: datetime) -> _Vote | E
         "pair_id": draft.pair_id,
         "voter": draft.voter,
         "choice": draft.choice,
+        "ranking": draft.line,
         "cast_us": to_us(now),
         "event": vote.model_dump_json(exclude={"pair"}).encode(),
     }
     return _Vote(draft, shown, row)
+
+
+def _misfit(draft: VoteDraft, positions: list[str]) -> UnfitVote | None:
+    if draft.choice in {"tie", "both_bad"} and draft.ranking is None:
+        return None
+    if len(positions) == 2:
+        fits = draft.ranking is None and draft.choice != "ranking"
+    else:
+        ranked = sorted(position for place in draft.ranking or () for position in place)
+        fits = draft.choice == "ranking" and ranked == sorted(positions)
+    return None if fits else UnfitVote(draft.pair_id, sorted(positions))
 
 
 def _insert(connection: Connection, rows: list[dict[str, Any]]) -> set[str]:
@@ -178,6 +203,6 @@ def _outcome(connection: Connection, vote: _Vote, *, created: bool) -> VoteOutco
     if created:
         return vote.outcome(vote.row, created=True)
     found = connection.execute(_EARLIER, {"pair": vote.draft.pair_id, "by": vote.draft.voter}).one()
-    if found.choice != vote.draft.choice:
-        return VoteConflict(vote.draft.pair_id, found.vote_id, found.choice)
+    if (found.choice, found.ranking) != (vote.draft.choice, vote.draft.line):
+        return VoteConflict(vote.draft.pair_id, found.vote_id, found.ranking or found.choice)
     return vote.outcome(found._asdict(), created=False)

@@ -7,13 +7,14 @@ LedgerError
 ├── NotYourPair         the pair was shown to somebody else
 ├── NotYourConversation the conversation is somebody else's
 ├── PairConflict        another pair has this id
+├── UnfitVote           the vote isn't one that this pair takes: two answers take a choice, more of them a ranking
 ├── VoteConflict        this voter has already voted otherwise on this pair
 └── ReleaseConflict     another serving has moved the release meanwhile
 """
 
 from __future__ import annotations
 
-from feedback.contracts import Choice, Thumb
+from collections.abc import Sequence
 
 
 class LedgerError(Exception):
@@ -60,10 +61,22 @@ class PairConflict(LedgerError):
         self.pair_id = pair_id
 
 
+class UnfitVote(LedgerError):
+    """The vote isn't one that this pair takes; the message says which are."""
+
+    def __init__(self, pair_id: str, positions: Sequence[str]) -> None:
+        if len(positions) == 2:
+            wanted = "a choice: a, b, tie or both_bad"
+        else:
+            wanted = f"a ranking that names {', '.join(positions)} once each, or the choice tie or both_bad"
+        super().__init__(f"pair {pair_id!r} has {len(positions)} answers and takes {wanted}")
+        self.pair_id = pair_id
+
+
 class VoteConflict(LedgerError):
     """The voter has chosen otherwise before; the first choice stands."""
 
-    def __init__(self, pair_id: str, vote_id: str, choice: Choice | Thumb, what: str = "pair") -> None:
+    def __init__(self, pair_id: str, vote_id: str, choice: str, what: str = "pair") -> None:
         super().__init__(f"{what} {pair_id!r} already has your vote {choice!r}; the first choice stands")
         self.pair_id = pair_id
         self.vote_id = vote_id

@@ -17,6 +17,7 @@ from feedback.contracts import (
     Choice,
     GateChanged,
     PairShown,
+    Ranking,
     ReleaseChanged,
     Thumb,
     VoteCast,
@@ -120,6 +121,7 @@ class Ledger:
         pair_id: str,
         voter: str,
         choice: Choice,
+        ranking: Ranking | None = None,
         reasons: Sequence[str] = (),
         comment: str | None = None,
         edited: str | None = None,
@@ -130,9 +132,10 @@ class Ledger:
         Raises:
             UnknownPair: no such pair.
             NotYourPair: it was shown to another voter.
+            UnfitVote: two answers take a choice, more of them a ranking (or `tie`, or `both_bad`, of all).
             VoteConflict: the voter has chosen otherwise before.
         """
-        draft = VoteDraft(pair_id, voter, choice, tuple(reasons), comment, edited, dwell_ms)
+        draft = VoteDraft(pair_id, voter, choice, tuple(reasons), comment, edited, dwell_ms, ranking)
         (outcome,) = self.record_votes([draft])
         if isinstance(outcome, Exception):
             raise outcome

@@ -53,12 +53,16 @@ pairs = Table(
     Column("voter", String, nullable=False),
     Column("adapter_a", String),
     Column("adapter_b", String),
+    Column("adapter_c", String),
+    Column("adapter_d", String),
+    Column("answers", Integer, nullable=False, server_default="2"),
     Column("contenders", String, nullable=False),
     Column("shown_us", BigInteger, nullable=False),
     Column("event", LargeBinary, nullable=False),
     Index(None, "adapter_a", "adapter_b", "shown_us"),
 )
 """`event` is the PairShown as it goes on the wire; the other columns are there to be searched."""
+Index("ix_pairs_ranked", pairs.c.shown_us, sqlite_where=pairs.c.answers > 2, postgresql_where=pairs.c.answers > 2)
 
 votes = Table(
     "votes",
@@ -67,11 +71,12 @@ votes = Table(
     Column("pair_id", String, ForeignKey("pairs.pair_id"), nullable=False),
     Column("voter", String, nullable=False, index=True),
     Column("choice", String, nullable=False),
+    Column("ranking", String),
     Column("cast_us", BigInteger, nullable=False, index=True),
     Column("event", LargeBinary, nullable=False),
     UniqueConstraint("pair_id", "voter"),
 )
-"""`event` is the VoteCast without its pair, which stands in `pairs`."""
+"""`event` is the VoteCast without its pair, which stands in `pairs`; `ranking` is its ranking in one line."""
 
 answers = Table(
     "answers",

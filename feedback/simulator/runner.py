@@ -19,7 +19,7 @@ from feedback.simulator.client import PatientClient, RequestRefused, SimulateErr
 from feedback.simulator.progress import Progress, make_progress
 from feedback.simulator.topics import Prompt, Split, prompts
 from feedback.simulator.utilities import utility
-from feedback.simulator.voters import Ballot, Temper, vote
+from feedback.simulator.voters import Ballot, RankedBallot, Temper, rank, vote
 
 logger = structlog.get_logger(__name__)
 
@@ -34,8 +34,10 @@ class SimulateConfig(Section):
     """Address of serving."""
     votes: int = Field(default=64, ge=1)
     """Votes to cast."""
+    n: int = Field(default=2, ge=2, le=4)
+    """Answers to each question: two are voted on, three or four are ranked."""
     decisive: bool = False
-    """Count only votes that name a winner (ties and both-bad are cast, but not counted)."""
+    """Count only votes that name a winner (ties and both-bad are cast, but not counted); a ranking is one vote."""
     utility: str = "warm_words"
     """The hidden taste, one of feedback.simulator.utilities.UTILITIES."""
     voters: int = Field(default=20, ge=1)
@@ -75,8 +77,9 @@ class SimulateReport:
     Attributes:
         votes: acknowledged votes, each counted once.
         decisive: those that name a winner.
-        agreement: share of the decisive votes that the hidden utility agrees with; None without any.
-        position_bias: share of decisive votes for the left answer, less a half; None without any.
+        agreement: share of the decisive votes (of rankings: of what they decide) that the hidden utility agrees with;
+            None without any.
+        position_bias: share of decisive votes for the left answer, less its fair share; None without any.
         errors: pairs or votes that were refused for good.
         retries: requests that were sent again.
         repeated: votes that serving had already recorded when it was asked again.
@@ -131,7 +134,9 @@ class _Simulation:
         self._begun = 0
         self._in_flight = 0
         self._choices: Counter[Choice] = Counter()
-        self._agreed = 0
+        self._decisive = 0
+        self._agreed = 0.0
+        self._left = 0.0
         self._retries = 0
         self._repeated = 0
         self._errors = 0
@@ -173,31 +178,41 @@ class _Simulation:
         return self._counted() >= self._config.votes or self._begun >= self._most_pairs
 
     def _counted(self) -> int:
-        return self._choices["a"] + self._choices["b"] if self._config.decisive else self._choices.total()
+        return self._decisive if self._config.decisive else self._choices.total()
 
     async def _chat_and_vote(self, number: int) -> None:
         prompt = self._prompts[number]
         rng = random.Random(f"vote:{self._config.seed}:{number}")  # noqa: S311  not for secrets
         voter = f"simulated-{self._config.seed}-{rng.randrange(self._config.voters):04d}"
         _, pair = await self._client.post("/v1/pairs", self._question(prompt), voter)
-        sides = {side["position"]: side["message"]["content"] for side in pair["completions"]}
-        ballot = vote(self._utility, self._temper, prompt.messages, sides["a"], sides["b"], rng=rng)
-        body = {"pair_id": pair["pair_id"], "choice": ballot.choice}
-        status, _ = await self._client.post("/v1/votes", body, voter)
+        ballot = self._ballot(prompt, pair, rng)
+        status, _ = await self._client.post("/v1/votes", {"pair_id": pair["pair_id"], **ballot.said}, voter)
         self._count(ballot, new=status == httpx.codes.CREATED)
+
+    def _ballot(self, prompt: Prompt, pair: dict[str, Any], rng: random.Random) -> Ballot | RankedBallot:
+        sides = sorted(pair["completions"], key=lambda side: str(side["position"]))
+        answers = [side["message"]["content"] for side in sides]
+        if len(answers) == 2:
+            return vote(self._utility, self._temper, prompt.messages, *answers, rng=rng)
+        return rank(self._utility, self._temper, prompt.messages, answers, rng=rng)
 
     def _question(self, prompt: Prompt) -> dict[str, Any]:
         body: dict[str, Any] = {"messages": [message.model_dump() for message in prompt.messages]}
+        if self._config.n > 2:
+            body["n"] = self._config.n
         for name in ("max_tokens", "temperature"):
             if (value := getattr(self._config, name)) is not None:
                 body[name] = value
         return body
 
-    def _count(self, ballot: Ballot, *, new: bool) -> None:
+    def _count(self, ballot: Ballot | RankedBallot, *, new: bool) -> None:
         # A repeat is our own vote, whose first answer was lost on the way: it is new to us and counts once.
         self._repeated += not new
         self._choices[ballot.choice] += 1
-        self._agreed += ballot.decisive and ballot.choice == ballot.honest
+        if ballot.decisive:
+            self._decisive += 1
+            self._agreed += ballot.agreement
+            self._left += ballot.left
         if ballot.decisive or not self._config.decisive:
             self._progress.advance()
 
@@ -212,14 +227,14 @@ class _Simulation:
             raise SimulateError(f"{self._refused_in_a_row} requests in a row were refused; the last: {error}")
 
     def _report(self, seconds: float) -> SimulateReport:
-        decisive = self._choices["a"] + self._choices["b"]
+        decisive = self._decisive
         return SimulateReport(
             votes=self._choices.total(),
             decisive=decisive,
             ties=self._choices["tie"],
             both_bad=self._choices["both_bad"],
             agreement=self._agreed / decisive if decisive else None,
-            position_bias=self._choices["a"] / decisive - 0.5 if decisive else None,
+            position_bias=self._left / decisive - 1 / self._config.n if decisive else None,
             votes_per_minute=60 * self._choices.total() / seconds,
             seconds=seconds,
             errors=self._errors,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from feedback.config import VotersConfig
-from feedback.voters.ballots import Ballot, BallotBox, Ballots, ballot_of
+from feedback.voters.ballots import Ballot, BallotBox, Ballots, ballots_of
 from feedback.voters.leaks import names_itself
 from feedback.voters.weights import vote_weights, voter_weights, weigher
 
@@ -12,7 +12,7 @@ __all__ = [
     "BallotBox",
     "Ballots",
     "VotersConfig",
-    "ballot_of",
+    "ballots_of",
     "names_itself",
     "vote_weights",
     "voter_weights",

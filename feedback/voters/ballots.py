@@ -1,4 +1,8 @@
-"""Votes as columns: the little of each that reliability, position bias and standings look at."""
+"""Votes as columns: the little of each that reliability, position bias and standings look at.
+
+A row is a comparison of two answers. A vote on a pair is one; a ranking of K answers is K(K-1)/2 rows that together are
+one ballot (`share`), of which `lead` is what a pair would have told.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from feedback.comparisons import Comparison, comparisons
 from feedback.contracts import PairShown, VoteCast
 from feedback.voters.leaks import names_itself
 
@@ -22,7 +27,7 @@ _CODES = {"a": A, "b": B, "tie": TIE, "both_bad": BOTH_BAD}
 
 
 class Ballot(NamedTuple):
-    """One vote, light.
+    """One comparison of a vote, light.
 
     Attributes:
         adapter_a, adapter_b: who spoke; "base" for none.
@@ -32,6 +37,7 @@ class Ballot(NamedTuple):
         prompt: a digest of the conversation, to find repeats by.
         length_a, length_b: characters of the answers.
         shown_ms, cast_ms: Unix time of both by the server's clock, milliseconds.
+        part, among: number of the comparison within its vote, from 0, and how many there are.
     """
 
     vote_id: str
@@ -47,27 +53,34 @@ class Ballot(NamedTuple):
     length_b: int
     shown_ms: int
     cast_ms: int
+    part: int = 0
+    among: int = 1
 
 
-def ballot_of(vote: VoteCast) -> Ballot:
-    """What a vote's ballot holds."""
-    pair = vote.pair
-    sides = {completion.position: completion for completion in pair.completions}
-    a, b = sides["a"], sides["b"]
+def ballots_of(vote: VoteCast) -> tuple[Ballot, ...]:
+    """What a vote's ballot holds, a row for every two answers."""
+    prompt = _prompt(vote.pair)
+    return tuple(_ballot(vote, comparison, prompt) for comparison in comparisons(vote))
+
+
+def _ballot(vote: VoteCast, compared: Comparison, prompt: int) -> Ballot:
+    pair, a, b = vote.pair, compared.first, compared.second
     return Ballot(
         vote_id=vote.vote_id,
         pair_id=pair.pair_id,
         voter=vote.voter,
         adapter_a=a.adapter or BASE,
         adapter_b=b.adapter or BASE,
-        choice=_CODES[vote.choice],
+        choice=_CODES[compared.choice],
         gold=NO_GOLD if pair.gold is None else _CODES.get(pair.gold, NO_GOLD),
         leak=any(names_itself(side.text, pair.base_model) for side in (a, b)),
-        prompt=_prompt(pair),
+        prompt=prompt,
         length_a=len(a.text),
         length_b=len(b.text),
         shown_ms=int(pair.shown_at.timestamp() * 1000),
         cast_ms=int(vote.cast_at.timestamp() * 1000),
+        part=compared.part,
+        among=compared.among,
     )
 
 
@@ -78,13 +91,14 @@ def _prompt(pair: PairShown) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ballots:
-    """N ballots as columns, in the order given.
+    """N comparisons as columns, in the order given.
 
     Attributes:
         voters, adapters: names; `voter`, `left` and `right` are their numbers here.
         left, right: adapters of the answers a and b.
         choice: `A`, `B`, `TIE`, `BOTH_BAD`.
         gold: `A`, `B`, `NO_GOLD`.
+        part, among: as in `Ballot`.
     """
 
     voters: tuple[str, ...]
@@ -100,6 +114,8 @@ class Ballots:
     length_b: NDArray[np.int32]
     shown_ms: NDArray[np.int64]
     cast_ms: NDArray[np.int64]
+    part: NDArray[np.int8]
+    among: NDArray[np.int8]
 
     @classmethod
     def of(cls, ballots: Iterable[Ballot]) -> Ballots:
@@ -112,7 +128,7 @@ class Ballots:
     @classmethod
     def of_votes(cls, votes: Iterable[VoteCast]) -> Ballots:
         """Columns of these votes."""
-        return cls.of(ballot_of(vote) for vote in votes)
+        return cls.of(ballot for vote in votes for ballot in ballots_of(vote))
 
     def __len__(self) -> int:
         return len(self.voter)
@@ -122,6 +138,18 @@ class Ballots:
         """(N,) votes that name a winner."""
         named: NDArray[np.bool_] = self.choice < TIE
         return named
+
+    @property
+    def share(self) -> NDArray[np.float64]:
+        """(N,) what the row is of its vote: a vote's rows add up to 1."""
+        parts: NDArray[np.float64] = 1.0 / self.among
+        return parts
+
+    @property
+    def lead(self) -> NDArray[np.bool_]:
+        """(N,) the first comparison of each vote: a by b, whichever adapters the draw has put there."""
+        first: NDArray[np.bool_] = self.part == 0
+        return first
 
     @property
     def contest(self) -> NDArray[np.bool_]:
@@ -141,7 +169,7 @@ class Ballots:
 
 
 class BallotBox:
-    """Takes ballots one by one and keeps some fifty bytes of each."""
+    """Takes ballots one by one and keeps some sixty bytes of each."""
 
     def __init__(self) -> None:
         self._voters = _Names()
@@ -184,6 +212,8 @@ _TYPE_CODES = {
     "length_b": "i",
     "shown_ms": "q",
     "cast_ms": "q",
+    "part": "b",
+    "among": "b",
 }
 
 

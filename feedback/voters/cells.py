@@ -62,7 +62,8 @@ class Cells:
 
 
 def records(ballots: Ballots, config: VotersConfig) -> Records:
-    """Count what the ballots say of their voters."""
+    """Count what the ballots say of their voters; of a ranking its lead, for its comparisons are one act."""
+    ballots = ballots.only(ballots.lead)
     size = len(ballots.voters)
     decisive, gold = ballots.decisive, ballots.gold != NO_GOLD
     alone = (ballots.left == ballots.right) & ~gold
@@ -100,13 +101,9 @@ def repeat_factors(ballots: Ballots, limit: int) -> Floats:
     """(N,) 1, or less where one voter voted more than `limit` times on one prompt: these share the limit's weight."""
     if not len(ballots):
         return np.empty(0)
-    _, group, sizes = np.unique(
-        np.column_stack([ballots.voter.astype(np.int64), ballots.prompt]),
-        axis=0,
-        return_inverse=True,
-        return_counts=True,
-    )
-    factors: Floats = np.minimum(1.0, limit / sizes)[group.reshape(-1)]
+    _, group = np.unique(np.column_stack([ballots.voter.astype(np.int64), ballots.prompt]), axis=0, return_inverse=True)
+    votes = np.bincount(group.reshape(-1), ballots.lead)
+    factors: Floats = np.minimum(1.0, limit / np.maximum(votes, 1.0))[group.reshape(-1)]
     return factors
 
 

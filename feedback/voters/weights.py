@@ -23,7 +23,7 @@ def voter_weights(ballots: Ballots, config: VotersConfig) -> dict[str, float]:
     that contest's votes too (docs/voting.md, "What the weights may be used for").
     """
     trusted = _trust(ballots, config)
-    votes = trusted[ballots.voter] * _fitness(ballots, config)
+    votes = trusted[ballots.voter] * _fitness(ballots, config) * ballots.share
     scales = _cap_of(ballots, votes, config)
     return {
         name: float(weight) for name, weight in zip(ballots.voters, np.round(trusted * scales, _DIGITS), strict=True)
@@ -31,9 +31,12 @@ def voter_weights(ballots: Ballots, config: VotersConfig) -> dict[str, float]:
 
 
 def vote_weights(ballots: Ballots, config: VotersConfig) -> Floats:
-    """(N,) each vote's weight: its voter's, less what repeats are worth; 0 for planted pairs."""
+    """(N,) each row's weight: its voter's, less what repeats are worth; 0 for planted pairs.
+
+    The comparisons of a ranking have its whole weight each; who adds them up takes `Ballots.share` of it.
+    """
     votes = _trust(ballots, config)[ballots.voter] * _fitness(ballots, config)
-    return np.round(votes * _cap_of(ballots, votes, config)[ballots.voter], _DIGITS)
+    return np.round(votes * _cap_of(ballots, votes * ballots.share, config)[ballots.voter], _DIGITS)
 
 
 def weigher(config: VotersConfig) -> Callable[[Ballots], Floats]:

@@ -16,8 +16,6 @@ from datetime import datetime, timedelta
 
 from feedback.ledger import Duel
 
-SCORES = {"win": 1.0, "loss": 0.0, "tie": 0.5, "both_bad": 0.5}
-
 
 @dataclass(frozen=True, slots=True)
 class Count:
@@ -27,13 +25,14 @@ class Count:
         outcomes: votes by outcome, all of them.
         voters: people who voted.
         ballots: how many closed ballots have each score.
-        left: votes that named the left answer.
+        left, right: votes that named the left answer, and the other.
     """
 
     outcomes: Counter[str]
     voters: int
     ballots: Counter[float]
     left: int
+    right: int
 
     @property
     def votes(self) -> int:
@@ -43,8 +42,8 @@ class Count:
     @property
     def left_share(self) -> float | None:
         """Share of the decisive votes for the left answer; far from a half is position bias. None without such."""
-        decisive = self.outcomes["win"] + self.outcomes["loss"]
-        return self.left / decisive if decisive else None
+        named = self.left + self.right
+        return self.left / named if named else None
 
 
 def count(duels: Iterable[Duel], *, now: datetime, size: int, idle: timedelta, by_voter: bool = True) -> Count:
@@ -57,17 +56,18 @@ def count(duels: Iterable[Duel], *, now: datetime, size: int, idle: timedelta, b
     """
     outcomes: Counter[str] = Counter()
     ballots: dict[tuple[str, int], list[Duel]] = {}
-    left = 0
+    named = Counter[bool]()
     for number, duel in enumerate(duels):
         outcomes[duel.outcome] += 1
-        left += duel.left
+        if duel.left is not None:
+            named[duel.left] += 1
         mine = ballots.setdefault((duel.voter, 0 if by_voter else number), [])
         if not _closed(mine, duel.cast_at, size, idle):
             mine.append(duel)
     full = size if by_voter else 1
     closed = (mine for mine in ballots.values() if _closed(mine, now, full, idle))
-    scores = (sum(SCORES[duel.outcome] for duel in mine) / len(mine) for mine in closed)
-    return Count(outcomes, len({voter for voter, _ in ballots}), Counter(scores), left)
+    scores = (sum(duel.score for duel in mine) / len(mine) for mine in closed)
+    return Count(outcomes, len({voter for voter, _ in ballots}), Counter(scores), named[True], named[False])
 
 
 def _closed(mine: list[Duel], now: datetime, size: int, idle: timedelta) -> bool:

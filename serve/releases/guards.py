@@ -8,9 +8,9 @@ times together); a few odd answers don't make a veto.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 from feedback.contracts import CompletionRecord, PairShown
 from serve.config import GuardsConfig
@@ -72,14 +72,18 @@ class Guards:
 
     def add(self, pair: PairShown) -> None:
         """Take in a pair in which the candidate met another."""
-        mine, other = pair.completions[0], pair.completions[1]
-        if other.adapter == self._candidate:
-            mine, other = other, mine
-        drift = _drift(len(mine.token_ids), len(other.token_ids))
+        mine = [side for side in pair.completions if side.adapter == self._candidate]
+        others = [side for side in pair.completions if side.adapter != self._candidate]
+        met = list(product(mine, others))  # one observation a pair, however many answers it has
+
+        def mean(difference: Callable[[CompletionRecord, CompletionRecord], float]) -> float:
+            return sum(difference(one, other) for one, other in met) / len(met)
+
+        drift = mean(lambda one, other: _drift(len(one.token_ids), len(other.token_ids)))
         self._longer.add(_share(drift))
         self._shorter.add(_share(-drift))
-        self._refusals.add(_share(refuses(mine.text) - refuses(other.text)))
-        self._repetition.add(_share(repetition(mine) - repetition(other)))
+        self._refusals.add(_share(mean(lambda one, other: refuses(one.text) - refuses(other.text))))
+        self._repetition.add(_share(mean(lambda one, other: repetition(one) - repetition(other))))
 
     def readings(self, both_bad: Evidence, errors: Evidence) -> tuple[Reading, ...]:
         """How every guard stands.

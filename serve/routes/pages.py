@@ -40,9 +40,14 @@ FILES = _Revalidated(directory=WEB)
 
 
 @router.get("/")
-async def index(request: Request) -> Response:
-    """The chat page."""
-    return await FILES.get_response("index.html", request.scope)
+async def index(request: Request, deps: Deps) -> Response:
+    """The chat page, which is told how many answers to expect."""
+    answers = deps.config.chat.answers
+    if answers == 2:
+        return await FILES.get_response("index.html", request.scope)
+    page = await on_thread((WEB / "index.html").read_text, encoding="utf-8")
+    told = page.replace('data-answers="2"', f'data-answers="{answers}"')
+    return Response(told, media_type="text/html", headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/loop")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from feedback.comparisons import POSITIONS
 from feedback.contracts import FinishReason, Message, PairShown, Position
 from serve.deps import Deps, ServeDeps
 from serve.errors import BadRequest
@@ -40,12 +41,13 @@ class Turn(BaseModel):
 
 
 class PairRequest(BaseModel):
-    """A conversation that ends with the person's turn, to be answered twice."""
+    """A conversation that ends with the person's turn, to be answered twice, or up to four times."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     messages: list[Turn] = Field(min_length=1)
     conversation_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    n: int | None = Field(default=None, ge=2, le=4)
     stream: bool = False
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
@@ -69,15 +71,18 @@ class CompletionShown(BaseModel):
 
 
 class PairResponse(BaseModel):
-    """Two answers, to be voted on under `pair_id`."""
+    """Two answers (or as many as were asked for), to be voted on under `pair_id`."""
 
     pair_id: str
     conversation_id: str
     completions: list[CompletionShown]
 
 
-def to_ask(body: PairRequest, deps: ServeDeps) -> PairAsk:
+def to_ask(body: PairRequest, deps: ServeDeps, answers: int = 2) -> PairAsk:
     """What the request asks for.
+
+    Args:
+        answers: how many, where the request doesn't say.
 
     Raises:
         BadRequest: the conversation doesn't end with the person, or asks for too much.
@@ -96,6 +101,7 @@ def to_ask(body: PairRequest, deps: ServeDeps) -> PairAsk:
         temperature=body.temperature,
         top_p=body.top_p,
         seed=body.seed,
+        answers=answers if body.n is None else body.n,
     )
 
 
@@ -106,7 +112,10 @@ def to_ask(body: PairRequest, deps: ServeDeps) -> PairAsk:
     | {200: {"model": PairResponse, "content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
 async def create_pair(body: PairRequest, request: Request, deps: Deps) -> Response:
-    """Answer a conversation twice, blind. With `stream`, the events are `pair`, `delta`, `done` and `error`."""
+    """Answer a conversation twice, blind; with `n`, three or four times, to be ranked.
+
+    With `stream`, the events are `pair`, `delta`, `done` and `error`.
+    """
     voter = voter_of(request, deps.secret)
     events = run_pair(deps, to_ask(body, deps), voter)
     if body.stream:
@@ -145,8 +154,9 @@ def event_bytes(event: PairEvent, request: Request) -> bytes:
     match event:
         case PairDelta(position, content):
             return sse({"position": position, "content": content}, "delta")
-        case PairOpened(pair_id, conversation_id):
-            return sse({"pair_id": pair_id, "conversation_id": conversation_id}, "pair")
+        case PairOpened(pair_id, conversation_id, answers):
+            more = {"positions": POSITIONS[:answers]} if answers > 2 else {}
+            return sse({"pair_id": pair_id, "conversation_id": conversation_id, **more}, "pair")
         case PairDone(pair):
             note(request, pair)
             return sse(shown(pair), "done")

@@ -69,11 +69,11 @@ class ThumbResponse(BaseModel):
     },
 )
 async def take_turn(body: PairRequest, request: Request, deps: Deps) -> Response:
-    """Answer a conversation as serving is configured to: twice and blind, or once (`[serve.chat]`).
+    """Answer a conversation as serving is configured to: twice (or more often) and blind, or once (`[serve.chat]`).
 
     With `stream`, the first event is `pair` or `answer`; then come `delta`, `done` and `error`.
     """
-    events = run_turn(deps, to_ask(body, deps), voter_of(request, deps.secret))
+    events = run_turn(deps, to_ask(body, deps, deps.config.chat.answers), voter_of(request, deps.secret))
     if body.stream:
         content = wire(await unless_gone(request, primed(events)), request, _event)
         return EventStream(content, patience=patience(deps.config))

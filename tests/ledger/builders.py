@@ -16,7 +16,7 @@ def shown(pair_id="pair_1", *, conversation_id="talk_1", voter="v_ann", adapters
             token_ids=(1, 2, 3),
             logprobs=(-0.1, -1 / 3, -2.5e-7),
         )
-        for position, adapter in zip("ab", adapters, strict=True)
+        for position, adapter in zip("abcd", adapters, strict=False)
     )
     return PairShown(
         pair_id=pair_id,

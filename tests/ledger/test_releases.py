@@ -178,8 +178,8 @@ def test_duels_are_seen_by_the_first_of_the_two_whichever_side_it_was_on(ledger)
         ("loss", False),
         ("loss", True),
         ("win", False),
-        ("tie", False),
-        ("both_bad", False),
+        ("tie", None),
+        ("both_bad", None),
     ]
     assert [duel.outcome for duel in ledger.duels(old, new, WHEN)][:2] == ["loss", "win"]
     assert [duel.outcome for duel in ledger.duels(new, None, WHEN)] == ["win"]

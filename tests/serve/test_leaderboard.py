@@ -103,7 +103,7 @@ def test_position_bias_is_the_share_of_the_left() -> None:
     assert left_share(tallies) == 0.75
     assert left_share([Tally(None, None, "tie", 1)]) is None
     assert left_interval([Tally(None, None, "tie", 1)]) is None
-    assert choices(tallies) == {"a": 3, "b": 1, "tie": 9, "both_bad": 0}
+    assert choices(tallies) == {"a": 3, "b": 1, "tie": 9, "both_bad": 0, "ranking": 0}
 
 
 @pytest.mark.parametrize(

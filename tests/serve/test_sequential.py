@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from benchmarks import releases as bench
 from feedback.ledger import Duel
+from feedback.ledger.duels import SCORES
 from serve.config import CanaryConfig
-from serve.releases.ballots import SCORES, count
+from serve.releases.ballots import count
 from serve.releases.sequential import BETS, Evidence, interval, log_capital
 
 WHEN = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
@@ -24,7 +25,8 @@ SCORE = st.sampled_from([0.0, 0.1, 0.25, 0.5, 2 / 3, 0.9, 1.0])
 
 
 def vote(voter: str, outcome: str, minute: float, *, left: bool = False) -> Duel:
-    return Duel(voter, outcome, left, WHEN + timedelta(minutes=minute))  # type: ignore[arg-type]
+    named = left if outcome in {"win", "loss"} else None
+    return Duel(voter, outcome, named, WHEN + timedelta(minutes=minute))  # type: ignore[arg-type]
 
 
 def test_bets_are_fair_whatever_the_null() -> None:

@@ -31,7 +31,7 @@ class FakeServing:
         self.asked.append(body)
         pair_id = f"pair_{len(self.pairs)}"
         self.pairs[pair_id] = x_hustings_voter
-        sides = zip("ab", next(self.answers), strict=True)
+        sides = zip("abcd", next(self.answers), strict=False)
         return {
             "pair_id": pair_id,
             "completions": [
@@ -43,7 +43,7 @@ class FakeServing:
     def vote(self, body: dict, response: Response, x_hustings_voter: str = Header()):
         assert self.pairs[body["pair_id"]] == x_hustings_voter
         new = body["pair_id"] not in self.votes
-        self.votes[body["pair_id"]] = body["choice"]
+        self.votes[body["pair_id"]] = body.get("choice") or body["ranking"]
         if self.faults and self.faults[0][0] == "vote":
             return self._fail(response)
         response.status_code = 201 if new else 200
@@ -164,3 +164,11 @@ async def test_a_progress_bar_and_a_log_can_be_shown(capsys):
     await ran(FakeServing(), votes=2, progress=True)
     assert "votes a minute" in capsys.readouterr().err
     await ran(FakeServing(), votes=2, progress=None)
+
+
+async def test_three_answers_are_ranked_by_the_hidden_taste():
+    serving = FakeServing(answers=[("?", "??", "."), ("?", "?.", "? ?"), ("a", "b", "c")])
+    report = await ran(serving, votes=3, n=3, concurrency=1)
+    assert [body["n"] for body in serving.asked] == [3, 3, 3]
+    assert list(serving.votes.values()) == [[["a", "b"], ["c"]], [["c"], ["a", "b"]], "tie"]
+    assert (report.votes, report.decisive, report.ties, report.agreement) == (3, 2, 1, 1.0)

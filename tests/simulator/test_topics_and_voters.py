@@ -7,7 +7,7 @@ import pytest
 
 from feedback.contracts import Message
 from feedback.simulator import HELD_OUT_TOPICS, TRAIN_TOPICS, prompts, utility
-from feedback.simulator.voters import Temper, vote
+from feedback.simulator.voters import Temper, rank, vote
 
 ASKED = (Message(role="user", content="Hello"),)
 
@@ -65,3 +65,28 @@ def test_a_wide_tie_margin_makes_ties():
 def test_a_ballot_keeps_what_an_honest_voter_would_have_said():
     ballot = vote(utility("questions"), Temper(noise=1, side_bias=0), ASKED, "?", ".", rng=random.Random(0))
     assert (ballot.choice, ballot.honest, ballot.decisive) == ("b", "a", True)
+
+
+def ranked(answers, seed=0, **temper):
+    calm = Temper(**{"noise": 0.0, "side_bias": 0.0, "both_bad": 0.0} | temper)
+    return rank(utility("questions"), calm, ASKED, answers, rng=random.Random(seed))
+
+
+def test_a_ranking_puts_like_with_like():
+    ballot = ranked(["no", "one?", "two? two?", "one?"])
+    assert ballot.ranking == (("c",), ("b", "d"), ("a",))
+    assert (ballot.said, ballot.agreement, ballot.left) == ({"ranking": ballot.ranking}, 1.0, 0.0)
+
+
+def test_answers_that_are_all_alike_are_a_tie_or_all_bad():
+    assert ranked(["x", "y", "z"]).said == {"choice": "tie"}
+    assert ranked(["x", "y", "z"], both_bad=1.0).said == {"choice": "both_bad"}
+    assert not ranked(["x", "y", "z"]).decisive
+
+
+def test_noise_confuses_neighbours():
+    swapped = ranked(["a? a? a?", "b? b?", "c?"], noise=1.0)
+    assert swapped.ranking == (("b",), ("c",), ("a",))  # the best is carried down
+    assert swapped.agreement == pytest.approx(1 / 3)  # b over c is right; b and c over a are not
+    careless = ranked(["a?", "b? b?", "c? c? c?"], side_bias=1.0)
+    assert (careless.ranking, careless.left) == ((("a",), ("b",), ("c",)), 1.0)

@@ -11,6 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feedback.dataset import Dataset
+from tests.feedback.events import vote
+from tests.feedback.test_rankings import ranked
 from tests.train.test_reward_mix import LAYERS, head_for, made_votes, planted, pooled_of, some_sequences, tables
 from train.errors import RewardRefused
 from train.reward import ensemble, judge
@@ -192,3 +195,16 @@ def test_a_refusal_names_its_test() -> None:
     with pytest.raises(RewardRefused) as refused:
         refresh(pooled, random, RewardConfig(members=0), layers=LAYERS, vocabulary=tables(), base_fingerprint="f")
     assert refused.value.test == "coin"
+
+
+def test_a_ranking_in_a_snapshot_is_known_as_one(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.append_votes([vote(1), ranked(4, "c>a=b"), ranked(8, "b>a>c")])
+    snapshot = dataset.load_snapshot(dataset.build_snapshot().id)
+    votes = read_votes(snapshot.preferences.to_pylist(), snapshot.ties.to_pylist())
+    assert len(votes) == 7
+    weights = dict.fromkeys(votes.vote_ids, 0.0)
+    for name, weight in zip(votes.vote_ids, ranking_weights(votes, "prompt"), strict=True):
+        weights[name] += weight
+    assert weights == pytest.approx({"w1": 1.0, "w4": 1.0, "w8": 1.0})
+    assert sorted(ranking_weights(votes, "answer")) == pytest.approx([0.5] * 6 + [1.0])

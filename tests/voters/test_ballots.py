@@ -2,9 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from feedback.voters import Ballots, ballot_of, names_itself
+from feedback.contracts import VoteCast
+from feedback.voters import Ballot, Ballots, ballots_of, names_itself
 from feedback.voters.ballots import BOTH_BAD, TIE, A, B
 from tests.feedback.events import vote
+
+
+def ballot_of(cast: VoteCast) -> Ballot:
+    (ballot,) = ballots_of(cast)
+    return ballot
 
 
 def test_a_votes_ballot_holds_what_the_pair_and_the_vote_say() -> None:

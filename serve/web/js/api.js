@@ -54,7 +54,7 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
 
 /**
  * Ask, and yield what the server streams: `{event: "pair" | "answer" | "delta" | "done", data}`; the first event tells
- * whether two answers come (to be voted on) or one (for a thumb).
+ * whether several answers come (to be voted on) or one (for a thumb).
  * An `error` event, or a stream that ends without `done`, throws a Problem.
  */
 export async function* streamTurn({ messages, conversationId }, signal) {
@@ -115,5 +115,5 @@ export function readReveal(reveal) {
   if (!reveal) return null;
   const sides = Array.isArray(reveal) ? reveal : (reveal.completions ?? reveal.positions ?? reveal);
   if (Array.isArray(sides)) return Object.fromEntries(sides.map((side) => [side.position, name(side)]));
-  return Object.fromEntries(["a", "b"].filter((side) => side in sides).map((side) => [side, name(sides[side])]));
+  return Object.fromEntries(["a", "b", "c", "d"].filter((side) => side in sides).map((side) => [side, name(sides[side])]));
 }

@@ -2,14 +2,19 @@
 
 import { castVote, giveThumb, readReveal, streamTurn } from "./api.js";
 import { Ballot } from "./ballot.js";
-import { Archive, messagesFor, newConversation, newTurn, revive } from "./conversation.js";
+import { Archive, messagesFor, newConversation, newTurn, revive, seat, sidesOf } from "./conversation.js";
 import { announce, byId, h, icon } from "./dom.js";
 import { setUpHistory } from "./history.js";
+import { RankBallot } from "./rank_ballot.js";
+import { inWords } from "./ranking.js";
 import { Follower } from "./scroll.js";
 import { suggestions } from "./suggestions.js";
 import { setUpTheme } from "./toggle.js";
 import { speaker, TurnView } from "./turn_view.js";
 
+/** How many answers a turn is configured to have; the server's first event decides. */
+const ANSWERS = Number(document.documentElement.dataset.answers) || 2;
+const COUNTS = { 1: "One", 2: "Two", 3: "Three", 4: "Four" };
 const SPOKEN = { a: "A is better", b: "B is better", tie: "Tie", both_bad: "Both bad" };
 
 class Chat {
@@ -49,13 +54,13 @@ class Chat {
   async ask(question) {
     const { turns } = this.conversation;
     const messages = messagesFor(turns, question);
-    const turn = newTurn(question, turns.at(-1)?.alone); // most likely as the last one
+    const turn = newTurn(question, turns.at(-1)?.alone, ANSWERS); // most likely as the last one
     turns.push(turn);
     this.archive.keep(this.conversation);
     const view = this.#addView(turn);
     this.#showFace();
     this.follower.begin(view.element);
-    announce(turn.alone ? "The model is answering" : "Two candidates are answering");
+    announce(turn.alone ? "The model is answering" : `${COUNTS[ANSWERS]} candidates are answering`);
     await this.#stream(turn, view, messages);
   }
 
@@ -78,7 +83,7 @@ class Chat {
       for await (const { event, data } of streamTurn({ messages, conversationId: conversation.serverId }, abort.signal)) {
         if (event === "pair") {
           turn.pairId = data.pair_id;
-          this.#among(turn, view, false);
+          this.#among(turn, view, false, data.positions);
           conversation.serverId = data.conversation_id ?? conversation.serverId;
         } else if (event === "answer") {
           turn.answerId = data.answer_id;
@@ -103,9 +108,10 @@ class Chat {
     this.#settled(turn);
   }
 
-  #among(turn, view, alone) {
-    if (turn.alone === alone) return;
+  #among(turn, view, alone, sides = ["a", "b"]) {
+    if (turn.alone === alone && (alone || turn.sides.length === sides.length)) return;
     turn.alone = alone;
+    if (!alone) seat(turn, sides);
     view.update();
   }
 
@@ -124,7 +130,7 @@ class Chat {
     this.follower.grown();
     if (turn.state === "voting") {
       this.#ballot.focus();
-      announce("Both answers are ready. Which is better? Press 1 for A, 2 for B, 3 for a tie, 4 if both are bad.");
+      announce(this.#ballot.invitation);
     } else {
       this.input.focus({ preventScroll: true });
       if (turn.state === "stopped") announce("Stopped");
@@ -135,15 +141,22 @@ class Chat {
   async #vote(turn, view, vote) {
     const { conversation } = this;
     const { reveal } = await castVote(vote);
-    Object.assign(turn, { state: "voted", choice: vote.choice, edited: vote.edited ?? null, reveal: readReveal(reveal) });
+    const said = vote.ranking ? "ranking" : vote.choice;
+    Object.assign(turn, { state: "voted", choice: said, ranking: vote.ranking ?? null, edited: vote.edited ?? null, reveal: readReveal(reveal) });
     this.archive.keep(conversation);
     if (conversation !== this.conversation) return;
     view.update();
     this.#showFace();
     this.follower.grown();
     if (!matchMedia("(hover: none)").matches) this.input.focus({ preventScroll: true });
-    const names = turn.reveal ? ` A was ${speaker(turn.reveal.a)}, B was ${speaker(turn.reveal.b)}.` : "";
-    announce(`Vote saved: ${SPOKEN[vote.choice]}.${names}`);
+    const who = sidesOf(turn).map((side) => `${side.toUpperCase()} was ${speaker(turn.reveal?.[side] ?? "base")}`);
+    const names = turn.reveal ? ` ${who.join(", ")}.` : "";
+    announce(`Vote saved: ${vote.ranking ? inWords(vote.ranking) : this.#spoken(turn, vote.choice)}.${names}`);
+  }
+
+  #spoken(turn, choice) {
+    if (sidesOf(turn).length === 2) return SPOKEN[choice];
+    return choice === "tie" ? "All alike" : "All bad";
   }
 
   async #thumb(turn, view, thumb) {
@@ -195,12 +208,14 @@ class Chat {
 
   #makeBallot(view) {
     const { turn } = view;
-    return new Ballot(turn, {
+    const Kind = sidesOf(turn).length > 2 ? RankBallot : Ballot;
+    return new Kind(turn, {
       onVote: (vote) => this.#vote(turn, view, vote),
       onSkip: () => this.#skip(turn, view),
       onPreview: (choice) => {
-        for (const side of ["a", "b"]) view.cards[side].element.classList.toggle("preview", choice === side);
+        for (const side of sidesOf(turn)) view.cards[side].element.classList.toggle("preview", choice === side);
       },
+      onPlaces: (places) => view.showPlaces(places),
       onResize: () => this.follower.grown(),
     });
   }
@@ -251,5 +266,10 @@ class Chat {
 }
 
 setUpTheme();
+if (ANSWERS > 2) {
+  byId("welcome-title").textContent = `${COUNTS[ANSWERS]} answers. You decide.`;
+  byId("welcome-text").textContent = `Ask anything. ${COUNTS[ANSWERS]} candidates answer side by side, unnamed. Your vote trains the next model.`;
+  byId("writing-text").textContent = `${COUNTS[ANSWERS]} candidates are answering`;
+}
 const chat = new Chat();
 setUpHistory(chat);

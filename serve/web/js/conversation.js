@@ -3,10 +3,11 @@
 /**
  * @typedef {"streaming" | "voting" | "voted" | "skipped" | "answered" | "stopped" | "failed"} TurnState
  * @typedef {{text: string, finish: string | null}} Side
- * @typedef {{question: string, state: TurnState, pairId: string | null, a: Side, b: Side, choice: string | null,
- *   edited: string | null, reveal: Object | null, error: string | null, alone: boolean, answerId: string | null,
+ * @typedef {{question: string, state: TurnState, pairId: string | null, sides: string[], a: Side, b: Side, c?: Side, d?: Side,
+ *   choice: string | null, ranking: string[][] | null, edited: string | null, reveal: Object | null, error: string | null, alone: boolean, answerId: string | null,
  *   thumb: "up" | "down" | null}} Turn
  * `alone`: one answer (in `a`), to be given a thumb; kept conversations of older versions lack it, and have two
+ * `sides`: positions of the answers, two to four; kept conversations of older versions lack it, and have two
  * @typedef {{id: string, serverId: string | null, turns: Turn[], updatedAt: number}} Conversation
  */
 
@@ -19,20 +20,32 @@ export function newConversation() {
 
 /**
  * @param {boolean} alone whether one answer is expected; the server's first event decides
+ * @param {number} answers how many are expected otherwise
  * @returns {Turn}
  */
-export function newTurn(question, alone = false) {
-  const side = () => ({ text: "", finish: null });
-  return {
-    question, state: "streaming", pairId: null, a: side(), b: side(), choice: null, edited: null, reveal: null, error: null,
+export function newTurn(question, alone = false, answers = 2) {
+  const turn = {
+    question, state: "streaming", pairId: null, choice: null, ranking: null, edited: null, reveal: null, error: null,
     alone, answerId: null, thumb: null,
   };
+  return seat(turn, ["a", "b", "c", "d"].slice(0, answers));
 }
 
-/** Which side the conversation goes on with, or null when neither will do. A tie goes on with A, as does a skipped vote. */
+/** Give the turn these sides; those that it has keep what they said. */
+export function seat(turn, sides) {
+  turn.sides = sides;
+  for (const side of sides) turn[side] ??= { text: "", finish: null };
+  return turn;
+}
+
+/** The positions of a turn's answers. */
+export const sidesOf = (turn) => (turn.alone ? ["a"] : (turn.sides ?? ["a", "b"]));
+
+/** Which side the conversation goes on with, or null when neither will do. A tie goes on with the first of the best, a skipped vote with A. */
 export function chosenSide(turn) {
   if (turn.state === "skipped" || turn.state === "answered") return "a";
   if (turn.state !== "voted" || turn.choice === "both_bad") return null;
+  if (turn.ranking) return [...turn.ranking[0]].sort()[0];
   return turn.choice === "b" ? "b" : "a";
 }
 

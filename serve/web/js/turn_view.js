@@ -1,11 +1,13 @@
-// One turn on the page: the question, two answers beside each other, and what came of the vote.
+// One turn on the page: the question, two to four answers beside each other, and what came of the vote.
 
-import { chosenSide } from "./conversation.js";
+import { chosenSide, sidesOf } from "./conversation.js";
 import { h, icon } from "./dom.js";
 import { Answer } from "./markdown.js";
+import { inWords, ordinal, ranks } from "./ranking.js";
 
 const REDRAW_MS = 60;
 const NARROW = matchMedia("(max-width: 719px)"); // as in chat.css: the answers are a strip to be swiped
+const GROUPS = { 1: "The answer", 2: "The two answers", 3: "The three answers", 4: "The four answers" };
 const FINISH_NOTES = { length: "Cut off at the length limit.", abort: "Broken off.", error: "Broken off by an error." };
 
 /** A name that people understand for an adapter. */
@@ -20,7 +22,7 @@ class Card {
     this.side = side;
     this.onGrown = onGrown;
     this.who = h("span", { class: "who" });
-    this.mark = h("span", { class: "mark", hidden: true }, icon("check"), "Your choice");
+    this.mark = h("span", { class: "mark", hidden: true });
     this.copy = h(
       "button",
       { type: "button", class: "quiet round copy", "aria-label": `Copy answer ${side.toUpperCase()}`, hidden: true },
@@ -44,6 +46,12 @@ class Card {
       this.body,
       this.foot,
     );
+  }
+
+  /** Say beside the title what came of it; null for nothing. */
+  label(text) {
+    this.mark.hidden = text === null;
+    this.mark.replaceChildren(...(text === null ? [] : text === "Your choice" ? [icon("check"), text] : [text]));
   }
 
   /** Show this text, at most every 60 ms while it grows. */
@@ -105,9 +113,10 @@ export class TurnView {
     this.onThumb = onThumb;
     this.onRetry = onRetry;
     const id = `turn-${(count += 1)}`;
+    this.id = id;
+    this.onGrown = onGrown;
     this.cards = {};
-    for (const side of ["a", "b"]) this.cards[side] = new Card(side, `${id}-${side}`, onGrown);
-    this.pair = h("div", { class: "pair", role: "group", "aria-label": "The two answers" }, this.cards.a.element, this.cards.b.element);
+    this.pair = h("div", { class: "pair", role: "group" });
     this.below = h("div", { class: "below" });
     this.element = h(
       "li",
@@ -117,7 +126,6 @@ export class TurnView {
       this.pair,
       this.below,
     );
-    for (const side of ["a", "b"]) if (turn[side].text) this.cards[side].write(turn[side].text, { now: true });
     this.update();
   }
 
@@ -130,32 +138,50 @@ export class TurnView {
   update() {
     const { turn } = this;
     const busy = turn.state === "streaming";
-    this.#alone(Boolean(turn.alone));
+    this.#seat();
     if (NARROW.matches) this.pair.tabIndex = 0; // what scrolls must be within the keyboard's reach
     else this.pair.removeAttribute("tabindex");
     const favoured = turn.alone || turn.state === "skipped" ? null : turn.choice === "tie" ? null : chosenSide(turn);
-    for (const side of ["a", "b"]) {
+    const best = turn.ranking ? turn.ranking[0] : [favoured];
+    for (const side of sidesOf(turn)) {
       const card = this.cards[side];
       if (!busy) {
         card.write(turn[side].text, { now: true });
         const cut = turn.state === "stopped" || turn.state === "failed";
         card.finish(cut ? (turn[side].finish ?? "abort") : turn[side].finish);
       }
-      card.element.classList.toggle("chosen", favoured === side);
-      card.element.classList.toggle("passed", favoured !== null && favoured !== side);
-      card.mark.hidden = favoured !== side;
+      card.element.classList.toggle("chosen", best.includes(side));
+      card.element.classList.toggle("passed", favoured !== null && !best.includes(side));
+      if (!turn.ranking) card.label(favoured === side ? "Your choice" : null);
       card.who.textContent = turn.reveal?.[side] ? turn.reveal[side] : "";
     }
+    if (turn.state !== "voting") this.showPlaces(turn.ranking ?? []);
     this.below.replaceChildren(...this.#below());
     if (favoured) this.showSide(favoured);
   }
 
-  /** One answer needs no letter, and no second card beside it. */
-  #alone(alone) {
-    this.element.classList.toggle("alone", alone);
-    this.cards.b.element.hidden = alone;
-    this.cards.a.title.textContent = alone ? "Answer" : "Answer A";
-    this.pair.setAttribute("aria-label", alone ? "The answer" : "The two answers");
+  /** A card for each side; one answer needs no letter. */
+  #seat() {
+    const { turn } = this;
+    const sides = sidesOf(turn);
+    for (const side of sides) {
+      if (this.cards[side]) continue;
+      this.cards[side] = new Card(side, `${this.id}-${side}`, this.onGrown);
+      if (turn[side].text) this.cards[side].write(turn[side].text, { now: true });
+    }
+    if (this.pair.childElementCount !== sides.length) this.pair.replaceChildren(...sides.map((side) => this.cards[side].element));
+    this.pair.dataset.count = String(sides.length);
+    this.element.classList.toggle("alone", sides.length === 1);
+    this.element.classList.toggle("several", sides.length > 2);
+    this.cards.a.title.textContent = sides.length === 1 ? "Answer" : "Answer A";
+    this.pair.setAttribute("aria-label", GROUPS[sides.length]);
+  }
+
+  /** Show on each card the rank that it has in these places. */
+  showPlaces(places) {
+    if (sidesOf(this.turn).length < 3) return;
+    const found = ranks(places);
+    for (const side of sidesOf(this.turn)) this.cards[side].label(side in found ? ordinal(found[side]) : null);
   }
 
   /** On a narrow page: bring this side into view. */
@@ -236,8 +262,10 @@ export class TurnView {
   }
 
   #verdict() {
-    const { choice, reveal, edited } = this.turn;
-    const said = {
+    const { choice, ranking, reveal, edited } = this.turn;
+    const sides = sidesOf(this.turn);
+    const several = sides.length > 2;
+    const said = ranking ? `Your order: ${inWords(ranking)}.` : several ? { tie: "You found all alike.", both_bad: "You found all bad." }[choice] : {
       a: "You preferred A.",
       b: "You preferred B.",
       tie: "You called it a tie.",
@@ -245,13 +273,13 @@ export class TurnView {
     }[choice];
     const parts = [h("strong", {}, said)];
     if (reveal?.a && reveal?.b) {
-      parts.push(
-        reveal.a === reveal.b
-          ? h("span", {}, `Both came from ${speaker(reveal.a)}, sampled twice.`)
-          : h("span", {}, `A was ${speaker(reveal.a)}, B was ${speaker(reveal.b)}.`),
-      );
+      const same = sides.every((side) => reveal[side] === reveal.a);
+      const each = sides.map((side) => `${side.toUpperCase()} was ${speaker(reveal[side])}`).join(", ");
+      const all = several ? `All came from ${speaker(reveal.a)}, sampled anew each time.` : `Both came from ${speaker(reveal.a)}, sampled twice.`;
+      parts.push(h("span", {}, same ? all : `${each}.`));
     }
     if (edited) parts.push(h("span", {}, "The conversation goes on with your answer."));
+    else if (ranking) parts.push(h("span", {}, `The conversation goes on with ${chosenSide(this.turn).toUpperCase()}.`));
     else if (choice === "tie") parts.push(h("span", {}, "The conversation goes on with A."));
     else if (choice === "both_bad") {
       parts.push(h("button", { type: "button", class: "secondary small", onclick: this.onRetry }, icon("retry"), "Ask again"));
