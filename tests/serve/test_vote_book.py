@@ -51,7 +51,7 @@ def test_only_the_newest_are_kept(ledger: Ledger) -> None:
     assert book.news().board.votes == 4
     cast(ledger, 6)
     assert book.news().board.votes == 4
-    assert "p6" in {ballot.pair_id for _, ballot in book._ballots.values()}
+    assert "p6" in {ballot.pair_id for _, cast in book._ballots.values() for ballot in cast}
 
 
 def test_a_forgotten_voter_is_forgotten_here_too(ledger: Ledger) -> None:
