@@ -67,7 +67,7 @@ def read(line: str) -> Ranking:
 
 def _said(vote: VoteCast, place: dict[Position, int], first: Position, second: Position) -> PairChoice:
     if vote.choice != "ranking":
-        return cast("PairChoice", vote.choice)
+        return vote.choice
     if place[first] == place[second]:
         return "tie"
     return "a" if place[first] < place[second] else "b"

@@ -39,6 +39,11 @@ class CanaryConfig(Section):
     """Votes of a voter that make a full ballot, which counts as their mean; later ones aren't counted."""
     ballot_idle_s: float = Field(default=1800.0, gt=0)
     """Seconds after a voter's last vote at which a ballot that isn't full counts all the same."""
+    weigh: bool = True
+    """Let a ballot count as far as its voter is trusted (feedback.voters), once at most. Who is new is trusted whole.
+    Only votes that were cast before the ballot closed, and in other contests, are looked at."""
+    weigh_every_h: float = Field(default=6.0, gt=0)
+    """Hours, from the contest's begin, after which the voters' trust is worked out anew."""
     min_votes: int = Field(default=30, ge=0)
     """No promotion before so many votes, so that the guards have seen something."""
     max_votes: int = Field(default=2000, ge=1)

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from feedback.config import VotersConfig
 from feedback.contracts import VoterForgotten
 from feedback.ledger import Ledger, Place
-from feedback.voters import Ballot, Ballots, ballots_of, vote_weights, voter_weights
+from feedback.voters import Ballot, Ballots, ballots_of, vote_weights, voter_trust, voter_weights
+from feedback.voters.ballots import BASE
 from serve.leaderboard import Leaderboard, leaderboard, left_of
 
 LATE_US = 60_000_000
@@ -85,6 +86,22 @@ class VoteBook:
     def voter_weights(self) -> dict[str, float]:
         """Each voter's weight, 0 to 1; who is missing has not voted, and counts whole."""
         return self.news().weights
+
+    def trust_before(self, before: datetime, one: str | None, other: str | None) -> dict[str, float]:
+        """How far each voter is trusted, 0 to 1, by votes cast before then that say nothing of these two; blocks.
+
+        Raises:
+            LedgerUnavailable: the ledger can't be read.
+        """
+        until = before.timestamp() * 1000
+        contest = {one or BASE, other or BASE}
+        with self._lock:
+            self._read()
+            rows = [cast for _, cast in self._ballots.values() if cast[0].cast_ms < until]
+        elsewhere = [
+            row for cast in rows if all({row.adapter_a, row.adapter_b} != contest for row in cast) for row in cast
+        ]
+        return voter_trust(Ballots.of(elsewhere), self._voters)
 
     def _refresh(self) -> None:
         changed = self._read()

@@ -300,8 +300,9 @@ def _write_votes(folder: Path, rows: Iterable[PartRow], box: BallotBox | None, f
             for won, compared in vote_rows(vote):
                 cast.comparisons += 1
                 (decisive if won else tied).add(compared)
-            for ballot in ballots_of(vote) if box is not None else ():
-                box.add(ballot)
+            if box is not None:
+                for ballot in ballots_of(vote):
+                    box.add(ballot)
     return cast
 
 

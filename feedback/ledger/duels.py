@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import combinations
 from operator import attrgetter
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, text, union_all
 
@@ -52,7 +52,7 @@ def duels(connection: Connection, one: str | None, other: str | None, since: dat
     Planted pairs aren't among them: there nobody's own answers are compared.
     """
     columns = (votes.c.choice, votes.c.ranking, votes.c.voter, votes.c.cast_us, pairs.c.answers)
-    found = []
+    found: list[Any] = []
     # Two queries, each with an index of its own; ordered here, for an ORDER BY makes SQLite read all votes instead.
     for met in (_pair(one, other), _among_more(one, other)):
         query = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from feedback.config import VotersConfig
 from feedback.voters.ballots import Ballot, BallotBox, Ballots, ballots_of
 from feedback.voters.leaks import names_itself
-from feedback.voters.weights import vote_weights, voter_weights, weigher
+from feedback.voters.weights import vote_weights, voter_trust, voter_weights, weigher
 
 __all__ = [
     "Ballot",
@@ -15,6 +15,7 @@ __all__ = [
     "ballots_of",
     "names_itself",
     "vote_weights",
+    "voter_trust",
     "voter_weights",
     "weigher",
 ]

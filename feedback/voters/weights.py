@@ -30,6 +30,12 @@ def voter_weights(ballots: Ballots, config: VotersConfig) -> dict[str, float]:
     }
 
 
+def voter_trust(ballots: Ballots, config: VotersConfig) -> dict[str, float]:
+    """How far each voter is believed, 0 to 1, without the leverage cap: for those who give each voter one ballot."""
+    trusted = np.round(_trust(ballots, config), _DIGITS)
+    return {name: float(weight) for name, weight in zip(ballots.voters, trusted, strict=True)}
+
+
 def vote_weights(ballots: Ballots, config: VotersConfig) -> Floats:
     """(N,) each row's weight: its voter's, less what repeats are worth; 0 for planted pairs.
 

@@ -10,11 +10,15 @@ with no true difference its mean is a half, whatever the position bias: left and
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from feedback.ledger import Duel
+from serve.releases.sequential import Value
+
+Weigh = Callable[[str, datetime], float]
+"""What a voter's ballot weighs, 0 to 1, that closed at this time; it must not depend on what was voted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +28,13 @@ class Count:
     Attributes:
         outcomes: votes by outcome, all of them.
         voters: people who voted.
-        ballots: how many closed ballots have each score.
+        ballots: how many closed ballots have each score (and weight, where that isn't 1); those of no weight left out.
         left, right: votes that named the left answer, and the other.
     """
 
     outcomes: Counter[str]
     voters: int
-    ballots: Counter[float]
+    ballots: Counter[Value]
     left: int
     right: int
 
@@ -46,12 +50,21 @@ class Count:
         return self.left / named if named else None
 
 
-def count(duels: Iterable[Duel], *, now: datetime, size: int, idle: timedelta, by_voter: bool = True) -> Count:
+def count(
+    duels: Iterable[Duel],
+    *,
+    now: datetime,
+    size: int,
+    idle: timedelta,
+    by_voter: bool = True,
+    weigh: Weigh = lambda voter, closed: 1.0,
+) -> Count:
     """Count votes, the earliest first.
 
     Args:
         size: votes of a full ballot.
         idle: time after its last vote at which a ballot that isn't full closes.
+        weigh: tells what a ballot weighs.
         by_voter: False makes each vote a full ballot of its own, as if each came from somebody else.
     """
     outcomes: Counter[str] = Counter()
@@ -65,9 +78,14 @@ def count(duels: Iterable[Duel], *, now: datetime, size: int, idle: timedelta, b
         if not _closed(mine, duel.cast_at, size, idle):
             mine.append(duel)
     full = size if by_voter else 1
-    closed = (mine for mine in ballots.values() if _closed(mine, now, full, idle))
-    scores = (sum(duel.score for duel in mine) / len(mine) for mine in closed)
-    return Count(outcomes, len({voter for voter, _ in ballots}), Counter(scores), named[True], named[False])
+    closed = [mine for mine in ballots.values() if _closed(mine, now, full, idle)]
+    scores: Counter[Value] = Counter()
+    for mine in closed:
+        score = sum(duel.score for duel in mine) / len(mine)
+        weight = weigh(mine[0].voter, mine[-1].cast_at + (idle if len(mine) < full else timedelta()))
+        if weight > 0:
+            scores[score if weight == 1.0 else (score, weight)] += 1
+    return Count(outcomes, len({voter for voter, _ in ballots}), scores, named[True], named[False])
 
 
 def _closed(mine: list[Duel], now: datetime, size: int, idle: timedelta) -> bool:

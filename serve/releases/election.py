@@ -37,7 +37,7 @@ class Election:
         self._desk = desk
         self._loader = loader
         self._succession = succession
-        self._referee = Referee(deps.ledger, deps.config.releases, deps.office.failures)
+        self._referee = Referee(deps.ledger, deps.config.releases, deps.office.failures, deps.book.trust_before)
         self.canary: Standing | None = None
         self.alarm: Standing | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,7 +14,8 @@ from serve.config import CanaryConfig, ReleasesConfig
 from serve.releases import ballots
 from serve.releases.ballots import Count
 from serve.releases.guards import Guards, Reading, told
-from serve.releases.sequential import Evidence, interval, log_capital
+from serve.releases.sequential import Evidence, interval, log_capital, mirrored, total_weight
+from serve.releases.trust import Scales, Trust
 
 HALF = 0.5
 OVERLAP = timedelta(seconds=60)
@@ -63,8 +63,9 @@ class Standing:
     """How a contest stands.
 
     Attributes:
-        ballots: closed ones, which are what the test counts.
-        win_rate: mean of the ballots; None without any.
+        ballots: closed ones that weigh anything, which are what the test counts.
+        weight: of these together: each is its voter's, 0 to 1.
+        win_rate: mean of the ballots by their weights; None without any.
         lower: bound of the win rate's confidence sequence, as is `upper`.
         evidence: log capital of the test over what it needs, -inf to 1: how near it is to its end.
         left_share: of the decisive votes; far from a half is position bias.
@@ -74,6 +75,7 @@ class Standing:
     votes: int
     voters: int
     ballots: int
+    weight: float
     wins: int
     losses: int
     ties: int
@@ -91,6 +93,7 @@ class Standing:
             "votes": self.votes,
             "voters": self.voters,
             "ballots": self.ballots,
+            "weight": self.weight,
             "wins": self.wins,
             "losses": self.losses,
             "ties": self.ties,
@@ -108,19 +111,27 @@ class Referee:
 
     Args:
         failures: requests that an adapter was given here, and how many of them failed.
+        trust: how far each voter is trusted; nobody less than wholly where nothing tells.
     """
 
-    def __init__(self, ledger: Ledger, config: ReleasesConfig, failures: Callable[[str], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        config: ReleasesConfig,
+        failures: Callable[[str], tuple[int, int]],
+        trust: Trust = lambda before, one, other: {},
+    ) -> None:
         self._ledger = ledger
         self._config = config
         self._failures = failures
         self._contest: Contest | None = None
         self._guards: _SeenPairs | None = None
+        self._scales = Scales(trust, timedelta(hours=config.canary.weigh_every_h))
 
     def canary(self, contest: Contest, now: datetime) -> Standing:
         """How a candidate stands against the office-holder."""
         duels = self._ledger.duels(contest.adapter, contest.opponent, contest.since)
-        counted = self._count(duels, now)
+        counted = self._count(contest, duels, now)
         guards = self._read_guards(contest, counted)
         vetoing = next((reading for reading in guards if reading.vetoes), None)
         verdict, reason = self._judge(contest, counted, vetoing, now)
@@ -132,8 +143,8 @@ class Referee:
         """How an office-holder stands against one whom voters may like better; REJECT is the alarm."""
         config = self._config.alarm
         duels = self._ledger.duels(contest.adapter, contest.opponent, contest.since)
-        counted = self._count(duels, now)
-        evidence = log_capital(_mirrored(counted.ballots), HALF)
+        counted = self._count(contest, duels, now)
+        evidence = log_capital(mirrored(counted.ballots), HALF)
         verdict, reason = Verdict.OPEN, ""
         if evidence >= -math.log(config.alpha):
             verdict = Verdict.REJECT
@@ -150,7 +161,7 @@ class Referee:
             return Verdict.REJECT, f"guard {veto.guard}: {told(veto)}"
         if log_capital(counted.ballots, HALF + config.margin) >= needed and counted.votes >= config.min_votes:
             return Verdict.PROMOTE, f"won {_told(counted, config.alpha)}"
-        if log_capital(_mirrored(counted.ballots), HALF) >= needed:
+        if log_capital(mirrored(counted.ballots), HALF) >= needed:
             return Verdict.REJECT, f"lost: {_told(counted, config.alpha)}"
         if counted.votes >= config.max_votes:
             return Verdict.REJECT, f"not shown to be better: {_told(counted, config.alpha)}"
@@ -158,10 +169,16 @@ class Referee:
             return Verdict.RETIRE, f"undecided after {config.patience_h:g} h: {_told(counted, config.alpha)}"
         return Verdict.OPEN, ""
 
-    def _count(self, duels: list[Duel], now: datetime) -> Count:
+    def _count(self, contest: Contest, duels: list[Duel], now: datetime) -> Count:
         config: CanaryConfig = self._config.canary
+
+        def weigh(voter: str, closed: datetime) -> float:
+            if not config.weigh:
+                return 1.0
+            return self._scales.weigh(contest.adapter, contest.opponent, contest.since, voter, closed)
+
         idle = timedelta(seconds=config.ballot_idle_s)
-        return ballots.count(duels, now=now, size=config.ballot_votes, idle=idle, by_voter=config.by_voter)
+        return ballots.count(duels, now=now, size=config.ballot_votes, idle=idle, by_voter=config.by_voter, weigh=weigh)
 
     def _read_guards(self, contest: Contest, counted: Count) -> tuple[Reading, ...]:
         if self._guards is None or self._contest != contest:
@@ -222,6 +239,7 @@ def _standing(contest: Contest, counted: Count, alpha: float, evidence: float, o
         votes=counted.votes,
         voters=counted.voters,
         ballots=counted.ballots.total(),
+        weight=round(total_weight(counted.ballots), 3),
         wins=counted.outcomes["win"],
         losses=counted.outcomes["loss"],
         ties=counted.outcomes["tie"],
@@ -243,10 +261,3 @@ def _told(counted: Count, alpha: float) -> str:
         f"{bounds.mean:.0%} [{bounds.lower:.0%}, {bounds.upper:.0%}] of {counted.ballots.total()} ballots,"
         f" {counted.votes} votes of {counted.voters} people"
     )
-
-
-def _mirrored(counts: Mapping[float, int]) -> Counter[float]:
-    mirrored: Counter[float] = Counter()
-    for score, times in counts.items():
-        mirrored[1.0 - score] += times
-    return mirrored

@@ -44,10 +44,10 @@ def test_answers_are_ranked_by_tapping_them_in_order(open_page: OpenPage, three:
     assert ADAPTER not in page.content()
     vote = page.get_by_role("button", name="Vote", exact=True)
     expect(vote).to_have_attribute("aria-disabled", "true")
-    page.get_by_role("button", name="Answer B").click()
+    page.get_by_role("button", name="Answer B", exact=True).click()
     expect(page.get_by_role("button", name="Answer B, 1st")).to_have_attribute("aria-pressed", "true")
     expect(vote).to_have_attribute("aria-disabled", "true")
-    page.get_by_role("button", name="Answer C").click()
+    page.get_by_role("button", name="Answer C", exact=True).click()
     expect(page.get_by_role("button", name="Answer A, 3rd")).to_have_attribute("aria-pressed", "false")  # what is left
     expect(page.get_by_role("article", name="Answer C").get_by_text("2nd")).to_be_visible()
     assert sent(page, vote.click)["ranking"] == [["b"], ["c"], ["a"]]
@@ -102,10 +102,10 @@ def test_an_answer_tapped_again_is_taken_back_and_all_in_one_place_is_a_tie(open
     page = open_page()
     ask(page)
     ballot(page)
-    page.get_by_role("button", name="Answer A").click()
+    page.get_by_role("button", name="Answer A", exact=True).click()
     page.get_by_role("button", name="Answer A, 1st").click()
     expect(page.get_by_role("button", name="Answer A", exact=True).first).to_have_attribute("aria-pressed", "false")
-    page.get_by_role("button", name="Answer B").click()
+    page.get_by_role("button", name="Answer B", exact=True).click()
     for side in "AC":
         page.get_by_role("button", name="The next one shares the place").click()
         page.locator(f'.pick[data-choice="{side.lower()}"]').click()

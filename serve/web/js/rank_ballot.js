@@ -51,7 +51,7 @@ export class RankBallot extends BallotForm {
           class: `pick side-${side}`,
           "data-choice": side,
           "aria-keyshortcuts": String(at + 1),
-          onclick: () => this.#pick(side),
+          onclick: (event) => this.#tap(side, event),
           onfocus: () => this.handlers.onPreview(side),
           onblur: () => this.handlers.onPreview(null),
           onpointerenter: () => this.handlers.onPreview(side),
@@ -79,6 +79,11 @@ export class RankBallot extends BallotForm {
     );
     this.buttons = [...this.picks, ...alike, this.voter];
     return h("div", { class: "acts", role: "group", "aria-label": "Order" }, this.joiner, this.back, ...alike, this.voter);
+  }
+
+  #tap(side, event) {
+    this.#pick(side);
+    if (event.detail) this.focus(); // by pointer: Enter shall vote then, not take this one back
   }
 
   #pick(side) {
