@@ -14,7 +14,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from feedback.contracts import AdapterManifest, AdapterPublished, ProbeRecord
+from feedback.contracts import AdapterManifest, AdapterPublished, ProbeRecord, ReleaseState
 from feedback.fingerprint import base_fingerprint
 from feedback.ledger import Ledger
 from feedback.paths import DataPaths
@@ -139,4 +139,65 @@ async def test_a_real_adapter_takes_office_under_load_and_a_wrong_one_does_not(
     assert "probe failed" in found["policy-000903"].reason
     assert "policy-000903" not in deps.engine.adapters()
     assert await manager.rollback("worse") == "policy-000901"
+    await manager.close()
+
+
+async def elect(client: httpx.AsyncClient, ledger: Ledger, adapter: str, *, answers: int, likes: bool) -> None:
+    """Until the adapter is no longer a canary, people whom nobody knows see it beside the office-holder, and vote."""
+    for number in range(40):
+        release = ledger.release(adapter)
+        if release is None or release.state is not ReleaseState.CANARY:
+            return
+        somebody = {"X-Hustings-Voter": f"{adapter}-{number}"}
+        ask = {"messages": [{"role": "user", "content": "what is a good answer?"}], "max_tokens": 6, "n": answers}
+        shown = (await client.post("/v1/pairs", json=ask, headers=somebody)).json()
+        pair = ledger.pair(shown["pair_id"])
+        assert pair is not None
+        mine = [side.position for side in pair.completions if side.adapter == adapter]
+        others = [side.position for side in pair.completions if side.adapter != adapter]
+        assert mine
+        assert others
+        order = [mine, others] if likes else [others, mine]
+        vote = {"choice": order[0][0]} if answers == 2 else {"ranking": order}
+        status = (await client.post("/v1/votes", json=vote | {"pair_id": pair.pair_id}, headers=somebody)).status_code
+        assert status == 201
+        await asyncio.sleep(0.05)  # the gate looks at its own pace; people go on meanwhile
+
+
+async def test_voters_put_a_real_adapter_into_office_and_send_the_next_away(
+    deps: ServeDeps, tiny_model: Path, tiny_adapters: tuple[Path, ...]
+) -> None:
+    config = ServeConfig(
+        releases={"gate": "votes", "canary": {"ballot_votes": 1, "min_votes": 8}}, contenders={"candidate_share": 1.0}
+    )
+    deps = ready_deps(
+        deps.engine, deps.ledger, deps.paths, config, base_model="tiny", base_fingerprint=deps.base_fingerprint
+    )
+    app = create_app(deps)
+    manager: ReleaseManager = app.state.releases
+    await manager.start()
+    first, second = "policy-000911", "policy-000912"
+    async with client_of(app) as client:
+        for name, folder, likes, answers in ((first, tiny_adapters[0], True, 2), (second, tiny_adapters[1], False, 3)):
+            event = await asyncio.to_thread(publish, deps.paths.adapters, name, tiny_model, folder, folder)
+            manager.hear(event)
+            async with asyncio.timeout(60):
+                while (release := deps.ledger.release(name)) is None or release.state is not ReleaseState.CANARY:
+                    await asyncio.sleep(0.02)
+                await elect(client, deps.ledger, name, answers=answers, likes=likes)
+                await manager.settled()
+        answer = await client.post("/v1/pairs", json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4})
+    told = {release.name: (release.state.value, release.reason) for release in deps.ledger.releases()}
+    assert (told[first][0], told[first][1][:4]) == ("in_office", "won ")
+    assert (told[second][0], told[second][1][:5]) == ("rejected", "lost:")
+    states = [change.after.value for change in deps.ledger.release_history(first)]
+    assert states == ["candidate", "verified", "canary", "in_office"]
+    decided = deps.ledger.release_history(second)[-1].figures
+    assert decided["losses"] >= 8
+    assert decided["weight"] == decided["ballots"]  # nobody here is known, so everybody counts whole
+    assert deps.office.holder == first
+    assert second not in deps.engine.adapters()
+    pair = deps.ledger.pair(answer.json()["pair_id"])
+    assert pair is not None
+    assert {side.adapter for side in pair.completions} == {first}
     await manager.close()
