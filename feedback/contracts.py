@@ -52,6 +52,8 @@ Ranking = Annotated[
 """Positions in order, the best first; those in one place are as good as each other."""
 GOLD_RULE = "gold"
 """`PairShown.contenders` of planted pairs."""
+REVIEW_RULE = "review"
+"""`PairShown.contenders` of prepared pairs."""
 Thumb = Literal["up", "down"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 AdapterName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN)]
@@ -169,6 +171,8 @@ class PairShown(Event):
         prompt_token_ids: the prompt after the chat template, as the engine saw it.
         gold: position of the answer that is known to be the better one, where the pair was planted to see how a voter
             judges (docs/voting.md); such a pair compares no adapters and trains nothing.
+        source: `review` where the answers lay prepared, to a question that the voter didn't ask (docs/voting.md,
+            "Review pairs"); else `chat`.
     """
 
     pair_id: Name
@@ -181,6 +185,7 @@ class PairShown(Event):
     base_model: Name
     prompt_token_ids: TokenIds = ()
     gold: Position | None = None
+    source: Literal["chat", "review"] = Field(default="chat", exclude_if=lambda source: source == "chat")
     shown_at: Moment = Field(default_factory=utc_now)
 
 
@@ -288,6 +293,41 @@ class DeadLetter(Event):
     value: str | None
     error: str
     rejected_at: Moment = Field(default_factory=utc_now)
+
+
+class ReviewItem(Contract):
+    """Two prepared answers that a vote on would tell the reward model much.
+
+    Attributes:
+        completions: in no order that means anything; whoever shows them draws the sides.
+        propensity: probability with which just these two were drawn among the prompt's answers.
+        information: nats that a vote on them is expected to tell about the reward model's heads.
+    """
+
+    item_id: Name
+    messages: tuple[Message, ...] = Field(min_length=1, max_length=10_000)
+    prompt_token_ids: TokenIds
+    completions: tuple[CompletionRecord, CompletionRecord]
+    propensity: float = Field(gt=0, le=1)
+    information: float = Field(ge=0, allow_inf_nan=False)
+
+
+class ReviewPool(Contract):
+    """`train/review/pool.json`: the pairs that a trainer has prepared; the newest pool replaces the one before.
+
+    Attributes:
+        reward_model: whose heads chose them.
+        base_model, base_fingerprint: of the base that the answers are from.
+        adapter: who answered (None: the base).
+    """
+
+    schema_version: Literal[1] = 1
+    reward_model: Name
+    base_model: Name
+    base_fingerprint: Name
+    adapter: Name | None
+    items: tuple[ReviewItem, ...]
+    made_at: Moment = Field(default_factory=utc_now)
 
 
 class AdapterPublished(Event):

@@ -48,6 +48,11 @@ class DataPaths:
         return self.root / "train"
 
     @property
+    def review_pool(self) -> Path:
+        """The pairs that the trainer has prepared for people to judge."""
+        return self.root / "train" / "review" / "pool.json"
+
+    @property
     def logs(self) -> Path:
         """Folder of the supervisor's log files."""
         return self.root / "logs"

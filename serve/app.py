@@ -9,7 +9,8 @@ from serve.deps import ServeDeps
 from serve.middleware import RequestContext
 from serve.openai import chat, models
 from serve.releases.manager import ReleaseManager
-from serve.routes import health, pages, pairs, people, releases, rollouts, turns, votes
+from serve.reviews import ReviewShelf
+from serve.routes import health, pages, pairs, people, releases, reviews, rollouts, turns, votes
 from serve.routes.problems import Problem
 
 __all__ = ["ServeDeps", "create_app"]
@@ -18,6 +19,7 @@ ROUTERS = (
     models.router,
     pairs.router,
     votes.router,
+    reviews.router,
     turns.router,
     releases.router,
     people.router,
@@ -38,6 +40,7 @@ def create_app(deps: ServeDeps) -> FastAPI:
     )
     app.state.deps = deps
     app.state.releases = ReleaseManager(deps)
+    app.state.reviews = ReviewShelf(deps.paths.review_pool, deps.base_fingerprint, deps.rng)
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/web", pages.FILES, name="web")

@@ -49,6 +49,7 @@ VOTE_SCHEMA = pa.schema(
         ("comment", pa.string()),
         ("edited", pa.string()),
         ("contenders", pa.string()),
+        ("source", pa.string()),
         ("propensity", pa.float64()),
         ("cast_at", TIME),
     ]
@@ -114,6 +115,7 @@ def _row(vote: VoteCast, comparison: Comparison) -> dict[str, Any]:
         "comment": vote.comment,
         "edited": vote.edited,
         "contenders": pair.contenders,
+        "source": pair.source,
         "propensity": pair.propensity,
         "cast_at": vote.cast_at,
     }

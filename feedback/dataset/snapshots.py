@@ -310,7 +310,8 @@ def _write_prompts(folder: Path, rows: Iterable[PartRow], forgotten: Covering) -
     with _TableWriter(folder / TABLES[2], PROMPT_SCHEMA) as prompts:
         for row in rows:
             pair = PairShown.from_bytes(row.event)
-            if not forgotten.pair(pair):
+            # A prepared pair's prompt is there already: from where it was taken.
+            if not forgotten.pair(pair) and pair.source == "chat":
                 prompts.add(prompt_row(pair))
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, text, union_all
 
 from feedback.comparisons import POSITIONS, places, read
-from feedback.contracts import GOLD_RULE, PairShown
+from feedback.contracts import GOLD_RULE, REVIEW_RULE, PairShown
 from feedback.ledger.tables import from_us, pairs, to_us, votes
 
 Outcome = Literal["win", "loss", "tie", "both_bad"]
@@ -49,7 +49,8 @@ class Duel:
 def duels(connection: Connection, one: str | None, other: str | None, since: datetime) -> list[Duel]:
     """Votes on what these two answered and was shown since then, the earliest first (None is the base).
 
-    Planted pairs aren't among them: there nobody's own answers are compared.
+    Planted pairs aren't among them, where nobody's own answers are compared, nor prepared ones, whose questions people
+    didn't ask.
     """
     columns = (votes.c.choice, votes.c.ranking, votes.c.voter, votes.c.cast_us, pairs.c.answers)
     found: list[Any] = []
@@ -58,7 +59,7 @@ def duels(connection: Connection, one: str | None, other: str | None, since: dat
         query = (
             select(*columns, votes.c.vote_id, *_ADAPTERS)
             .join_from(pairs, votes)
-            .where(met, pairs.c.shown_us >= to_us(since), pairs.c.contenders != GOLD_RULE)
+            .where(met, pairs.c.shown_us >= to_us(since), pairs.c.contenders.not_in((GOLD_RULE, REVIEW_RULE)))
         )
         found += connection.execute(query).all()
     found.sort(key=attrgetter("cast_us", "vote_id"))

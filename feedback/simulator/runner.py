@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import structlog
 from pydantic import Field
 
 from feedback.config import Section
-from feedback.contracts import Choice
+from feedback.contracts import Choice, Message
 from feedback.simulator.client import PatientClient, RequestRefused, SimulateError
 from feedback.simulator.progress import Progress, make_progress
 from feedback.simulator.topics import Prompt, Split, prompts
@@ -44,6 +45,8 @@ class SimulateConfig(Section):
     """Different people."""
     concurrency: int = Field(default=4, ge=1)
     """People who chat at the same time."""
+    reviews: float = Field(default=0.0, ge=0, le=1)
+    """Share of the votes that are cast on prepared pairs, as long as any wait (docs/voting.md)."""
     noise: float = Field(default=0.15, ge=0, le=1)
     """Probability that a decisive vote goes to the worse answer."""
     side_bias: float = Field(default=0.05, ge=0, le=1)
@@ -83,6 +86,7 @@ class SimulateReport:
         errors: pairs or votes that were refused for good.
         retries: requests that were sent again.
         repeated: votes that serving had already recorded when it was asked again.
+        reviewed: votes cast on prepared pairs.
         reached: whether as many votes were cast as were asked for.
     """
 
@@ -97,6 +101,7 @@ class SimulateReport:
     errors: int
     retries: int
     repeated: int
+    reviewed: int
     reached: bool
 
 
@@ -140,6 +145,7 @@ class _Simulation:
         self._retries = 0
         self._repeated = 0
         self._errors = 0
+        self._reviewed = 0
         self._refused_in_a_row = 0
 
     async def run(self) -> SimulateReport:
@@ -184,17 +190,35 @@ class _Simulation:
         prompt = self._prompts[number]
         rng = random.Random(f"vote:{self._config.seed}:{number}")  # noqa: S311  not for secrets
         voter = f"simulated-{self._config.seed}-{rng.randrange(self._config.voters):04d}"
-        _, pair = await self._client.post("/v1/pairs", self._question(prompt), voter)
-        ballot = self._ballot(prompt, pair, rng)
+        review = await self._review(voter) if self._reviews(number) else None
+        if review is not None:
+            self._reviewed += 1
+            pair, asked = review, tuple(Message(**message) for message in review["messages"])
+        else:
+            _, pair = await self._client.post("/v1/pairs", self._question(prompt), voter)
+            asked = prompt.messages
+        ballot = self._ballot(asked, pair, rng)
         status, _ = await self._client.post("/v1/votes", {"pair_id": pair["pair_id"], **ballot.said}, voter)
         self._count(ballot, new=status == httpx.codes.CREATED)
 
-    def _ballot(self, prompt: Prompt, pair: dict[str, Any], rng: random.Random) -> Ballot | RankedBallot:
+    def _reviews(self, number: int) -> bool:
+        """Whether this vote is to be on a prepared pair; a draw of its own, which shifts no other."""
+        return random.Random(f"review:{self._config.seed}:{number}").random() < self._config.reviews  # noqa: S311
+
+    async def _review(self, voter: str) -> dict[str, Any] | None:
+        try:
+            return (await self._client.post("/v1/reviews", {}, voter))[1]
+        except RequestRefused as error:
+            if error.status == httpx.codes.NOT_FOUND:
+                return None
+            raise
+
+    def _ballot(self, asked: Sequence[Message], pair: dict[str, Any], rng: random.Random) -> Ballot | RankedBallot:
         sides = sorted(pair["completions"], key=lambda side: str(side["position"]))
         answers = [side["message"]["content"] for side in sides]
         if len(answers) == 2:
-            return vote(self._utility, self._temper, prompt.messages, *answers, rng=rng)
-        return rank(self._utility, self._temper, prompt.messages, answers, rng=rng)
+            return vote(self._utility, self._temper, asked, *answers, rng=rng)
+        return rank(self._utility, self._temper, asked, answers, rng=rng)
 
     def _question(self, prompt: Prompt) -> dict[str, Any]:
         body: dict[str, Any] = {"messages": [message.model_dump() for message in prompt.messages]}
@@ -240,5 +264,6 @@ class _Simulation:
             errors=self._errors,
             retries=self._retries,
             repeated=self._repeated,
+            reviewed=self._reviewed,
             reached=self._counted() >= self._config.votes,
         )
