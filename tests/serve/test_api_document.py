@@ -60,6 +60,8 @@ ANSWERING = (
     "GET /v1/releases",
     "GET /v1/releases/history",
     "GET /v1/lineage/{id}",
+    "GET /v1/reviews",
+    "POST /v1/reviews",
     "GET /v1/leaderboard",
     "GET /v1/loop",
     "GET /healthz",
