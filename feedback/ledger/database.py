@@ -29,6 +29,7 @@ READ_ONLY = "25006"
 
 _HINTS = {
     "database is locked": "another process holds the ledger; stop it or try again",
+    "disk I/O error": "the disk fails, or is full; see the system's log, mend it, then go on",
     "disk is full": "the disk is full; free some space, then go on",
     "readonly database": "the ledger's file or folder is read-only; make it writable",
     "read-only transaction": "the database only reads (a standby?); give the address of the one that writes",

@@ -74,12 +74,13 @@ def test_a_read_only_database_refuses_the_vote_and_says_what_to_do(path):
     ("said", "remedy"),
     [
         ('could not extend file "base/1/2": No space left on device', "free some space"),
+        ("disk I/O error", "the disk fails, or is full"),
         ("connection failed: FATAL:  the database system is starting up", "in a moment"),
         ("connection failed: FATAL:  sorry, too many clients already", "max_connections"),
         ("connection failed: connection refused", "start the database or mend its address"),
     ],
 )
-def test_what_a_postgres_says_comes_with_its_remedy(path, said, remedy):
+def test_what_a_database_says_comes_with_its_remedy(path, said, remedy):
     made = database.Database(f"sqlite:///{path}")
 
     def fail(_):
