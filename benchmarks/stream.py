@@ -111,7 +111,16 @@ def confirm(ledger: Ledger, log: EventLog, config: FeedbackConfig) -> float:
 
 def producer_perf(tool: Path, address: str, size: int, records: int = 100_000) -> int:
     """Records a second by Kafka's own tool, acks=all."""
-    command = [str(tool), "producer-perf", "--topic", "perf", "--num-records", str(records), "--record-size", str(size)]
+    command = [
+        str(tool),
+        "producer-perf",
+        "--topic",
+        rivals.TOPIC,
+        "--num-records",
+        str(records),
+        "--record-size",
+        str(size),
+    ]
     command += ["--throughput", "-1", "--command-property", f"bootstrap.servers={address}", "acks=all"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found = re.findall(r"([\d.]+) records/sec", done.stdout)

@@ -9,19 +9,22 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from feedback.kafka_log import KafkaEventLog
+
 ROW = b"x" * 200
+TOPIC = "hustings-benchmark"
 
 
 def producer_rate(address: str, values: Sequence[bytes], seconds: float) -> float:
     """Records a second that a kafka-python producer with acks=all (its defaults otherwise) gets acknowledged."""
     from kafka import KafkaProducer
 
+    KafkaEventLog(address).ensure_topics([TOPIC])
     producer = KafkaProducer(bootstrap_servers=address, acks="all", max_block_ms=30_000)
-    producer.send("votes-benchmark", values[0]).get(30)  # makes the topic
     sent: list[Any] = []
     began = time.perf_counter()
     for value in cycle(values):
-        sent.append(producer.send("votes-benchmark", value))
+        sent.append(producer.send(TOPIC, value))
         if time.perf_counter() - began >= seconds:
             break
     for future in sent:
