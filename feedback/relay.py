@@ -36,8 +36,8 @@ LONGEST_PAUSE_S = 10.0
 TOPICS_CHECK_S = 2.0
 """Seconds between looks whether the broker still has the topics that it had: a look costs it five milliseconds."""
 OVERDUE_CHECK_S = 5.0
-BUSY_POLL_S = 0.01
-"""Seconds that a look for receipts may take while there is more to send."""
+BUSY_POLL_S = 0.0
+"""Seconds that a look for receipts may wait while there is more to send: what has come is taken at the next look."""
 
 
 @dataclass(frozen=True, slots=True)

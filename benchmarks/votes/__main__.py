@@ -65,7 +65,8 @@ def measure(folder: Path, address: str, url: str | None, arguments: argparse.Nam
     total = WARM + arguments.votes * len(arguments.connections)
     prepare.fill(ledger_url, total)
     before = _rivals(folder, address, url, events, arguments.seconds)
-    with _serving(folder, address, url) as port:
+    load_before = os.getloadavg()[0]
+    with _serving(folder, address, url, arguments.switch_interval) as port:
         _load(folder, port, range(WARM), 8)
         runs = []
         for turn, connections in enumerate(arguments.connections):
@@ -73,7 +74,8 @@ def measure(folder: Path, address: str, url: str | None, arguments: argparse.Nam
             runs.append(_load(folder, port, range(start, start + arguments.votes), connections))
         drained = _drained(ledger_url)
     after = _rivals(folder, address, url, events, arguments.seconds)
-    return _summary(before, after, runs, drained, url, total, len(events[0]))
+    found = _summary(before, after, runs, drained, url, total, len(events[0]))
+    return found | {"load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)]}
 
 
 def _summary(
@@ -108,17 +110,16 @@ def _rivals(folder: Path, address: str, url: str | None, events: list[bytes], se
 
 
 @contextlib.contextmanager
-def _serving(folder: Path, address: str, url: str | None) -> Iterator[int]:
+def _serving(folder: Path, address: str, url: str | None, switch_interval: float | None) -> Iterator[int]:
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.votes.server", "--data-dir", str(folder), "--port", str(port)]
     command += ["--kafka", address] + (["--ledger", url] if url else [])
+    command += ["--switch-interval", str(switch_interval)] if switch_interval else []
     environment = {**os.environ, "HUSTINGS_SECRET": prepare.SECRET, "HUSTINGS_LOG_FORMAT": "json"}
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log, env=environment)
         try:
             _until_ready(port, process, folder / "serve.log")
-            if os.environ.get("HUSTINGS_BENCH_PID"):
-                Path(os.environ["HUSTINGS_BENCH_PID"]).write_text(str(process.pid))
             yield port
         finally:
             process.terminate()
@@ -163,6 +164,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--postgres", action="store_true", help="the ledger on PostgreSQL in place of SQLite")
     parser.add_argument("--votes", type=int, default=4_000, help="votes for each number of connections")
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
+    parser.add_argument("--switch-interval", type=float, help="of serving's threads (Python's own is 0.005)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each rival, before and after")
     parser.add_argument("--dir", type=Path, help="where the passing files lie: on the disk that matters")
     parser.add_argument("--out", type=Path, help="write the figures here too")

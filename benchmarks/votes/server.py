@@ -6,6 +6,7 @@ python -m benchmarks.votes.server --data-dir DIR --port PORT --kafka HOST:PORT [
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import serve.main
@@ -22,7 +23,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--kafka", required=True)
     parser.add_argument("--ledger")
+    parser.add_argument("--switch-interval", type=float, help="seconds that a thread may hold the interpreter's lock")
     arguments = parser.parse_args()
+    if arguments.switch_interval is not None:
+        sys.setswitchinterval(arguments.switch_interval)
     serve.main.build_engine = lambda model, config: FakeEngine()  # type: ignore[assignment]
     # Nobody curates here, and a second sending would be measured with the first.
     feedback = FeedbackConfig(ledger_url=arguments.ledger, receipt_timeout_s=3600.0)
