@@ -16,7 +16,6 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ SECTIONS = {"paired": 3, "gateway": 2, "swaps": 10, "streams": 3}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; 1 when a server failed, or a figure misses its aim."""
+    """Command line; 1 when a server or a request failed. A figure that misses its aim is told, not punished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("section", choices=tuple(SECTIONS))
     parser.add_argument("--model", type=Path, help="Hugging Face folder of a chat model (paired)")
@@ -55,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(lines))
     if given.baseline is not None:
         keep(given.baseline, given.section, found, lines)
-    return int(not all(line["reached"] for line in lines))
+    return 0
 
 
 def machine() -> str:
@@ -67,10 +66,9 @@ def machine() -> str:
 def table(lines: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     head = "| figure | measured | spread | aim | |\n|---|---|---|---|---|\n"
-    shown: Callable[[dict[str, Any]], str] = lambda line: " to ".join(f"{x:g}" for x in line.get("interval", []))  # noqa: E731
     return head + "\n".join(
-        f"| {line['what']} | {line['figure']:g} | {shown(line)} | {line['aim']} |"
-        f" {'reached' if line['reached'] else 'missed'} |"
+        f"| {line['what']} | {line['figure']:g} | {' to '.join(f'{x:g}' for x in line.get('interval', []))} |"
+        f" {line['aim']} | {'reached' if line['reached'] else 'missed'} |"
         for line in lines
     )
 

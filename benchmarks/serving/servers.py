@@ -17,7 +17,7 @@ import httpx
 from benchmarks.serving import litellm_proxy as proxy
 from benchmarks.serving.instant import MODEL as INSTANT_MODEL
 from deploy.config import HustingsConfig, to_toml
-from deploy.launch import common_environment, preload
+from deploy.launch import common_environment
 from feedback.broker import EmbeddedBroker, free_port
 from feedback.config import FeedbackConfig
 from serve.config import ServeConfig
@@ -90,7 +90,7 @@ def raw_vllm(model: Path, config: ServeConfig, folder: Path) -> Iterator[str]:
     cpu = not vllm_settings.has_gpu()
     port = free_port()
     command = [*vllm_settings.server_command(config, str(model), port, cpu=cpu), "--disable-log-stats"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **preload(openmp=True)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": vllm_settings.preload("")}
     environment |= vllm_settings.server_environment(config, str(model), os.environ, cpu=cpu)
     url = f"http://127.0.0.1:{port}"
     with running("vllm", command, environment, f"{url}/health", folder):
@@ -147,7 +147,8 @@ def hustings(
         file = folder / "hustings.toml"
         file.write_text(to_toml(config))
         url = f"http://127.0.0.1:{config.serve.port}"
-        variables = {**os.environ, **common_environment(config, coloured=False), **preload(openmp=True)}
+        variables = {**os.environ, **common_environment(config, coloured=False)}
+        variables["LD_PRELOAD"] = vllm_settings.preload("")  # as the raw server's
         whole = [sys.executable, *command, "--config", str(file)]
         with running("hustings", whole, variables | dict(environment or {}), f"{url}/readyz", folder) as process:
             yield Hustings(url, process, config, kafka)
