@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 from importlib import import_module
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.section == "paired" and given.model is None:
         parser.error("--model is needed")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped then too
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.logs or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
