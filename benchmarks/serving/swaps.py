@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -329,7 +330,7 @@ def growth(weighing: Sequence[tuple[int, float]], done: int, swaps: int) -> dict
     warm, tenth = min(WARM_UP, swaps // 4), max(5, swaps // 10)
     early = [size for count, size in weighing if done + warm <= count < done + warm + tenth]
     late = [size for count, size in weighing if count >= done + swaps - tenth]
-    first, last = percentile(early, 0.5), percentile(late, 0.5)
+    first, last = percentile(early or [math.nan], 0.5), percentile(late or [math.nan], 0.5)
     return {
         "after warm-up, MiB": round(first, 1),
         "at the end, MiB": round(last, 1),
