@@ -1,14 +1,16 @@
-"""A sampling profiler: where the process's processor time goes, at a cost of about one part in a hundred.
+"""A sampling profiler: where the event loop's processor time goes, at a cost of about one part in a hundred.
 
-A timer that counts processor time interrupts the main thread, and the Python stack of that moment is counted. C code
-counts for the Python function that called it. cProfile would slow each call down, and the short ones most.
+A timer that counts the process's processor time interrupts the main thread; the Python stack of that moment gets the
+microseconds that this thread itself has computed since the last one, so that other threads' work, and waiting for the
+interpreter's lock, count for nothing. C code counts for the Python function that called it. cProfile would slow each
+call down, and the short ones most.
 """
 
 from __future__ import annotations
 
 import signal
+import time
 from collections import Counter
-from collections.abc import Iterable
 from types import FrameType
 
 EVERY_S = 0.002
@@ -16,15 +18,17 @@ Stack = tuple[str, ...]
 
 
 class Profiler:
-    """Counts stacks, outermost function first."""
+    """Microseconds by stack, outermost function first."""
 
     def __init__(self) -> None:
         self.running = False
         self._stacks: Counter[Stack] = Counter()
+        self._last = 0.0
 
     def start(self) -> None:
         """Begin anew. Main thread only."""
         self._stacks.clear()
+        self._last = time.thread_time()
         signal.signal(signal.SIGPROF, self._sample)
         signal.setitimer(signal.ITIMER_PROF, EVERY_S, EVERY_S)
         self.running = True
@@ -35,7 +39,7 @@ class Profiler:
         self.running = False
 
     def folded(self) -> str:
-        """A line a stack, as flame graph tools read it: `outer;inner count`."""
+        """A line a stack, as flame graph tools read it: `outer;inner microseconds`."""
         return "".join(f"{';'.join(stack)} {count}\n" for stack, count in self._stacks.most_common())
 
     def _sample(self, number: int, frame: FrameType | None) -> None:
@@ -45,7 +49,9 @@ class Profiler:
             code = frame.f_code
             stack.append(f"{module_of(code.co_filename)}:{code.co_qualname}")
             frame = frame.f_back
-        self._stacks[tuple(reversed(stack))] += 1
+        now = time.thread_time()
+        self._stacks[tuple(reversed(stack))] += round(1e6 * (now - self._last))
+        self._last = now
 
 
 def module_of(path: str) -> str:
@@ -78,14 +84,29 @@ def self_time(stacks: Counter[Stack]) -> list[tuple[str, float]]:
     return _shares(own, stacks)
 
 
-def within(stacks: Counter[Stack], names: Iterable[str]) -> list[tuple[str, float]]:
-    """Share of the time in each of these functions and what they call; a name is the end of a function's."""
-    found: Counter[str] = Counter()
+def tree(stacks: Counter[Stack], least: float = 0.02) -> list[str]:
+    """Calls by calls, each with the share of the time in it and what it calls; those under `least` are left out."""
+    total = sum(stacks.values()) or 1
+    inclusive: Counter[Stack] = Counter()
     for stack, count in stacks.items():
-        for name in names:
-            if any(each.endswith(name) for each in stack):
-                found[name] += count
-    return _shares(found, stacks)
+        for depth in range(1, len(stack) + 1):
+            inclusive[stack[:depth]] += count
+    kept = {path: count for path, count in inclusive.items() if count >= least * total}
+    lines: list[str] = []
+
+    def show(path: Stack, indent: int) -> None:
+        lines.append(f"{'  ' * indent}{100 * kept[path] / total:.0f}% {path[-1]}")
+        below = [each for each in kept if each[:-1] == path]
+        for each in sorted(below, key=lambda each: -kept[each]):
+            show(each, indent + 1)
+
+    # What everything has in common, the command line and the loop, is left out.
+    shared: Stack = ()
+    while len(below := [each for each in kept if each[:-1] == shared]) == 1 and kept[below[0]] > 0.95 * total:
+        shared = below[0]
+    for each in sorted(below, key=lambda each: -kept[each]):
+        show(each, 0)
+    return lines
 
 
 def by_package(stacks: Counter[Stack]) -> list[tuple[str, float]]:

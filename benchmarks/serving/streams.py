@@ -20,7 +20,7 @@ import psutil
 from benchmarks.serving import servers
 from benchmarks.serving.client import Ask, Heard, closed_loop, openai_token, pair_token
 from benchmarks.serving.instant_engine import PROFILE_VARIABLE
-from benchmarks.serving.profiler import by_package, parse, self_time
+from benchmarks.serving.profiler import by_package, parse, self_time, tree
 from benchmarks.serving.stats import milliseconds, row, spread
 from serve.config import ServeConfig
 
@@ -61,9 +61,10 @@ async def measure(rounds: int, folder: Path) -> dict[str, Any]:
         "memory_mib": round(memory),
         **{kind: _figures(kept) for kind, kept in found.items()},
         "profile": {
-            "samples": sum(stacks.values()),
+            "seconds": round(sum(stacks.values()) / 1e6, 2),
             "packages": dict(by_package(stacks)[:12]),
             "functions": dict(self_time(stacks)[:25]),
+            "tree": tree(stacks),
         },
     }
 
@@ -79,12 +80,11 @@ async def _burst(url: str, kind: str, count: int) -> list[Heard]:
 
 
 async def _round(url: str, kind: str, process: psutil.Process) -> dict[str, Any]:
-    before, began = process.cpu_times(), time.perf_counter()
+    before, began = _computed(process), time.perf_counter()
     heard = await _burst(url, kind, STREAMS)
-    seconds, after = time.perf_counter() - began, process.cpu_times()
+    seconds, after = time.perf_counter() - began, _computed(process)
     counts = Counter(len(each.tokens_at) for each in heard)
     events = sum(count * many for count, many in counts.items())
-    cpu = after.user + after.system - before.user - before.system
     # All were open at once: the last one had begun before the first one ended.
     at_once = max(each.began for each in heard) < min(each.began + each.whole for each in heard)
     return {
@@ -92,15 +92,24 @@ async def _round(url: str, kind: str, process: psutil.Process) -> dict[str, Any]
         "events": events,
         "incomplete": sum(many for count, many in counts.items() if count != TOKENS * (2 if kind == "pairs" else 1)),
         "at_once": at_once,
-        "cpu_us": 1e6 * cpu / events,
+        "loop_us": 1e6 * (after[0] - before[0]) / events,
+        "threads_us": 1e6 * (after[1] - before[1]) / events,
         "first": [each.first for each in heard],
     }
+
+
+def _computed(process: psutil.Process) -> tuple[float, float]:
+    """Seconds that the event loop's thread has computed, and all other threads together."""
+    by_thread = {each.id: each.user_time + each.system_time for each in process.threads()}
+    loop = by_thread.pop(process.pid)
+    return loop, process.cpu_times().user + process.cpu_times().system - loop
 
 
 def _figures(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "tokens a second": spread([each["events"] / each["seconds"] for each in rounds], 0),
-        "processor time a token, us": spread([each["cpu_us"] for each in rounds], 1),
+        "event loop's processor time a token, us": spread([each["loop_us"] for each in rounds], 1),
+        "other threads' (ledger, relay)": spread([each["threads_us"] for each in rounds], 1),
         "seconds": spread([each["seconds"] for each in rounds]),
         "first token, ms": milliseconds([first for each in rounds for first in each["first"]]),
         "streams": STREAMS * len(rounds),
