@@ -95,12 +95,13 @@ def _note(folder: Path, step: str, **found: float | int | str | bool) -> None:
 def curate(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
     """The curator's steps, from where the last call ended, for at most so many seconds."""
     before = _record(folder).get("curate", {})
-    spent, start, began = before.get("seconds", 0.0), before.get("votes", 0), time.perf_counter()
+    spent, processor = before.get("seconds", 0.0), before.get("cpu_s", 0.0)
+    start, began = before.get("votes", 0), time.perf_counter()
     dataset = _dataset(folder)
     dataset.count_new(None)  # reads the ids of what is there already
     for numbers in _batches(votes, shuffled, start):
         records = _records(numbers)
-        made = time.perf_counter()
+        made, made_by = time.perf_counter(), time.process_time()
         batch = sort_out(records)
         new_pairs = dataset.unknown_pairs(pair.pair_id for pair in batch.pairs)
         new_votes = dataset.unknown_votes(vote.vote_id for vote in batch.votes)
@@ -109,26 +110,28 @@ def curate(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
         dataset.append_votes(batch.votes)
         dataset.merge_parts()
         spent += time.perf_counter() - made
+        processor += time.process_time() - made_by
         start += len(numbers)
         if time.perf_counter() - began > seconds:
             break
     parts = len(list((folder / "dataset").glob("*/*.parquet")))
     order = "shuffled" if shuffled else "as cast"
-    _note(folder, "curate", order=order, votes=start, seconds=round(spent, 1), part_files=parts, done=start == votes)
+    took = {"seconds": round(spent, 1), "cpu_s": round(processor, 1)}
+    _note(folder, "curate", order=order, votes=start, part_files=parts, done=start == votes, **took)
 
 
 def build(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
     """A snapshot."""
     manifest, took = _timed(_dataset(folder).build_snapshot)
     assert manifest.votes == manifest.prompts == votes
-    _note(folder, "build", seconds=round(took, 1), id=manifest.id, done=True)
+    _note(folder, "build", **took, id=manifest.id, done=True)
 
 
 def rebuild(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
     """The same once more: it must be the same."""
     manifest, took = _timed(_dataset(folder).build_snapshot)
     assert manifest.id == _record(folder)["build"]["id"]
-    _note(folder, "rebuild", seconds=round(took, 1), done=True)
+    _note(folder, "rebuild", **took, done=True)
 
 
 def read(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
@@ -136,25 +139,26 @@ def read(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
     dataset = _dataset(folder)
     found, took = _timed(lambda: _read_through(dataset, _record(folder)["build"]["id"]))
     assert found == votes
-    _note(folder, "read", seconds=round(took, 1), done=True)
+    _note(folder, "read", **took, done=True)
 
 
 def count(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
     """Open a dataset and count what is new, as the waiting trainer does."""
     found, took = _timed(lambda: _dataset(folder).count_new(_record(folder)["build"]["id"]))
     assert found.prompts == found.decisive == 0
-    _note(folder, "count", seconds=round(took, 1), done=True)
+    _note(folder, "count", **took, done=True)
 
 
 def export(votes: int, folder: Path, shuffled: bool, seconds: float) -> None:
     """Every format, one after the other."""
     dataset = _dataset(folder)
     snapshot = dataset.load_snapshot(_record(folder)["build"]["id"])
-    took: dict[str, float] = {}
+    took: dict[str, dict[str, float]] = {}
     for format_ in get_args(Format):
         with tempfile.TemporaryDirectory(dir=folder) as name:
-            took[format_] = round(_timed(partial(dataset.export, snapshot, Path(name) / "out", format_))[1], 1)
-    _note(folder, "export", seconds=round(sum(took.values()), 1), done=True, **took)
+            took[format_] = _timed(partial(dataset.export, snapshot, Path(name) / "out", format_))[1]
+    of = {f"{format_}_{unit}": value for format_, each in took.items() for unit, value in each.items()}
+    _note(folder, "export", **of, done=True)
 
 
 STEPS = {step.__name__: step for step in (curate, build, rebuild, read, count, export)}
@@ -234,9 +238,14 @@ def _hex(number: int) -> str:
     return f"{random.Random(f'id {number}').getrandbits(128):032x}"
 
 
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    began = time.perf_counter()
-    return work(), time.perf_counter() - began
+def _timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """The result; seconds by the clock, and of the processor, which tell more beside other work."""
+    clock, processor = time.perf_counter(), time.process_time()
+    result = work()
+    return result, {
+        "seconds": round(time.perf_counter() - clock, 1),
+        "cpu_s": round(time.process_time() - processor, 1),
+    }
 
 
 def _peak_mib() -> int:
