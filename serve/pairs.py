@@ -66,13 +66,20 @@ class PairDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class PairStep:
+    """What came at once: one piece of the stream."""
+
+    deltas: tuple[PairDelta, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PairDone:
     """All sides have ended and the pair is in the ledger."""
 
     pair: PairShown
 
 
-PairEvent = PairOpened | PairDelta | PairDone
+PairEvent = PairOpened | PairStep | PairDone
 
 
 @dataclass(slots=True)
@@ -190,7 +197,7 @@ async def _speak(
         _tagged(_noted(deps, request.adapter, stream), source)
         for source, (request, stream) in enumerate(zip(requests, streams, strict=True))
     ]
-    opened = False
+    opened, step = False, list[PairDelta]()
     async with aclosing(merge(by_source)) as chunks:
         async for source, chunk in chunks:
             if not opened:
@@ -199,10 +206,12 @@ async def _speak(
                 yield PairOpened(pair_id, conversation_id, ask.answers)
             side = side_of[source][chunk.index]
             if content := side.add(chunk):
-                yield PairDelta(side.position, content)
-    for side in sides:
-        if content := side.end():
-            yield PairDelta(side.position, content)
+                step.append(PairDelta(side.position, content))
+            if step and not chunk.more:
+                yield PairStep(tuple(step))
+                step.clear()
+    if ends := tuple(PairDelta(side.position, content) for side in sides if (content := side.end())):
+        yield PairStep(ends)
     deps.metrics.tokens.labels("pair", "in").inc(len(prompt))
     deps.metrics.tokens.labels("pair", "out").inc(sum(len(side.token_ids) for side in sides))
     planted = any(side.jumbler is not None and side.jumbler.jumbled for side in sides)

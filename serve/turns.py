@@ -15,7 +15,7 @@ from uuid import uuid4
 from feedback.contracts import AnswerShown
 from serve.deps import ServeDeps, on_thread
 from serve.engines.base import GenerationRequest, Priority
-from serve.pairs import PairAsk, PairDelta, PairEvent, Side, run_pair, sampling_of, sampling_record
+from serve.pairs import PairAsk, PairDelta, PairEvent, PairStep, Side, run_pair, sampling_of, sampling_record
 from serve.streams import until
 
 
@@ -95,7 +95,7 @@ async def _speak(
                 yield opened
             side.add(chunk)
             if chunk.text:
-                yield PairDelta("a", chunk.text)
+                yield PairStep((PairDelta("a", chunk.text),))
     deps.metrics.tokens.labels("answer", "in").inc(len(prompt))
     deps.metrics.tokens.labels("answer", "out").inc(len(side.token_ids))
     answer = AnswerShown(

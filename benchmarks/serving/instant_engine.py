@@ -62,7 +62,8 @@ class InstantEngine:
             await asyncio.sleep(0)
             finish = "length" if step == sampling.max_tokens - 1 else None
             for index in range(sampling.n):
-                yield Chunk(index, " word", (7,), logprobs, tokens, top, finish)
+                more = index < sampling.n - 1
+                yield Chunk(index, " word", (7,), logprobs, tokens, top, finish, more)
 
     async def score(self, token_ids: Sequence[int], adapter: str | None) -> tuple[float, ...]:
         """Minus one each."""

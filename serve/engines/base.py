@@ -122,6 +122,7 @@ class Chunk:
         tokens: text of each new id; empty unless log-probs were asked for.
         top_logprobs: per new id the likeliest tokens; empty unless asked for.
         finish_reason: set on the answer's last chunk.
+        more: another chunk follows at once, of the same step; whoever writes to a network may wait for it.
     """
 
     index: int
@@ -131,6 +132,7 @@ class Chunk:
     tokens: tuple[str, ...] = ()
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
     finish_reason: FinishReason | None = None
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,13 +114,12 @@ def lora_request(adapter: HeldAdapter | None) -> Any:
 
 def chunks(output: Any, sampling: Sampling) -> Iterator[Chunk]:
     """Our chunks of one of vLLM's outputs: one for each answer that it tells something of."""
-    for part in output.outputs:
+    telling = [part for part in output.outputs if part.token_ids or part.text or part.finish_reason is not None]
+    for left, part in zip(reversed(range(len(telling))), telling, strict=True):
         ids = tuple(part.token_ids)
         finish = None if part.finish_reason is None else FINISH_REASONS.get(part.finish_reason, "error")
-        if not ids and not part.text and finish is None:
-            continue
         if sampling.logprobs is None:
-            yield Chunk(part.index, part.text, ids, finish_reason=finish)
+            yield Chunk(part.index, part.text, ids, finish_reason=finish, more=left > 0)
             continue
         steps = list(part.logprobs or ())
         yield Chunk(
@@ -131,6 +130,7 @@ def chunks(output: Any, sampling: Sampling) -> Iterator[Chunk]:
             tokens=tuple(step[token].decoded_token or "" for step, token in zip(steps, ids, strict=True)),
             top_logprobs=tuple(_likeliest(step, sampling.logprobs) for step in steps),
             finish_reason=finish,
+            more=left > 0,
         )
 
 

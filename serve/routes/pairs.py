@@ -19,7 +19,7 @@ from serve.errors import BadRequest
 from serve.faults import fault_of, unexpected_fault
 from serve.http import FastJSON, request_id, sse
 from serve.identity import voter_of
-from serve.pairs import PairAsk, PairDelta, PairDone, PairEvent, PairOpened, run_pair
+from serve.pairs import PairAsk, PairDone, PairEvent, PairOpened, PairStep, run_pair
 from serve.quick_route import QuickRoute
 from serve.routes.problems import PROBLEMS
 from serve.streams import EventStream, patience, primed, unless_gone
@@ -152,8 +152,8 @@ async def wire(
 def event_bytes(event: PairEvent, request: Request) -> bytes:
     """A pair's event on the wire."""
     match event:
-        case PairDelta(position, content):
-            return sse({"position": position, "content": content}, "delta")
+        case PairStep(deltas):
+            return b"".join(sse({"position": each.position, "content": each.content}, "delta") for each in deltas)
         case PairOpened(pair_id, conversation_id, answers):
             more = {"positions": POSITIONS[:answers]} if answers > 2 else {}
             return sse({"pair_id": pair_id, "conversation_id": conversation_id, **more}, "pair")

@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from serve.config import ServeConfig
 from serve.engines import vllm_settings
 from serve.engines.admission import Admission
-from serve.engines.base import AdapterLoadFailed, AdapterNotLoaded, EngineOverloaded, NoRoomForAdapter, Priority
+from serve.engines.base import (
+    AdapterLoadFailed,
+    AdapterNotLoaded,
+    EngineOverloaded,
+    NoRoomForAdapter,
+    Priority,
+    Sampling,
+)
 from serve.engines.registry import AdapterRegistry, folder_digest
+from serve.engines.vllm_translate import chunks
 
 
 def adapter_folder(path: Path, *tensors: str) -> Path:
@@ -160,3 +169,14 @@ def test_a_cpu_engine_computes_in_float32_and_keeps_a_slot_empty() -> None:
     assert gpu["dtype"] == "auto"
     assert "enforce_eager" not in gpu
     assert "worker_extension_cls" not in gpu
+
+
+def part(index: int, text: str = "", ids: tuple[int, ...] = (), finish: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(index=index, text=text, token_ids=ids, finish_reason=finish, logprobs=None)
+
+
+def test_of_the_chunks_of_one_step_all_but_the_last_say_that_more_follows() -> None:
+    output = SimpleNamespace(outputs=[part(0, "a", (1,)), part(1), part(2, "", (2,)), part(3, "", (), "stop")])
+    found = list(chunks(output, Sampling(max_tokens=4, n=4)))
+    assert [(each.index, each.more) for each in found] == [(0, True), (2, True), (3, False)]
+    assert [each.more for each in chunks(SimpleNamespace(outputs=[part(0, "a", (1,))]), Sampling(4))] == [False]

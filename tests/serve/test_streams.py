@@ -7,9 +7,19 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
+from feedback.contracts import Message
+from feedback.ledger import Ledger
+from feedback.paths import DataPaths
+from serve.config import ServeConfig
+from serve.engines.base import Chunk, GenerationRequest
 from serve.errors import DeadlinePassed
+from serve.pairs import PairAsk, run_pair
+from serve.routes.pairs import event_bytes, wire
 from serve.streams import KEEP_ALIVE, EventStream, Patience, _Alarm, until
+from tests.fakes.engine import FakeEngine
+from tests.serve.conftest import ready_deps
 
 PATIENT = Patience(send_s=5.0, whole_s=5.0)
 
@@ -121,3 +131,27 @@ async def test_a_defect_of_the_content_comes_through() -> None:
 
     with pytest.raises(LookupError, match="broken"):
         await heard_of(EventStream(broken(), patience=PATIENT))
+
+
+class Stepping(FakeEngine):
+    """Gives both answers' tokens of a step at once, as vLLM does; the last step brings text for one of them only."""
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        for word in ("one ", "two "):
+            await asyncio.sleep(0)
+            yield Chunk(0, word, (1,), (-1.0,), (word,), ((),), more=True)
+            yield Chunk(1, word, (1,), (-1.0,), (word,), ((),))
+        await asyncio.sleep(0)
+        yield Chunk(1, "three", (1,), (-1.0,), ("three",), ((),), "length", more=True)
+        yield Chunk(0, "", (2,), (-1.0,), ("",), ((),), "stop")
+
+
+async def test_what_a_step_brings_to_both_sides_is_sent_in_one_piece(ledger: Ledger, paths: DataPaths) -> None:
+    engine = Stepping()
+    await engine.start()
+    deps = ready_deps(engine, ledger, paths, ServeConfig())
+    events = run_pair(deps, PairAsk((Message(role="user", content="Hello?"),)), "v_1")
+    request = Request({"type": "http", "state": {"log": {}}})
+    stream = EventStream(wire(events, request, event_bytes), patience=PATIENT)
+    told = [piece.count(b"event: delta") for piece in await heard_of(stream)]
+    assert told == [0, 2, 2, 1, 0, 0]  # pair, three steps, done, the end
