@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import os
 import secrets
@@ -38,8 +37,8 @@ def load_or_make_secret(path: Path, env: str) -> str:
 
 def pseudonym(secret: str, token: str) -> str:
     """The stable name of whoever holds `token`: HMAC-SHA256 under the installation's secret, `v_` and 24 hex digits."""
-    digest = hmac.new(secret.encode(), token.encode(), hashlib.sha256).hexdigest()
-    return f"v_{digest[:24]}"
+    digest = hmac.digest(secret.encode(), token.encode(), "sha256")
+    return f"v_{digest.hex()[:24]}"
 
 
 def _checked(secret: str, source: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 OPENAI_PREFIXES = ("/v1/chat/", "/v1/models")
 PROBLEM_TYPE_BASE = "https://hustings.invalid/problems/"
@@ -34,6 +35,11 @@ class ProblemJSON(FastJSON):
 def wants_openai_errors(path: str) -> bool:
     """Whether the path belongs to the OpenAI-compatible routes."""
     return path.startswith(OPENAI_PREFIXES)
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """A request's header, its name in lower case; empty where it is missing. For what every request is asked."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 
 def request_id(request: Request) -> str:

@@ -11,12 +11,13 @@ import uuid
 from typing import Any
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.config import ServeConfig
 from serve.faults import Fault, unexpected_fault
+from serve.http import header
 from serve.metrics import Metrics
 from serve.streams import ClientGone, StalledReader
 
@@ -64,10 +65,9 @@ class _Exchange:
         self._failed = False
         factor = _ROLLOUT_BODY_FACTOR if scope["path"] == "/v1/rollouts" else 1
         self._body_limit = config.max_body_bytes * factor
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        given = header(scope, b"x-request-id")
         self._id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        self._length = headers.get("content-length", "")
+        self._length = header(scope, b"content-length")
         state: dict[str, Any] = dict(scope.get("state") or {})
         scope["state"] = state | {"request_id": self._id, "log": {}}
 

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serve.deps import deps_of
+from serve.http import header
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -40,7 +41,7 @@ class QuickRoute(APIRoute):
 
 async def _read(request: Request, model: type[BaseModel]) -> BaseModel | None:
     """The body, if it is said to be JSON and is as the model wants it."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    if header(request.scope, b"content-type").partition(";")[0].strip().lower() != "application/json":
         return None
     try:
         return model.model_validate_json(await request.body())
