@@ -63,7 +63,7 @@ def main() -> None:
         with contextlib.ExitStack() as stack:
             folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.dir)))
             folder.mkdir(exist_ok=True)
-            for step in STEPS:
+            for step in (name for name in STEPS if name not in arguments.skip):
                 if not _run(step, votes, folder, arguments):
                     break
             print(json.dumps(_record(folder)))
@@ -258,6 +258,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shuffled", action="store_true", help="votes come in no order of time")
     parser.add_argument("--dir", type=Path, default=None, help="where the passing dataset lies")
     parser.add_argument("--keep", type=Path, help="a folder that stays, to go on in with the next call; one size only")
+    parser.add_argument("--skip", choices=STEPS, action="append", default=[], help="leave a step out; repeatable")
     parser.add_argument("--seconds", type=float, default=1e9, help="curate no longer than this in one call")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -108,6 +108,7 @@ class _Stderr:
 
 
 _writing = threading.Lock()
+os.register_at_fork(after_in_child=_writing._at_fork_reinit)  # type: ignore[attr-defined]  # as `logging` does with its own
 
 
 def _colours_wanted() -> bool:
