@@ -28,13 +28,18 @@ def names_itself(text: str, base_model: str = "") -> bool:
     Args:
         base_model: name of the base in use, a hub id or a folder's name.
     """
-    return bool(_ADAPTER.search(text) or _claims(base_model).search(text))
+    if "policy-" in text and _ADAPTER.search(text):
+        return True
+    names, claims = _claims(base_model)
+    # Most answers hold none of the names, and looking for those costs a thirtieth of the pattern.
+    return any(name in text for name in names) and claims.search(text) is not None
 
 
 @lru_cache(maxsize=16)
-def _claims(base_model: str) -> re.Pattern[str]:
+def _claims(base_model: str) -> tuple[tuple[str, ...], re.Pattern[str]]:
+    """The names to look for, and what a claim to be one of them looks like."""
     own = base_model.rstrip("/").rpartition("/")[2]
     stem = re.split(r"[-_.\d]", own, maxsplit=1)[0]
     names = sorted({*FAMILIES, *(name for name in (own, stem) if len(name) > 2)}, key=lambda name: (-len(name), name))
     listed = "|".join(re.escape(name) for name in names)
-    return re.compile(rf"{_CLAIM}\s+(?:an?\s+|the\s+)?(?:\w+\s+){{0,2}}(?:{listed})")
+    return tuple(names), re.compile(rf"{_CLAIM}\s+(?:an?\s+|the\s+)?(?:\w+\s+){{0,2}}(?:{listed})")
