@@ -48,8 +48,8 @@ class FeedbackConfig(Section):
     """Replication factor of a topic that has to be made; -1 leaves it to the broker."""
     ledger_url: str | None = None
     """SQLAlchemy URL; None for SQLite in the data folder."""
-    relay_batch: int = Field(default=500, ge=1)
-    """Outbox rows sent at once."""
+    relay_batch: int = Field(default=1_000, ge=1)
+    """Outbox rows sent at once, where they have no more than 8 MiB together."""
     relay_idle_s: float = Field(default=0.2, gt=0)
     """Seconds between looks at an empty outbox."""
     receipt_timeout_s: float = Field(default=60.0, gt=0)

@@ -27,7 +27,7 @@ from feedback.event_log import (
     StoredRecord,
 )
 from feedback.ledger import Ledger, LedgerUnavailable, OutboxRow
-from feedback.ledger.outbox import RECEIPTED_TOPICS
+from feedback.ledger.outbox import BATCH_BYTES, RECEIPTED_TOPICS
 
 logger = structlog.get_logger(__name__)
 
@@ -36,8 +36,8 @@ LONGEST_PAUSE_S = 10.0
 TOPICS_CHECK_S = 2.0
 """Seconds between looks whether the broker still has the topics that it had: a look costs it five milliseconds."""
 OVERDUE_CHECK_S = 5.0
-BUSY_POLL_S = 0.0
-"""Seconds that a look for receipts may wait while there is more to send: what has come is taken at the next look."""
+GATHER_S = 0.02
+"""Seconds that the relay listens for receipts between two batches that were not full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class _Connection:
                 client.close()
 
     def turn(self, wait_s: float, woken: threading.Event) -> bool:
-        """Look after everything once; True where there is more to send."""
+        """Look after everything once; True where there may be more to send."""
         assert self._consumer is not None
         if self._is_time("topics", TOPICS_CHECK_S):
             self._ensure_topics()
@@ -217,8 +217,12 @@ class _Connection:
         rows = self._ledger.pending(self._config.relay_batch)
         if rows:
             self._send(rows)
-        self._hear(self._consumer.poll(BUSY_POLL_S if rows else wait_s))
-        return len(rows) == self._config.relay_batch
+        # A backlog goes without a pause; what trickles in may gather a little: each batch costs the disk a commit.
+        self._hear(self._consumer.poll(0.0 if self._is_full(rows) else GATHER_S if rows else wait_s))
+        return bool(rows)
+
+    def _is_full(self, rows: Sequence[OutboxRow]) -> bool:
+        return len(rows) == self._config.relay_batch or 2 * sum(len(row.value) for row in rows) > BATCH_BYTES
 
     def _ensure_topics(self) -> None:
         made = self._log.ensure_topics(TOPICS)

@@ -23,6 +23,9 @@ RECEIPTED_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, THUMB_TOPIC, FORGOTTEN_TOPIC)
 LONGEST_WAIT_S = 3600.0
 """A receipt is never waited for longer than this."""
 
+BATCH_BYTES = 8 * 1024 * 1024
+"""Of the events that are read to be sent at once."""
+
 _CHUNK = 500
 """Ids in one statement."""
 
@@ -92,11 +95,25 @@ def enqueue_rows(connection: Connection, rows: Sequence[dict[str, Any]]) -> None
         connection.execute(_ENQUEUE, rows)
 
 
-def pending(connection: Connection, limit: int) -> list[OutboxRow]:
-    """The oldest rows to be sent."""
+def pending(connection: Connection, limit: int, max_bytes: int = BATCH_BYTES) -> list[OutboxRow]:
+    """The oldest rows to be sent: so many, or as many as together have so many bytes, but one in any case."""
+    waiting = (
+        select(outbox.c.seq, func.length(outbox.c.value))
+        .where(outbox.c.state == "pending")
+        .order_by(outbox.c.seq)
+        .limit(limit)
+    )
+    last, room = None, max_bytes
+    for seq, size in connection.execute(waiting):
+        room -= size or 0
+        if room < 0 and last is not None:
+            break
+        last = seq
+    if last is None:
+        return []
     found = connection.execute(
         select(outbox.c.seq, outbox.c.event_id, outbox.c.topic, outbox.c.record_key, outbox.c.value)
-        .where(outbox.c.state == "pending")
+        .where(outbox.c.state == "pending", outbox.c.seq <= last)
         .order_by(outbox.c.seq)
         .limit(limit)
     )

@@ -132,3 +132,18 @@ def test_parked_rows_can_be_sent_after_all(ledger):
     assert ledger.unpark() == 1
     assert ledger.pending(10) == [row]
     assert ledger.parked() == []
+
+
+def test_large_rows_are_read_few_at_a_time_and_one_in_any_case(ledger):
+    for number in range(4):
+        ledger.record_pair(shown(f"pair_{number}"))
+    size = len(ledger.pending(1)[0].value)
+
+    def read(max_bytes):
+        rows = ledger._database.read(lambda connection: outbox.pending(connection, 3, max_bytes))
+        return [row.event_id for row in rows]
+
+    assert read(1) == ["pair_0"]
+    assert read(2 * size) == ["pair_0", "pair_1"]
+    assert read(2 * size + 1) == ["pair_0", "pair_1"]
+    assert read(9 * size) == ["pair_0", "pair_1", "pair_2"]
