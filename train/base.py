@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from feedback.fingerprint import ModelFolderError, base_fingerprint
 from train.config import LoraSettings
 from train.errors import ModelUnusable
-from train.heads import score_tokens
+from train.heads import RowLoss, score_tokens
 from train.lora import AdapterSet
 from train.packing import ATTENTION, Layout, Packed, TreeLayout, Turn, gather_rows, groups, install_attention, pack
 from train.recompute import recomputed
@@ -60,6 +60,7 @@ class PolicyPass:
         expected: (B, T), its mean over the vocabulary under the policy; both 0 without a tilt.
         states: (B, T, H), the last hidden state in which each token was chosen (after the final norm).
         mask: (B, T).
+        loss: (), what was asked for, which alone carries a gradient then; else 0.
     """
 
     logprobs: Tensor
@@ -69,6 +70,7 @@ class PolicyPass:
     expected: Tensor
     states: Tensor
     mask: Tensor
+    loss: Tensor
 
 
 class Base:
@@ -294,6 +296,7 @@ def policy_pass(
     entropy_grad: bool = False,
     reference: Tensor | None = None,
     tilt: Tilt | None = None,
+    loss: RowLoss | None = None,
 ) -> PolicyPass:
     """Run sequences with an adapter in one forward pass; gradients flow unless the caller has switched them off.
 
@@ -305,6 +308,7 @@ def policy_pass(
         entropy_grad: let gradients flow through the entropy.
         reference: (B, >=T, H), the reference's states (`ReferenceChunk.states`), for the KL.
         tilt: rewards of every candidate token at the answers' places.
+        loss: of the answers' tokens (their scores in order, one answer after another): cheaper than from the result.
     """
     packed = pack(turns, base.device, run_last=False)
     mask = packed.response_mask
@@ -322,12 +326,14 @@ def policy_pass(
             reference=wanted,
             reference_weight=base.reference_head,
             tilt=tilt,
+            loss=loss,
         )
-        return scores.logprobs, scores.entropy, scores.kl, scores.foreseen, scores.expected, chosen
+        return scores.logprobs, scores.entropy, scores.kl, scores.foreseen, scores.expected, chosen, scores.loss
 
     with base.adapters.using(adapter):
-        logprobs, entropy, kl, foreseen, expected, chosen = (_spread(x, mask) for x in base.adapters.within(work))
-    return PolicyPass(logprobs, entropy, kl, foreseen, expected, chosen, mask)
+        *rows, total = base.adapters.within(work)
+    logprobs, entropy, kl, foreseen, expected, chosen = (_spread(x, mask) for x in rows)
+    return PolicyPass(logprobs, entropy, kl, foreseen, expected, chosen, mask, total)
 
 
 def states_pass(base: Base, turns: Sequence[Turn], *, adapter: str | None) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,14 @@
 
 The gradient of log p_t to the hidden state, (W[id_t] - p_t W) / temperature, does not depend on the loss. It is worked
 out chunk by chunk on the way forward, so that no logits outlive their chunk and the way back is one multiplication.
+Where the loss itself is known on the way forward, what it pulls at in a chunk's logits is summed up first: one product
+with the head in place of one for each of log-probs, entropy, KL and tilt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +27,18 @@ class TokenScores:
     """Per row, float32 (float64 of float64 states): `logprobs` (M,) of the given id, `entropy` (M,) of the
     distribution, `kl` (M,) from it to the reference's, over the whole vocabulary (0 where no reference is given);
     `foreseen` (M,), the tilt at the given id (no gradient), and `expected` (M,), its mean under the distribution
-    (0 without a tilt)."""
+    (0 without a tilt). `loss` (), 0 where none was asked for; where one was, only it carries a gradient."""
 
     logprobs: Tensor
     entropy: Tensor
     kl: Tensor
     foreseen: Tensor
     expected: Tensor
+    loss: Tensor
+
+
+RowLoss = Callable[[slice, TokenScores], Tensor]
+"""Part () that some rows of the M have in a loss, a sum over rows, from their scores."""
 
 
 def score_tokens(
@@ -44,6 +51,7 @@ def score_tokens(
     reference: Tensor | None = None,
     reference_weight: Tensor | None = None,
     tilt: Tilt | None = None,
+    loss: RowLoss | None = None,
 ) -> TokenScores:
     """Log-probability of each id after its hidden state, the entropy, and the KL to a reference.
 
@@ -56,29 +64,32 @@ def score_tokens(
         reference: (M, H), the reference's final hidden states; costs two more products.
         reference_weight: (V, H), its head; None for the same.
         tilt: rewards of every candidate token at the M places; costs one more product.
+        loss: of rows, called chunk by chunk; then gradients of all terms together cost one product.
     """
     assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} states for {ids.shape[0]} ids"
     assert reference is None or reference.shape == hidden.shape, "one reference state a row"
     head = weight if reference_weight is None else reference_weight
     if weight.requires_grad and torch.is_grad_enabled():
-        return TokenScores(
-            *trainable_scores(
-                hidden,
-                weight,
-                ids,
-                temperature,
-                rows=CHUNK_ROWS,
-                entropy_grad=entropy_grad,
-                reference=reference,
-                reference_weight=head,
-                tilt=tilt,
-            )
+        found = trainable_scores(
+            hidden,
+            weight,
+            ids,
+            temperature,
+            rows=CHUNK_ROWS,
+            entropy_grad=entropy_grad,
+            reference=reference,
+            reference_weight=head,
+            tilt=tilt,
         )
-    return TokenScores(
-        *_TokenScores.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, ids, temperature, entropy_grad, reference, head, tilt
-        )
+        scores = TokenScores(*found, loss=found[0].new_zeros(()))
+        return scores if loss is None else replace(scores, loss=loss(slice(0, len(hidden)), scores))
+    if loss is not None:
+        given = (hidden, weight, ids, temperature, loss, reference, head, tilt)
+        return TokenScores(*_FusedLoss.apply(*given))  # type: ignore[no-untyped-call]
+    found = _TokenScores.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, ids, temperature, entropy_grad, reference, head, tilt
     )
+    return TokenScores(*found, loss=found[0].new_zeros(()))
 
 
 class _TokenScores(torch.autograd.Function):
@@ -143,6 +154,81 @@ class _TokenScores(torch.autograd.Function):
         for name, bend in zip(ctx.kinds, bends, strict=True):
             grad = grad + given[name][:, None].to(slope.dtype) * bend
         return grad, None, None, None, None, None, None, None
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Scores, and a loss of them whose gradient to the states is worked out with the scores."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917  # torch passes them by place
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        ids: Tensor,
+        temperature: float,
+        loss: RowLoss,
+        reference: Tensor | None,
+        reference_weight: Tensor,
+        tilt: Tilt | None,
+    ) -> tuple[Tensor, ...]:
+        wanted = ctx.needs_input_grad[0]
+        found: list[tuple[Tensor, ...]] = []
+        pulls: list[Tensor] = []
+        for start in range(0, len(hidden), CHUNK_ROWS):
+            at = slice(start, min(start + CHUNK_ROWS, len(hidden)))
+            rows, chosen = hidden[at], ids[at]
+            logp = _logits(rows, weight, temperature)
+            logp -= logp.logsumexp(-1, keepdim=True)
+            p = logp.exp()
+            logprobs = logp.gather(1, chosen[:, None])[:, 0]
+            entropy = -torch.linalg.vecdot(p, logp)
+            kl = foreseen = expected = torch.zeros_like(entropy)
+            gap = gains = None
+            if tilt is not None:
+                gains = tilt.rows(at.start, at.stop)
+                foreseen, expected = gains.gather(1, chosen[:, None])[:, 0], torch.linalg.vecdot(p, gains)
+            if reference is not None:
+                gap = _logits(reference[at], reference_weight, temperature)
+                gap -= gap.logsumexp(-1, keepdim=True)
+                gap = torch.sub(logp, gap, out=gap)  # log p - log q
+                kl = torch.linalg.vecdot(p, gap)
+            share, slopes = _slopes(loss, at, (logprobs, entropy, kl, foreseen, expected))
+            found.append((logprobs, entropy, kl, foreseen, expected, share[None]))
+            if not wanted:
+                continue
+            at_chosen, at_entropy, at_kl, _, at_expected = slopes
+            # d / d logits: of log p(id) onehot - p, of H -p (log p + H), of KL p (gap - KL), of E p (gains - E)
+            still = -at_chosen - at_entropy * entropy - at_kl * kl - at_expected * expected
+            pull = (
+                still[:, None].expand_as(p)
+                if not bool(at_entropy.any())
+                else still[:, None] - at_entropy[:, None] * logp
+            )
+            if gap is not None:
+                pull = torch.addcmul(pull, at_kl[:, None], gap, out=gap)
+            if gains is not None:
+                pull = torch.addcmul(pull, at_expected[:, None], gains, out=gains)
+            lean = p.mul_(pull).to(weight.dtype) @ weight
+            pulls.append(lean.add_(at_chosen[:, None].to(weight.dtype) * weight[chosen]).div_(temperature))
+        if wanted:
+            ctx.save_for_backward(torch.cat(pulls))
+        *scores, shares = (torch.cat(column) for column in zip(*found, strict=True))
+        ctx.mark_non_differentiable(*scores)
+        return *scores, shares.sum()
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):  # type: ignore[no-untyped-def]
+        (pull,) = ctx.saved_tensors
+        return grads[-1].to(pull.dtype) * pull, None, None, None, None, None, None, None
+
+
+def _slopes(loss: RowLoss, at: slice, scores: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A loss of some rows, and its slope along each of their scores."""
+    with torch.enable_grad():
+        leaves = tuple(score.detach().clone().requires_grad_() for score in scores)
+        value = loss(at, TokenScores(*leaves, loss=scores[0].new_zeros(())))
+        slopes = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+    return value.detach(), slopes
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from train import maths
 from train.advantage import CriticTargets, Estimate
 from train.base import Base, policy_pass
-from train.config import TrainConfig
+from train.config import PpoConfig, TrainConfig
 from train.critic import Critic
 from train.errors import TrainingDiverged
 from train.experience import Old, Scored
+from train.heads import TokenScores
 from train.packing import Turn
 from train.reward.foresight import Tilt
 from train.team import ALONE, Team
@@ -117,50 +118,95 @@ def policy_objective(
         coefficient: beta, in units of reward a nat.
         config: `ppo` and `rollout` of it.
     """
-    ppo = config.ppo
     rows = torch.tensor(micro, device=targets.scored.mask.device)
     turns = [targets.scored.samples[row] for row in micro]
-    tilt = targets.tilt(turns)
+    terms = PolicyTerms.of(rows, targets, coefficient, config)
     found = policy_pass(
         base,
         turns,
         temperature=config.rollout.temperature,
-        entropy_grad=ppo.entropy_coefficient > 0,
-        reference=targets.reference(rows) if ppo.exact_kl else None,
-        tilt=tilt,
+        entropy_grad=config.ppo.entropy_coefficient > 0,
+        reference=targets.reference(rows) if config.ppo.exact_kl else None,
+        tilt=targets.tilt(turns),
+        loss=lambda at, scores: terms.loss(at, scores)[0],
     )
-    mask, width = found.mask, found.mask.shape[1]
-    old = targets.old.logprobs[rows, :width]
-    # what was foreseen counts by its expectation, so the sampled term must not count it again
-    surprise = (found.foreseen - found.expected.detach()) / targets.estimate.unit
-    policy = maths.policy_loss(
-        found.logprobs,
-        old,
-        targets.estimate.advantages[rows, :width] - surprise,
-        mask,
-        clip=ppo.clip,
-        weights=None if targets.weights is None else targets.weights[rows, :width],
-    )
-    entropy = maths.masked_mean(found.entropy, mask)
-    loss = policy.loss - ppo.entropy_coefficient * entropy
-    if tilt is not None:
-        loss = loss - maths.masked_mean(found.expected, mask) / targets.estimate.unit
-    if ppo.kl_in == "loss":
-        price = found.kl
-        if ppo.kl_estimator != "exact":
-            price = maths.kl(found.logprobs, targets.scored.reference[rows, :width], ppo.kl_estimator)
-        # in units of whitened advantages, as every other reward is
-        loss = loss + coefficient / targets.estimate.unit * maths.masked_mean(price, mask)
     with torch.no_grad():
-        drift = torch.where(mask, found.logprobs - old, 0.0).abs().max()
+        flat = found.mask
+        scores = TokenScores(
+            *(x[flat] for x in (found.logprobs, found.entropy, found.kl, found.foreseen, found.expected)),
+            loss=found.loss,
+        )
+        _, policy = terms.loss(slice(0, len(scores.logprobs)), scores)
+        drift = (scores.logprobs - terms.old).abs().max()
     figures = {
-        "policy_loss": float(policy.loss.detach()),
-        "entropy": float(entropy.detach()),
+        "policy_loss": float(policy.loss),
+        "entropy": float(scores.entropy.mean()),
         "approx_kl": float(policy.approx_kl),
         "clip_fraction": float(policy.clip_fraction),
         "ratio_error": float(torch.expm1(drift)),
     }
-    return PolicyObjective(loss, figures, mask)
+    return PolicyObjective(found.loss, figures, found.mask)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTerms:
+    """What the policy's loss is made of, for the M real tokens of some rows, one answer after another.
+
+    Attributes:
+        old: (M,), log-probs under the policy that sampled; so are the next three.
+        advantages: whitened.
+        weights: importance weights, or None.
+        reference: log-probs under the base, for an estimated KL.
+        unit: reward that a whitened advantage of 1 stands for.
+        coefficient: beta, in units of reward a nat.
+        ppo: settings.
+    """
+
+    old: Tensor
+    advantages: Tensor
+    weights: Tensor | None
+    reference: Tensor
+    unit: float
+    coefficient: float
+    ppo: PpoConfig
+
+    @classmethod
+    def of(cls, rows: Tensor, targets: Targets, coefficient: float, config: TrainConfig) -> PolicyTerms:
+        """Those of some rows of `targets`."""
+        real = targets.scored.mask[rows]
+        weights = targets.weights
+        return cls(
+            old=targets.old.logprobs[rows][real],
+            advantages=targets.estimate.advantages[rows][real],
+            weights=None if weights is None else weights[rows][real],
+            reference=targets.scored.reference[rows][real],
+            unit=targets.estimate.unit,
+            coefficient=coefficient,
+            ppo=config.ppo,
+        )
+
+    def loss(self, at: slice, scores: TokenScores) -> tuple[Tensor, maths.PolicyLoss]:
+        """The part () that the tokens `at` have in the loss, and the clipped surrogate's own figures over them."""
+        ppo = self.ppo
+        real = torch.ones_like(scores.logprobs, dtype=torch.bool)
+        # what was foreseen counts by its expectation, so the sampled term must not count it again
+        surprise = (scores.foreseen - scores.expected.detach()) / self.unit
+        policy = maths.policy_loss(
+            scores.logprobs[None],
+            self.old[None, at],
+            (self.advantages[at] - surprise)[None],
+            real[None],
+            clip=ppo.clip,
+            weights=None if self.weights is None else self.weights[None, at],
+        )
+        loss = policy.loss - ppo.entropy_coefficient * scores.entropy.mean() - scores.expected.mean() / self.unit
+        if ppo.kl_in == "loss":
+            price = scores.kl
+            if ppo.kl_estimator != "exact":
+                price = maths.kl(scores.logprobs[None], self.reference[None, at], ppo.kl_estimator)
+            # in units of whitened advantages, as every other reward is
+            loss = loss + self.coefficient / self.unit * price.mean()
+        return loss * (len(scores.logprobs) / len(self.old)), policy
 
 
 def critic_objective(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tests.train.test_reward_mix import LAYERS, VOCABULARY, WIDTH, tables, token_rewards
-from train.heads import score_tokens
+from train.heads import TokenScores, score_tokens
 from train.reward import tokens
 from train.reward.features import Sequences
 from train.reward.foresight import Foresight, Tilt
@@ -106,3 +106,32 @@ def test_without_a_tilt_nothing_is_foreseen() -> None:
     found = score_tokens(torch.randn(4, 5), torch.randn(11, 5), torch.tensor([1, 2, 3, 4]), 1.0)
     assert not found.expected.any()
     assert not found.foreseen.any()
+
+
+def test_a_loss_known_on_the_way_forward_pulls_as_one_taken_from_the_scores() -> None:
+    generator = torch.Generator().manual_seed(5)
+    states = torch.randn(300, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 5, generator=generator, dtype=torch.float64)
+    reference = torch.randn(300, 5, generator=generator, dtype=torch.float64)
+    ids = torch.randint(11, (300,), generator=generator)
+    pulls = torch.randn(4, 300, generator=generator, dtype=torch.float64)
+    tilt = Tilt(
+        torch.rand(300, 2, generator=generator, dtype=torch.float64),
+        torch.randn(2, 11, generator=generator, dtype=torch.float64),
+        torch.zeros((300, 1), dtype=torch.long),
+        torch.zeros((300, 1), dtype=torch.float64),
+    )
+
+    def loss(at: slice, scores: TokenScores) -> torch.Tensor:
+        terms = (scores.logprobs.exp(), scores.entropy, scores.kl.square(), scores.foreseen * scores.expected)
+        return torch.stack([pull[at] @ term for pull, term in zip(pulls, terms, strict=True)]).sum()
+
+    fused = score_tokens(states, weight, ids, 0.7, reference=reference, tilt=tilt, loss=loss)
+    (got,) = torch.autograd.grad(3 * fused.loss, states)
+    apart = score_tokens(states, weight, ids, 0.7, entropy_grad=True, reference=reference, tilt=tilt)
+    (wanted,) = torch.autograd.grad(3 * loss(slice(0, 300), apart), states)
+    torch.testing.assert_close(fused.loss, loss(slice(0, 300), apart).detach())
+    torch.testing.assert_close(got, wanted)
+    for name in ("logprobs", "entropy", "kl", "foreseen", "expected"):
+        torch.testing.assert_close(getattr(fused, name), getattr(apart, name).detach())
+        assert not getattr(fused, name).requires_grad
