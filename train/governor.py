@@ -110,18 +110,24 @@ class Prices:
     fluency: float = 0.0
     kl: float = 1.0
 
-    def after(self, seen: Conduct, baseline: Conduct, judgement: Judgement, config: GovernorConfig) -> Prices:
+    def after(
+        self, seen: Conduct, before: Conduct, baseline: Conduct, judgement: Judgement, config: GovernorConfig
+    ) -> Prices:
         """The prices of the next iteration: Lagrange multipliers, which rise with a shortfall and fall without one.
+
+        The topic's looks one iteration ahead along its trend, since what a price does shows only after the next update:
+        without that it goes on rising while the topic comes back by itself, and pays for more than is asked.
 
         Args:
             seen: conduct of the policy just judged.
+            before: of the one before it (`seen` itself, if it is the first).
             baseline: the base's own.
             judgement: of `seen`; a breach makes the KL dearer for good.
             config: rates and bounds.
         """
         if not config.enabled:
             return self
-        shortfall = config.topic_aim * baseline.topic - seen.topic
+        shortfall = config.topic_aim * baseline.topic - (2 * seen.topic - before.topic)
         strangeness = math.log(seen.perplexity / baseline.perplexity / config.perplexity_aim)
         return Prices(
             topic=min(max(self.topic + config.topic_rate * shortfall, config.topic_price), DEAREST_TOPIC),

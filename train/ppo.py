@@ -150,7 +150,8 @@ class PpoTrainer:
         state = self._state
         assert state.baseline is not None, "the base has been measured before any update"
         state.controller = state.controller.updated(metrics.kl, metrics.episodes)
-        state.prices = state.prices.after(_conduct_of(metrics), state.baseline, judgement, self._config.governor)
+        seen, before = (_conduct_of(state.metrics[at]) for at in (-1, max(-2, -len(state.metrics))))
+        state.prices = state.prices.after(seen, before, state.baseline, judgement, self._config.governor)
 
     def _back_off(self) -> bool:
         """Go half the way back to the last policy within bounds; False if there has been none."""

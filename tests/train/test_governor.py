@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -70,16 +71,22 @@ def test_prices_follow_shortfalls_by_hand() -> None:
     base = Conduct(1.0, 0.9, 8.0, 0.0, topic=0.5)
     good, bad = Judgement(True), Judgement(False, ("x",))
     # aim 1.1 * 0.5 = 0.55; 0.45 seen; 6 a unit of shortfall
-    short = Prices(topic=0.5).after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.45), base, good, config)
+    low = Conduct(1.0, 0.9, 8.0, 2.0, topic=0.45)
+    short = Prices(topic=0.5).after(low, low, base, good, config)
     assert short.topic == pytest.approx(0.5 + 6 * 0.10)
     assert (short.fluency, short.kl) == (0.0, 1.0)
     # above the aim it falls, but never below where it began
-    assert short.after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.6), base, good, config).topic == pytest.approx(1.1 - 0.3)
-    assert short.after(Conduct(1.0, 0.9, 8.0, 2.0, topic=0.95), base, good, config).topic == 0.5
+    fine, high = Conduct(1.0, 0.9, 8.0, 2.0, topic=0.6), Conduct(1.0, 0.9, 8.0, 2.0, topic=0.95)
+    assert short.after(fine, fine, base, good, config).topic == pytest.approx(1.1 - 0.3)
+    assert short.after(high, high, base, good, config).topic == 0.5
+    # one iteration ahead along the trend: 0.45 after 0.35 makes 0.55, nothing is short; 0.45 after 0.5 makes 0.4
+    assert Prices(topic=0.7).after(low, replace(low, topic=0.35), base, good, config).topic == pytest.approx(0.7)
+    assert Prices(topic=0.7).after(low, base, base, good, config).topic == pytest.approx(0.7 + 6 * 0.15)
     # perplexity 8 * 1.15 * e^0.3: 0.3 nats beyond the aim
-    strange = Prices(topic=0.5).after(Conduct(1.0, 0.9, 8 * 1.15 * math.exp(0.3), 2.0, topic=0.55), base, bad, config)
+    odd = Conduct(1.0, 0.9, 8 * 1.15 * math.exp(0.3), 2.0, topic=0.55)
+    strange = Prices(topic=0.5).after(odd, odd, base, bad, config)
     assert strange.fluency == pytest.approx(0.3)
     assert strange.kl == 1.5
-    assert strange.after(base, base, good, config).fluency == pytest.approx(0.3 - math.log(1.15))
-    assert strange.after(base, base, bad, config).kl == pytest.approx(2.25)
-    assert Prices().after(base, base, bad, GovernorConfig(enabled=False)) == Prices()
+    assert strange.after(base, base, base, good, config).fluency == pytest.approx(0.3 - math.log(1.15))
+    assert strange.after(base, base, base, bad, config).kl == pytest.approx(2.25)
+    assert Prices().after(base, base, base, bad, GovernorConfig(enabled=False)) == Prices()
