@@ -33,6 +33,7 @@ from train.evaluate import Evaluation, evaluate, make_probes
 from train.files import write_json
 from train.full import FullPolicy, publish_policy
 from train.full_publish import next_checkpoint, stated_dtype
+from train.gold import of_rows, withheld, witness
 from train.learning import Learning
 from train.ppo import PpoResult
 from train.publish import next_name, publish
@@ -41,6 +42,7 @@ from train.reward.judge import Judgement
 from train.reward.last import LastHead
 from train.reward.mix import MixHead
 from train.reward.refresh import refresh, refresh_last
+from train.reward.votes import Votes
 from train.tools import Tools
 
 __all__ = ["Cycle", "Tools", "load_head"]
@@ -132,18 +134,23 @@ class Cycle:
             tools, self._config, data, lambda done, total: tools.status.phase("features", done / total)
         )
         tools.status.phase("reward")
+        learnt, kept = (
+            of_rows(data.votes, rows) for rows in withheld(data.votes, self._config.governor, self._config.seed)
+        )
         made = refresh(
             read.pooled,
-            data.votes,
+            learnt,
             config,
             layers=read.layers,
             vocabulary=read.vocabulary,
             base_fingerprint=tools.base.fingerprint,
             spread=read.spread,
             predecessor=self._predecessor(),
-            unseen_by_predecessor=self._newer_than_predecessor(data),
+            unseen_by_predecessor=self._newer_than_predecessor(learnt),
             seed=self._config.seed,
         )
+        if judge := witness(read, kept, tools.base.fingerprint) if len(kept) else None:
+            judge.save(self._folder / "witness")
         return made.head, made.judgement
 
     def _predecessor(self) -> MixHead | None:
@@ -153,12 +160,12 @@ class Cycle:
             return None
         return MixHead.load(folder) if json.loads((folder / "reward.json").read_text())["head"] == "mix" else None
 
-    def _newer_than_predecessor(self, data: TrainingData) -> Callable[[int], bool]:
+    def _newer_than_predecessor(self, votes: Votes) -> Callable[[int], bool]:
         last = self._last_published()
         if last is None or last.snapshot is None:
             return lambda _row: False
         seen = self._tools.votes.vote_ids(last.snapshot)
-        return lambda row: data.votes.vote_ids[row] not in seen
+        return lambda row: votes.vote_ids[row] not in seen
 
     def _last_published(self) -> CycleState | None:
         earlier = [s for s in all_cycles(self._tools.paths) if s.outcome == "published"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from train import maths
-from train.base import POLICY, Base, policy_pass, reference_pass
+from train.base import POLICY, Base, ReferenceChunk, policy_pass, reference_pass
 from train.config import TrainConfig
 from train.errors import TrainingDiverged
 from train.reward.protocol import TokenRewardModel
@@ -28,6 +28,7 @@ class Scored:
         reference_states: (B, T, H), the base's last hidden states, for a KL over the whole vocabulary; else (B, T, 0).
         rewards: of the reward model, token by token or in a lump at the end; before any penalty.
         scores: the reward model's score of each answer.
+        gold: (B, T), rewards of the witness, a model of votes that the reward model never saw (`train.gold`); or None.
     """
 
     samples: Sequence[Sample]
@@ -37,6 +38,7 @@ class Scored:
     reference_states: Tensor
     rewards: Tensor
     scores: Tensor
+    gold: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +50,28 @@ class Old:
     states: Tensor
 
 
-def score(base: Base, samples: Sequence[Sample], reward: TokenRewardModel, config: TrainConfig) -> Scored:
-    """One adapters-off pass gives the reference's log-probs and the states that the reward model reads."""
+def score(
+    base: Base,
+    samples: Sequence[Sample],
+    reward: TokenRewardModel,
+    config: TrainConfig,
+    *,
+    witness: TokenRewardModel | None = None,
+) -> Scored:
+    """One adapters-off pass gives the reference's log-probs and the states that the reward models read."""
     mask = response_mask(samples, base.device)
     reference, rewards = torch.zeros(mask.shape, device=base.device), torch.zeros(mask.shape, device=base.device)
     states = torch.zeros((*mask.shape, base.width if config.ppo.exact_kl else 0), device=base.device)
+    gold = None if witness is None else torch.zeros_like(rewards)
+    layers = sorted({*reward.layers, *(() if witness is None else witness.layers)})
     chunks = reference_pass(
-        base, samples, reward.layers, temperature=config.rollout.temperature, budget=config.ppo.pass_tokens
+        base, samples, layers, temperature=config.rollout.temperature, budget=config.ppo.pass_tokens
     )
     for chunk in chunks:
-        packed, rows = chunk.packed, torch.tensor(chunk.rows, device=base.device)
-        given = reward.token_rewards(
-            chunk.hidden, packed.token_ids, packed.prompt_mask, packed.sequence_response_mask
-        ).float()
-        width = chunk.logprobs.shape[1]
-        columns = torch.arange(width, device=base.device)[None] + packed.prompt_mask.sum(1, keepdim=True)
-        answers = given.gather(1, columns.clamp(max=given.shape[1] - 1))
-        rewards[rows, :width] = torch.where(packed.response_mask, answers, 0.0)
+        rows, width = torch.tensor(chunk.rows, device=base.device), chunk.logprobs.shape[1]
+        rewards[rows, :width] = _answers_rewards(reward, chunk)
+        if gold is not None and witness is not None:
+            gold[rows, :width] = _answers_rewards(witness, chunk)
         reference[rows, :width] = chunk.logprobs
         if config.ppo.exact_kl:
             states[rows, :width] = chunk.states.float()
@@ -77,7 +84,19 @@ def score(base: Base, samples: Sequence[Sample], reward: TokenRewardModel, confi
         )
     if config.reward.credit == "end":
         rewards = maths.at_last_token(scores, mask)
-    return Scored(samples, mask, sampled, reference, states, rewards, scores)
+    return Scored(samples, mask, sampled, reference, states, rewards, scores, gold)
+
+
+def _answers_rewards(model: TokenRewardModel, chunk: ReferenceChunk) -> Tensor:
+    """Rewards of the answers' tokens, (B, T)."""
+    packed = chunk.packed
+    given = model.token_rewards(
+        chunk.hidden, packed.token_ids, packed.prompt_mask, packed.sequence_response_mask
+    ).float()
+    places = torch.arange(packed.response_mask.shape[1], device=given.device)
+    columns = places[None] + packed.prompt_mask.sum(1, keepdim=True)
+    answers = given.gather(1, columns.clamp(max=given.shape[1] - 1))
+    return torch.where(packed.response_mask, answers, 0.0)
 
 
 def old_policy(

@@ -44,10 +44,20 @@ class Conduct:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Whether a policy keeps the bounds, and if not, which it breaks (one readable line each)."""
+    """Whether a policy keeps the bounds, and if not, which it breaks (one readable line each); `final` ends the run."""
 
     within: bool
     breaches: tuple[str, ...] = ()
+    final: bool = False
+
+    def past(self, peak: float | None) -> Judgement:
+        """The same of a policy that stands past gold's predicted peak in nats; None for not."""
+        if peak is None:
+            return self
+        line = (
+            f"votes kept from the reward model predict the best policy at {peak:.1f} nats: further training would harm"
+        )
+        return Judgement(False, (*self.breaches, line), final=True)
 
 
 def conduct(

@@ -81,15 +81,22 @@ def score_tokens(
             reference_weight=head,
             tilt=tilt,
         )
-        scores = TokenScores(*found, loss=found[0].new_zeros(()))
+        scores = with_loss(found, found[0].new_zeros(()))
         return scores if loss is None else replace(scores, loss=loss(slice(0, len(hidden)), scores))
     if loss is not None:
         given = (hidden, weight, ids, temperature, loss, reference, head, tilt)
-        return TokenScores(*_FusedLoss.apply(*given))  # type: ignore[no-untyped-call]
+        *rows, total = _FusedLoss.apply(*given)  # type: ignore[no-untyped-call]
+        return with_loss(rows, total)
     found = _TokenScores.apply(  # type: ignore[no-untyped-call]
         hidden, weight, ids, temperature, entropy_grad, reference, head, tilt
     )
-    return TokenScores(*found, loss=found[0].new_zeros(()))
+    return with_loss(found, found[0].new_zeros(()))
+
+
+def with_loss(rows: Sequence[Tensor], loss: Tensor) -> TokenScores:
+    """Scores from their columns in order, and a loss of them."""
+    logprobs, entropy, kl, foreseen, expected = rows
+    return TokenScores(logprobs, entropy, kl, foreseen, expected, loss)
 
 
 class _TokenScores(torch.autograd.Function):
@@ -226,7 +233,7 @@ def _slopes(loss: RowLoss, at: slice, scores: tuple[Tensor, ...]) -> tuple[Tenso
     """A loss of some rows, and its slope along each of their scores."""
     with torch.enable_grad():
         leaves = tuple(score.detach().clone().requires_grad_() for score in scores)
-        value = loss(at, TokenScores(*leaves, loss=scores[0].new_zeros(())))
+        value = loss(at, with_loss(leaves, scores[0].new_zeros(())))
         slopes = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
     return value.detach(), slopes
 

@@ -26,6 +26,7 @@ class IterationMetrics:
         perplexity: under the base.
         kl_coefficient: in force during the iteration; so are `topic_price` and `fluency_price` (`governor.Prices`).
         topic: see `governor.Conduct`.
+        gold: mean score of the witness (`train.gold`), None without one; `gold_error` is the mean's standard error.
         sampler_mismatch: mean |log-prob of the sampler - old log-prob|, nats a token.
         importance_capped: share of tokens whose importance weight was cut off at `ppo.tis_cap`.
         reward_divisor: by which `ppo.reward_scaling` divided the rewards.
@@ -58,6 +59,8 @@ class IterationMetrics:
     topic: float = 1.0
     topic_price: float = 0.0
     fluency_price: float = 0.0
+    gold: float | None = None
+    gold_error: float | None = None
     sampler_mismatch: float = 0.0
     importance_capped: float = 0.0
     reward_divisor: float = 1.0

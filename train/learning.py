@@ -16,6 +16,7 @@ from train.config import TrainConfig
 from train.data import TrainingData
 from train.demonstrations import Demonstration, encode
 from train.files import write_json
+from train.gold import load_witness
 from train.ppo import PpoResult, PpoTrainer
 from train.reward.protocol import TokenRewardModel
 from train.rollout import Rollouts
@@ -95,6 +96,7 @@ class Learning:
                 head,
                 data.prompts.distinct,
                 topic=Topic.of(tools.tokenizer, tools.base.head.shape[0], data.prompts.all),
+                witness=load_witness(self._folder / "witness"),
                 config=config,
                 folder=self._folder / "ppo",
                 should_stop=tools.should_stop,

@@ -33,6 +33,7 @@ _ITERATION = {
     "topic": ("topic", "Share of the prompt's wording that answers take up."),
     "topic_price": ("topic_price", "Reward for taking up all of a prompt's wording."),
     "fluency_price": ("fluency_price", "How far the reference of the KL is sharpened."),
+    "gold": ("gold", "Mean score of the last iteration's answers under votes that the reward model never saw."),
     "sampler_mismatch": ("sampler_mismatch", "Mean distance of the sampler's log-probs from the trainer's, nats."),
     "importance_capped": ("importance_capped", "Share of tokens whose importance weight was cut off at its cap."),
     "reward_divisor": ("reward_divisor", "What rewards were divided by."),

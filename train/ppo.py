@@ -33,6 +33,7 @@ from train.base import POLICY, Base
 from train.config import MEMORY_SETTINGS, TrainConfig
 from train.errors import BaseMismatch, CycleInterrupted
 from train.experience import Scored, shaped
+from train.gold import Point, passed
 from train.governor import Conduct, Judgement, Prices, choose, conduct, judge
 from train.iteration import IterationMetrics, PpoResult
 from train.order import SAMPLING, plan, prompt_at, seed_for
@@ -62,6 +63,7 @@ class PpoTrainer:
         prompts: Sequence[tuple[int, ...]],
         *,
         topic: Topic | None = None,
+        witness: TokenRewardModel | None = None,
         config: TrainConfig,
         folder: Path,
         observe: Callable[[IterationMetrics, Judgement], None] = lambda _metrics, _judgement: None,
@@ -75,6 +77,7 @@ class PpoTrainer:
         reward: scores them.
         prompts: token ids after the chat template; gone through in a seeded order, again and again.
         topic: measures how far answers keep to their prompts; None leaves that unwatched.
+        witness: a model of votes that `reward` never saw; the run stops where it is predicted to peak.
         config: all settings.
         folder: of the checkpoints; one that holds some is resumed.
         observe: told of every iteration.
@@ -86,7 +89,7 @@ class PpoTrainer:
         self._rollouts = rollouts if team.size == 1 else SharedRollouts(rollouts, team)
         self._prompts = [prompt for prompt in prompts if len(prompt) <= config.rollout.max_prompt_tokens]
         assert self._prompts, "PPO needs at least one prompt"
-        self._folder, self._topic = folder, topic
+        self._folder, self._topic, self._witness = folder, topic, witness
         self._observe, self._progress, self._should_stop = observe, progress, should_stop
         ppo = config.ppo
         base.gradient_checkpointing = ppo.gradient_checkpointing
@@ -115,10 +118,14 @@ class PpoTrainer:
             if not moved:
                 break
             iteration += 1
-        chosen = choose([metrics.objective for metrics in self._state.metrics], self._state.judgements)
+        state = self._state
+        # past gold's peak the witness says who is best: the reward model can't
+        harmed = state.judgements[-1].final
+        worth = [m.gold if harmed and m.gold is not None else m.objective for m in state.metrics]
+        chosen = choose(worth, state.judgements)
         tensors = self._policy_of(chosen)
         self._base.adapters.load_state(POLICY, tensors)
-        return PpoResult(chosen, tuple(self._state.metrics), tuple(self._state.judgements), self._state.before, after)
+        return PpoResult(chosen, tuple(state.metrics), tuple(state.judgements), state.before, after)
 
     def _iterate(self, iteration: int) -> tuple[tuple[Sample, ...], bool]:
         """Sample and judge the policy, then update it, or take it half back if it is out of bounds.
@@ -130,7 +137,7 @@ class PpoTrainer:
         with self._phase("sample"):  # 1
             samples = self._sample(iteration, self._rollouts)
         with self._phase("score"):  # 2
-            scored = score_together(self._team, self._base, samples, self._reward, config)
+            scored = score_together(self._team, self._base, samples, self._reward, config, witness=self._witness)
         metrics, judgement = self._judge(iteration, scored)  # 3
         self._state.before = self._state.before or tuple(replace(sample, states=None) for sample in samples)
         last = iteration >= config.ppo.iterations
@@ -139,7 +146,7 @@ class PpoTrainer:
         self._state.metrics.append(metrics)
         self._state.judgements.append(judgement)
         self._observe(metrics, judgement)
-        moved = metrics.updates > 0 or (not last and not judgement.within and self._back_off())
+        moved = metrics.updates > 0 or (not (last or judgement.within or judgement.final) and self._back_off())
         if moved:  # 8
             self._steer(metrics, judgement)
             self._save(iteration + 1)
@@ -240,6 +247,7 @@ class PpoTrainer:
             seen if self._base.adapters.untouched(POLICY) else self._measure_base()
         )
         mean, prices = float(scored.scores.mean()), self._state.prices
+        gold = None if scored.gold is None else scored.gold.sum(1)
         metrics = IterationMetrics(
             iteration=iteration,
             episodes=len(samples),
@@ -256,9 +264,12 @@ class PpoTrainer:
             topic=seen.topic,
             topic_price=prices.topic,
             fluency_price=prices.fluency,
+            gold=None if gold is None else float(gold.mean()),
+            gold_error=None if gold is None else float(gold.std()) / len(gold) ** 0.5,
             seconds=dict(self._seconds),
         )
-        return metrics, judge(seen, self._state.baseline, self._config.governor)
+        judgement = judge(seen, self._state.baseline, self._config.governor)
+        return metrics, judgement.past(passed(_points([*self._state.metrics, metrics])))
 
     def _measure_base(self) -> Conduct:
         """The base's own conduct, for a run that goes on from an adapter."""
@@ -317,6 +328,10 @@ class PpoTrainer:
         parts = {"seed", "tuning", "reward", "lora", "full", "ppo", "governor", "rollout"}
         config = self._config.model_dump(mode="json", include=parts, exclude=dict(MEMORY_SETTINGS))
         return {"base": self._base.fingerprint, "reward_model": self._reward.model_id, "config": config}
+
+
+def _points(metrics: Sequence[IterationMetrics]) -> list[Point]:
+    return [Point(m.kl, m.gold, m.gold_error) for m in metrics if m.gold is not None and m.gold_error is not None]
 
 
 def _conduct_of(metrics: IterationMetrics) -> Conduct:

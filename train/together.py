@@ -117,15 +117,21 @@ class SharedRollouts:
 
 
 def score_together(
-    team: Team, base: Base, samples: Sequence[Sample], reward: TokenRewardModel, config: TrainConfig
+    team: Team,
+    base: Base,
+    samples: Sequence[Sample],
+    reward: TokenRewardModel,
+    config: TrainConfig,
+    *,
+    witness: TokenRewardModel | None = None,
 ) -> Scored:
     """`experience.score`, each process for its share of the prompts."""
     if team.size == 1:
-        return score(base, samples, reward, config)
+        return score(base, samples, reward, config, witness=witness)
     each = config.ppo.answers_per_prompt
     groups = team.share(len(samples) // each)
     mine = samples[groups.start * each : groups.stop * each]
-    part = team.agree(lambda: score(base, mine, reward, config) if mine else None)
+    part = team.agree(lambda: score(base, mine, reward, config, witness=witness) if mine else None)
     mask = response_mask(samples, base.device)
     width = mask.shape[1]
 
@@ -146,6 +152,7 @@ def score_together(
         ),
         rewards=rewards,
         scores=rewards.sum(1),
+        gold=None if witness is None else joined(None if part is None else part.gold),
     )
 
 

@@ -17,7 +17,7 @@ from train.config import PpoConfig, TrainConfig
 from train.critic import Critic
 from train.errors import TrainingDiverged
 from train.experience import Old, Scored
-from train.heads import TokenScores
+from train.heads import TokenScores, with_loss
 from train.packing import Turn
 from train.reward.foresight import Tilt
 from train.team import ALONE, Team
@@ -131,11 +131,8 @@ def policy_objective(
         loss=lambda at, scores: terms.loss(at, scores)[0],
     )
     with torch.no_grad():
-        flat = found.mask
-        scores = TokenScores(
-            *(x[flat] for x in (found.logprobs, found.entropy, found.kl, found.foreseen, found.expected)),
-            loss=found.loss,
-        )
+        columns = (found.logprobs, found.entropy, found.kl, found.foreseen, found.expected)
+        scores = with_loss([column[found.mask] for column in columns], found.loss)
         _, policy = terms.loss(slice(0, len(scores.logprobs)), scores)
         drift = (scores.logprobs - terms.old).abs().max()
     figures = {

@@ -236,9 +236,10 @@ def test_votes_that_teach_nothing_end_in_one_line_and_publish_nothing(
     assert list(paths.adapters.iterdir()) == []
 
 
-def test_a_refused_policy_leaves_a_report(paths: DataPaths, tiny_model: Path) -> None:
+def test_a_refused_policy_leaves_a_report_with_what_kept_votes_say(paths: DataPaths, tiny_model: Path) -> None:
     fill(paths, tiny_model)
-    config = CONFIG | {"governor": {"max_kl": 1e-9}, "ppo": CONFIG["ppo"] | {"iterations": 1, "episodes": 16}}
+    governor = {"max_kl": 1e-9, "gold_votes": 48, "gold_share": 0.25}
+    config = CONFIG | {"governor": governor, "ppo": CONFIG["ppo"] | {"iterations": 1, "episodes": 16}}
     assert train_once(paths, tiny_model, config) == 1
     (state,) = all_cycles(paths)
     assert state.outcome == "refused"
@@ -246,6 +247,10 @@ def test_a_refused_policy_leaves_a_report(paths: DataPaths, tiny_model: Path) ->
     report = (paths.train / "cycles" / "000001" / "report.html").read_text()
     assert "No policy was published" in report
     assert "most 1e-09" in report
+    assert "proxy and gold" in report
+    cycle = paths.train / "cycles" / "000001"
+    kept = json.loads((cycle / "witness" / "reward.json").read_text())
+    assert kept["model_id"] != json.loads((cycle / "reward" / "reward.json").read_text())["model_id"]
     assert json.loads((paths.train / "status.json").read_text())["cycles"][0]["report"]
 
 
