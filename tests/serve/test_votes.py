@@ -88,7 +88,7 @@ async def test_no_ledger_write_is_made_on_the_event_loops_thread(
 ) -> None:
     here = threading.get_ident()
     threads: set[int] = set()
-    for name in ("record_pair", "record_vote"):
+    for name in ("record_pair", "record_votes"):
         real = getattr(Ledger, name)
 
         def noted(*args: Any, _real: Any = real, **kwargs: Any) -> Any:
