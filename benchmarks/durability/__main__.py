@@ -43,6 +43,7 @@ def main() -> int:
             arguments.seed + number,
             servings=arguments.servings if ledger == "postgres" else 1,
             voters=arguments.voters,
+            outage_s=arguments.outage,
         )
         print(f"== {case.name}: {case.kills} kills, seed {case.seed}", file=sys.stderr, flush=True)
         try:
@@ -95,6 +96,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the first case; the next one's is one more")
     parser.add_argument("--servings", type=int, default=2, help="that share a PostgreSQL (SQLite has one)")
     parser.add_argument("--voters", type=int, default=6, help="voters at once")
+    parser.add_argument("--outage", type=float, default=0.0, help="seconds without any broker after the kills")
     parser.add_argument("--report", type=Path, help="JSON file that the reports are added to")
     parser.add_argument("--keep", type=Path, help="folder that keeps logs, ledger and dataset of each case")
     parser.add_argument("--skip-missing", action="store_true", help="a case that can't run here is no failure")

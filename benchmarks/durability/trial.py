@@ -30,6 +30,7 @@ class Case:
     Attributes:
         kills: how many in all.
         servings: more than one share a PostgreSQL, each with a relay of its own.
+        outage_s: seconds that every broker is away at once, after the kills, while people go on voting.
         rebuild: whether a dataset is made anew from a replay at the end, and compared.
     """
 
@@ -39,6 +40,7 @@ class Case:
     seed: int
     servings: int = 1
     voters: int = 6
+    outage_s: float = 0.0
     rebuild: bool = True
 
     @property
@@ -58,6 +60,7 @@ class Report:
         faults: everything that may not be; empty where the promise was kept.
         waits_s: how long voters waited for an acknowledgement: median, 99th percentile, longest.
         answers: what the voters were answered, by path and status or error.
+        outage_votes: acknowledged while no broker was there.
         repeats: votes that stand on the topic more than once, for readers to drop.
     """
 
@@ -71,6 +74,7 @@ class Report:
     drained_s: float = 0.0
     waits_s: dict[str, float] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
+    outage_votes: int = 0
     repeats: int = 0
     snapshots: int = 0
     snapshot: str = ""
@@ -95,6 +99,7 @@ def run(case: Case, folder: Path, say: Callable[[str], None] = lambda line: None
         voters.start()
         try:
             _kill_many(case, stage, voters.heard, keeper, report, say)
+            _take_the_brokers(case, stage, voters.heard, keeper, report)
             keeper.check()
             voters.stop(LAST_ANSWERS_S)
             report.seconds = round(time.monotonic() - began, 1)
@@ -151,6 +156,23 @@ def _kill_many(
         _kill(victim, away)
         killed[f"leader ({victim.name})" if kind == "leader" else victim.name] += 1
         report.kills = dict(sorted(killed.items()))
+
+
+def _take_the_brokers(case: Case, stage: Stage, heard: Heard, keeper: _Keeper, report: Report) -> None:
+    if not case.outage_s:
+        return
+    brokers = [part for part in stage.parts if part.name == "broker" or part.name.startswith("kafka-")]
+    for broker in brokers:
+        broker.kill()
+    before, ends = heard.count(), time.monotonic() + case.outage_s
+    while time.monotonic() < ends:
+        keeper.check()
+        time.sleep(0.1)
+    report.outage_votes = heard.count() - before
+    if not report.outage_votes:
+        report.faults.append(f"no vote was acknowledged in {case.outage_s:g} s without a broker")
+    for broker in brokers:
+        broker.start()
 
 
 def _kill(victim: Part, away_s: float) -> None:
