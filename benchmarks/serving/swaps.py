@@ -12,6 +12,7 @@ import asyncio
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
@@ -32,8 +33,8 @@ from serve.config import ServeConfig
 from train.publish import announcement, publish
 
 SWAPS = 100
-STREAMS = 6
-TOKENS = 64
+STREAMS = 4
+TOKENS = 48
 WARM_UP = 100
 """Swaps before memory is looked at: caches fill."""
 CLEAR = 0.001
@@ -45,9 +46,11 @@ CONFIG = ServeConfig(engine_seed=0, max_model_len=256, kv_cache_gib=0.25, max_nu
 PROMPTS = tuple(
     f"what is {thing} of {place}?"
     for thing in ("a good answer", "the weather", "the river", "the question", "a warm idea")
-    for place in ("the city", "the garden", "you", "the bad idea")
+    for place in ("the city", "the garden", "you")
 )
 TOPIC_WAIT_S = 60.0
+ENOUGH_S = 320.0
+"""On a busy machine: no swap begins after so many seconds, and the figures are of those that were made."""
 
 
 class Log:
@@ -207,15 +210,17 @@ def text_of(heard: Heard) -> str:
 
 
 async def recite(url: str, which: int) -> dict[tuple[int, str], tuple[str, float]]:
-    """What the office-holder says to each prompt when it is alone, and its narrowest choice in nats."""
-    connection = Connection(url)
-    found = {}
-    for prompt in PROMPTS:
+    """What the office-holder says to each prompt while nobody is swapped, and its narrowest choice in nats."""
+
+    async def ask(prompt: str) -> tuple[str, float]:
+        connection = Connection(url)
         answer = json.loads((await connection.ask(greedy(url, prompt, top=2), keep=True)).events[0])["choices"][0]
         steps = [[each["logprob"] for each in token["top_logprobs"]] for token in answer["logprobs"]["content"]]
-        found[which, prompt] = (answer["message"]["content"], min(first - second for first, second in steps))
-    connection.close()
-    return found
+        connection.close()
+        return answer["message"]["content"], min(first - second for first, second in steps)
+
+    told = await asyncio.gather(*(ask(prompt) for prompt in PROMPTS))
+    return {(which, prompt): each for prompt, each in zip(PROMPTS, told, strict=True)}
 
 
 async def memory(process: psutil.Process) -> AsyncIterator[float]:
@@ -280,9 +285,14 @@ async def _swap(
     began = time.perf_counter()
     for number in range(done + 1, done + swaps + 1):
         since = time.perf_counter()
+        if since - began > ENOUGH_S:
+            swaps = number - done - 1
+            break
         await asyncio.to_thread(publisher.publish, number)
         await log.until(number)
         windows.append((since, time.perf_counter()))
+        if not (number - done) % 50:
+            print(f"{number - done} swaps, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - began
     stop.set()
     await asyncio.gather(*asking)
