@@ -1,4 +1,4 @@
-"""Votes into the ledger: any number in one transaction, by four statements, each vote standing and falling alone."""
+"""Votes into the ledger: any number in one transaction, by a few statements, each vote standing and falling alone."""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
 """Many votes in one transaction: each stands and falls alone."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 
 from feedback.contracts import MAX_COMMENT, VOTE_TOPIC, VoteCast
-from feedback.ledger import NotYourPair, UnknownPair, VoteConflict, VoteDraft, casting
+from feedback.ledger import Ledger, NotYourPair, UnknownPair, VoteConflict, VoteDraft, ballots, casting
 from tests.ledger.builders import shown
 
 
@@ -92,3 +95,22 @@ def test_the_bytes_on_the_wire_are_the_events_own(ledger):
 
 def test_no_drafts_are_no_votes(ledger):
     assert ledger.record_votes([]) == []
+
+
+def test_two_servings_that_get_the_same_votes_in_opposite_orders_record_each_once(ledger, url):
+    """A group that held one row and waited for another's would end in a deadlock on PostgreSQL."""
+    names = [f"pair_{number:03d}" for number in range(300)]
+    ledger._database.write(lambda connection: [ballots.record_pair(connection, shown(name)) for name in names])
+    drafts = [VoteDraft(name, "v_ann", "a") for name in names]
+    other, ready = Ledger.open(url), threading.Barrier(2)
+
+    def cast(by, group):
+        ready.wait(10)
+        return by.record_votes(group)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(cast, (ledger, other), (drafts, drafts[::-1]))
+    other.close()
+    ids = [(one.vote_id, same.vote_id) for one, same in zip(first, second[::-1], strict=True)]
+    assert all(one == same for one, same in ids)
+    assert sum(outcome.created for outcome in (*first, *second)) == len(vote_rows(ledger)) == 300
