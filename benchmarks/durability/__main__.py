@@ -42,6 +42,7 @@ def main() -> int:
             arguments.kills or KILLS[log],
             arguments.seed + number,
             servings=arguments.servings if ledger == "postgres" else 1,
+            curators=arguments.curators,
             voters=arguments.voters,
             outage_s=arguments.outage,
         )
@@ -95,6 +96,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, help="of each case (default: 100 over the six)")
     parser.add_argument("--seed", type=int, default=1, help="of the first case; the next one's is one more")
     parser.add_argument("--servings", type=int, default=2, help="that share a PostgreSQL (SQLite has one)")
+    parser.add_argument("--curators", type=int, default=1, help="that share the partitions and the dataset")
     parser.add_argument("--voters", type=int, default=6, help="voters at once")
     parser.add_argument("--outage", type=float, default=0.0, help="seconds without any broker after the kills")
     parser.add_argument("--report", type=Path, help="JSON file that the reports are added to")

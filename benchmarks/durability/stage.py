@@ -84,8 +84,12 @@ class Stage:
 
 
 @contextmanager
-def staged(log: LogKind, ledger: LedgerKind, folder: Path, servings: int = 1) -> Iterator[Stage]:
+def staged(log: LogKind, ledger: LedgerKind, folder: Path, *, servings: int = 1, curators: int = 1) -> Iterator[Stage]:
     """Everything started and ready; ended with the block.
+
+    Args:
+        servings: more than one need a PostgreSQL; each has a relay.
+        curators: more than one share the partitions, and one dataset folder.
 
     Raises:
         NotHere: no Apache Kafka, or no PostgreSQL.
@@ -100,10 +104,11 @@ def staged(log: LogKind, ledger: LedgerKind, folder: Path, servings: int = 1) ->
         )
         config.paths.create()
         (folder / "hustings.toml").write_text(to_toml(config))
-        made = [_serving(config, folder, "serve" if servings == 1 else f"serve-{n + 1}") for n in range(servings)]
+        made = [_serving(config, folder, name) for name in _names("serve", servings)]
+        curate = python("-m", "deploy", "curate", "--config", str(folder / "hustings.toml"))
         processes = [
             *(process for process, _ in made),
-            _process("curate", python("-m", "deploy", "curate", "--config", str(folder / "hustings.toml")), folder),
+            *(_process(name, curate, folder) for name in _names("curate", curators)),
             _process("reader", python("-m", "benchmarks.durability.reader", str(config.paths.dataset)), folder),
         ]
         for process in processes:
@@ -113,6 +118,10 @@ def staged(log: LogKind, ledger: LedgerKind, folder: Path, servings: int = 1) ->
         stage = Stage(config, tuple(url for _, url in made), bootstrap, parts, forgets=log == "embedded")
         stage.wait_ready()
         yield stage
+
+
+def _names(kind: str, count: int) -> list[str]:
+    return [kind] if count == 1 else [f"{kind}-{number + 1}" for number in range(count)]
 
 
 def _serving(config: HustingsConfig, folder: Path, name: str) -> tuple[ProcessPart, str]:

@@ -30,6 +30,7 @@ class Case:
     Attributes:
         kills: how many in all.
         servings: more than one share a PostgreSQL, each with a relay of its own.
+        curators: more than one share the partitions and the dataset's folder.
         outage_s: seconds that every broker is away at once, after the kills, while people go on voting.
         rebuild: whether a dataset is made anew from a replay at the end, and compared.
     """
@@ -39,6 +40,7 @@ class Case:
     kills: int
     seed: int
     servings: int = 1
+    curators: int = 1
     voters: int = 6
     outage_s: float = 0.0
     rebuild: bool = True
@@ -92,7 +94,7 @@ def run(case: Case, folder: Path, say: Callable[[str], None] = lambda line: None
         NotHere: a broker or database of the case isn't on this machine.
     """
     report = Report(asdict(case))
-    with staged(case.log, case.ledger, folder, case.servings) as stage:
+    with staged(case.log, case.ledger, folder, servings=case.servings, curators=case.curators) as stage:
         voters = Voters(stage.urls, count=case.voters, seed=case.seed)
         keeper = _Keeper(stage, report)
         began = time.monotonic()
