@@ -63,6 +63,8 @@ NEEDED_TOPICS = (*READ_TOPICS, DEAD_LETTER_TOPIC, RECEIPT_TOPIC)
 POLL_S = 0.5
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
+BATCH_BYTES = 32 << 20
+"""A batch of so much is not waited to be fuller: records may be of megabytes, and a batch lies in the memory."""
 LONGEST_ID = 256
 RECEIPT_IDS = 500
 """Event ids a receipt at most."""
@@ -147,10 +149,12 @@ class Curator:
                     LAG.labels(topic, partition).set(lag)
 
     def _gather(self, consumer: EventConsumer, stop: threading.Event) -> list[StoredRecord]:
-        """A batch: as many records as there are, and what else comes within the linger time."""
+        """A batch: as many records as there are, and what else comes within the linger time; not much over BATCH_BYTES."""
         records = consumer.poll(POLL_S, self._config.curate_batch)
         deadline = time.monotonic() + self._config.curate_linger_s
-        while records and len(records) < self._config.curate_batch and not stop.is_set():
+        while records and len(records) < self._config.curate_batch and _bytes(records) < BATCH_BYTES:
+            if stop.is_set():
+                break
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
@@ -215,6 +219,10 @@ class Curator:
             logger.info("curating again")
         self._trouble = None
         CONNECTED.set(1)
+
+
+def _bytes(records: Sequence[StoredRecord]) -> int:
+    return sum(len(record.value or b"") for record in records)
 
 
 def sort_out(records: Sequence[StoredRecord]) -> Batch:

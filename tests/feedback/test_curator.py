@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,3 +218,29 @@ def test_thumbs_are_stored_once_and_receipted_and_train_nothing(log: FakeEventLo
     dataset.forget(VoterForgotten(event_id="f1", voter=thumb(1).voter, until=thumb(2).given_at))
     assert list(dataset.thumbs()) == [thumb(2)]
     assert not any(b"Question 1?" in path.read_bytes() for path in (tmp_path / "thumbs").rglob("*.parquet"))
+
+
+def test_a_batch_of_large_records_is_not_waited_to_be_fuller(log: FakeEventLog, tmp_path: Path) -> None:
+    """Five hundred records of megabytes each would fill the memory."""
+    large = [vote(n).model_copy(update={"edited": "x" * 90_000}) for n in range(12)]
+    send(log, *((VOTE_TOPIC, one.to_bytes()) for one in large))
+    sizes: list[int] = []
+    curator = Curator(log, Dataset(tmp_path), FeedbackConfig(curate_linger_s=60.0))
+    stop = threading.Event()
+    whole = log.consumer
+
+    def few_at_a_time(*arguments: Any) -> Any:
+        consumer = whole(*arguments)
+        poll = consumer.poll
+        consumer.poll = lambda timeout_s, most=500: poll(timeout_s, min(most, 4))
+        return consumer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("feedback.curator.BATCH_BYTES", 500_000)
+        patch.setattr(log, "consumer", few_at_a_time)
+        patch.setattr(curator, "_curate", lambda records, *_: (sizes.append(len(records)), stop.set()))
+        thread = threading.Thread(target=curator.run, args=(stop,))
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+    assert sizes == [8], "two polls of four: 720 kB"
