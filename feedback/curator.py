@@ -149,7 +149,7 @@ class Curator:
                     LAG.labels(topic, partition).set(lag)
 
     def _gather(self, consumer: EventConsumer, stop: threading.Event) -> list[StoredRecord]:
-        """A batch: as many records as there are, and what else comes within the linger time; not much over BATCH_BYTES."""
+        """A batch: as many records as there are, and what else comes within the linger time and BATCH_BYTES."""
         records = consumer.poll(POLL_S, self._config.curate_batch)
         deadline = time.monotonic() + self._config.curate_linger_s
         while records and len(records) < self._config.curate_batch and _bytes(records) < BATCH_BYTES:
