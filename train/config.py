@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from feedback.config import Section
-from train.reward.config import RewardConfig, ScheduleConfig
+from train.reward.config import ReviewConfig, RewardConfig, ScheduleConfig
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -229,6 +229,7 @@ class TrainConfig(Section):
     ppo: PpoConfig = PpoConfig()
     governor: GovernorConfig = GovernorConfig()
     rollout: RolloutConfig = RolloutConfig()
+    review: ReviewConfig = ReviewConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
     @property

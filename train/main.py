@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from feedback.config import FeedbackConfig
+from feedback.dataset.errors import DatasetError
 from feedback.event_log import EventLog, EventLogError
 from feedback.paths import DataPaths
 from train import tensorboard
@@ -31,13 +32,15 @@ from train.watch import Ahead, is_due
 if TYPE_CHECKING:
     from feedback.dataset import Dataset
     from train.base import Base
-    from train.rollout import Rollouts
+    from train.rollout import Rollouts, ServingRollouts
     from train.team import Team
 
 log = structlog.get_logger()
 
 ANNOUNCE_EVERY_S = 20.0
 """Seconds between looks whether the topic still holds every adapter (an embedded broker forgets on restart)."""
+REVIEW_RETRY_S = 120.0
+"""Wait before pairs to be judged are prepared again, where that failed."""
 RETRY_S = (30.0, 60.0, 120.0, 300.0)
 """Waits before an interrupted cycle is taken up again while what it needs (serving, disk, memory) is missing."""
 
@@ -156,6 +159,8 @@ class Trainer:
         self._status = StatusBoard(paths.train / "status.json", self._changed)
         self._announced = -ANNOUNCE_EVERY_S
         self._ahead = Ahead()
+        self._reviewed: str | None = None
+        self._review_again = -float("inf")
         self._status.update(cycles=self._history())
 
     def run_once(self) -> int:
@@ -188,6 +193,8 @@ class Trainer:
                     },
                 )
                 if not due.now:
+                    if last is not None and self._review_due(last):
+                        self._review(last)
                     if self._config.reward.head == "mix" and self._ahead.due(new.decisive, due.needed):
                         self._read_ahead()
                     self._stop.wait(self._config.schedule.poll_s)
@@ -243,6 +250,49 @@ class Trainer:
             log.warning("not_read_ahead", reason=str(error), next="the cycle reads them itself")
         finally:
             gc.collect()
+
+    def _review_due(self, last: CycleState) -> bool:
+        """Whether pairs are to be prepared by the last cycle's reward model: once each."""
+        wanted = (
+            self._config.review.prompts > 0 and self._config.reward.head == "mix" and self._config.reward.members > 1
+        )
+        served = self._serve_url is not None and self._operator_token is not None
+        again = time.monotonic() >= self._review_again
+        return wanted and served and again and last.reward_model not in {None, self._reviewed}
+
+    def _review(self, last: CycleState) -> None:
+        """Prepare pairs for people to judge; what goes wrong is told, and the trainer goes on waiting for votes."""
+        from train.reviewing import prepare_reviews
+
+        self._review_again = time.monotonic() + REVIEW_RETRY_S
+        try:
+            with self._tools(self._config) as tools:
+                office = self._incumbent()
+                pairs = prepare_reviews(
+                    tools, self._config, last, office.name if office else None, self._served(), self._dataset
+                )
+        except (TrainError, DatasetError, OSError, MemoryError) as error:
+            log.warning("reviews_not_prepared", reason=str(error), next=f"again in {REVIEW_RETRY_S:.0f} s")
+            return
+        finally:
+            gc.collect()
+        self._reviewed = last.reward_model
+        log.info("reviews_prepared", pairs=pairs, reward_model=last.reward_model)
+
+    def _served(self) -> ServingRollouts:
+        from train.rollout import ServingRollouts
+
+        assert self._serve_url is not None
+        assert self._operator_token is not None
+        return ServingRollouts(
+            self._serve_url,
+            self._operator_token,
+            self._paths.rollout_adapters,
+            lambda _folder: None,
+            run="review",
+            attempts=self._config.rollout.attempts,
+            timeout_s=self._config.rollout.timeout_s,
+        )
 
     def _doing(self) -> str:
         """The phase under way; within PPO, the part of an iteration."""

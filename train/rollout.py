@@ -111,20 +111,49 @@ class ServingRollouts:
         self._save(self._folder / name)
         try:
             self._ask("PUT", f"/v1/rollout-adapters/{name}", None)
-            samples: list[Sample] = []
-            for start in range(0, len(prompts), self._size):
-                part = prompts[start : start + self._size]
-                body = {
-                    "adapter": name,
-                    "prompts": [list(prompt) for prompt in part],
-                    "n": n,
-                    "max_tokens": max_tokens,
-                    "temperature": temperature,
-                    "seed": seed + start * n,
-                }
-                samples += _read_samples(part, self._ask("POST", "/v1/rollouts", body).json(), n)
+            return self._sampled(name, prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed)
         finally:
             self._take_back(name)
+
+    def answers_of(
+        self,
+        adapter: str | None,
+        prompts: Sequence[tuple[int, ...]],
+        n: int,
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[Sample]:
+        """Sample from an adapter that serving has loaded (None: the base), at the priority of rollouts.
+
+        Raises:
+            RolloutsUnavailable: serving refused, or did not answer in all attempts.
+        """
+        return self._sampled(adapter, prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+    def _sampled(
+        self,
+        adapter: str | None,
+        prompts: Sequence[tuple[int, ...]],
+        n: int,
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[Sample]:
+        samples: list[Sample] = []
+        for start in range(0, len(prompts), self._size):
+            part = prompts[start : start + self._size]
+            body = {
+                "adapter": adapter,
+                "prompts": [list(prompt) for prompt in part],
+                "n": n,
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "seed": seed + start * n,
+            }
+            samples += _read_samples(part, self._ask("POST", "/v1/rollouts", body).json(), n)
         return samples
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ def information(leads: Array) -> Array:
     Args:
         leads: by how many logits the first answer leads, by each head, (members, pairs).
     """
-    won = 1.0 / (1.0 + np.exp(-leads))
+    won = 0.5 * (1.0 + np.tanh(leads / 2.0))  # the logistic function, which never overflows so
     return np.asarray(_entropy(won.mean(axis=0)) - _entropy(won).mean(axis=0))
 
 

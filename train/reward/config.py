@@ -1,4 +1,4 @@
-"""`[train.reward]` and `[train.schedule]` of hustings.toml. Importable without torch."""
+"""`[train.reward]`, `[train.review]` and `[train.schedule]` of hustings.toml. Importable without torch."""
 
 from __future__ import annotations
 
@@ -47,6 +47,23 @@ class RewardConfig(Section):
     """Passes over the votes for the `last` head (several overfit)."""
     batch_pairs: int = Field(default=8, ge=1)
     """Comparisons of one step of the `last` head."""
+
+
+class ReviewConfig(Section):
+    """`[train.review]`: pairs that the trainer prepares after a cycle for people to judge (docs/voting.md)."""
+
+    prompts: int = Field(default=0, ge=0, le=4096)
+    """Imported prompts that answers are sampled to, by serving's idle capacity; 0 prepares nothing."""
+    answers: int = Field(default=4, ge=2, le=8)
+    """Answers to each; two of them are offered: those that a vote on would tell the reward model most about."""
+    pairs: int = Field(default=32, ge=1)
+    """Pairs that are offered at most, the most telling ones."""
+    floor: float = Field(default=0.1, gt=0, le=1)
+    """Probability that a prompt's pair is drawn evenly instead, so that every propensity is known and none is 0."""
+    sharpness: float = Field(default=8.0, ge=0)
+    """How strictly the most telling pair is preferred otherwise: by its worth to this power."""
+    chats: bool = False
+    """Also take questions that people asked here. Other people will read them: say so to those who ask."""
 
 
 class ScheduleConfig(Section):
