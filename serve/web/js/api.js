@@ -83,6 +83,21 @@ export async function castVote(vote) {
   return (await send("v1/votes", { method: "POST", body: vote })).json();
 }
 
+/** How many prepared pairs wait for this person. */
+export async function reviewsWaiting() {
+  return (await (await send("v1/reviews")).json()).waiting;
+}
+
+/** Take a prepared pair: a pair with the `messages` that it answers; null where none waits. */
+export async function takeReview() {
+  try {
+    return await (await send("v1/reviews", { method: "POST" })).json();
+  } catch (error) {
+    if (error.status === 404) return null;
+    throw error;
+  }
+}
+
 /** Give a single answer a thumb, "up" or "down"; gives `{thumb_id, reveal}`. */
 export async function giveThumb(answerId, thumb) {
   return (await send("v1/thumbs", { method: "POST", body: { answer_id: answerId, thumb } })).json();

@@ -7,6 +7,7 @@ import { announce, byId, h, icon } from "./dom.js";
 import { setUpHistory } from "./history.js";
 import { RankBallot } from "./rank_ballot.js";
 import { inWords } from "./ranking.js";
+import { judge, setUpReviews } from "./reviews.js";
 import { Follower } from "./scroll.js";
 import { suggestions } from "./suggestions.js";
 import { setUpTheme } from "./toggle.js";
@@ -48,6 +49,15 @@ class Chat {
     this.open(newConversation());
     this.input.focus();
     announce("New conversation");
+  }
+
+  /** Put a prepared turn before the person, in a conversation of its own. */
+  openReview(serverId, turn) {
+    const conversation = newConversation();
+    Object.assign(conversation, { serverId, turns: [turn] });
+    this.archive.keep(conversation);
+    this.open(conversation);
+    this.#settled(turn);
   }
 
   /** Ask a question: a new turn, two answers. */
@@ -187,6 +197,7 @@ class Chat {
       onGrown: () => this.follower.grown(),
       onRetry: () => this.retry(view),
       onThumb: (thumb) => this.#thumb(turn, view, thumb),
+      onNext: () => judge(this),
     });
     this.#views.push(view);
     byId("turns").append(view.element);
@@ -273,3 +284,4 @@ if (ANSWERS > 2) {
 }
 const chat = new Chat();
 setUpHistory(chat);
+setUpReviews(chat);

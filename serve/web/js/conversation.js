@@ -4,9 +4,10 @@
  * @typedef {"streaming" | "voting" | "voted" | "skipped" | "answered" | "stopped" | "failed"} TurnState
  * @typedef {{text: string, finish: string | null}} Side
  * @typedef {{question: string, state: TurnState, pairId: string | null, sides: string[], a: Side, b: Side, c?: Side, d?: Side,
- *   choice: string | null, ranking: string[][] | null, edited: string | null, reveal: Object | null, error: string | null, alone: boolean, answerId: string | null,
+ *   choice: string | null, ranking: string[][] | null, edited: string | null, reveal: Object | null, error: string | null, alone: boolean, answerId: string | null, review?: boolean,
  *   thumb: "up" | "down" | null}} Turn
  * `alone`: one answer (in `a`), to be given a thumb; kept conversations of older versions lack it, and have two
+ * `review`: a prepared pair, to a question of nobody here
  * `sides`: positions of the answers, two to four; kept conversations of older versions lack it, and have two
  * @typedef {{id: string, serverId: string | null, turns: Turn[], updatedAt: number}} Conversation
  */

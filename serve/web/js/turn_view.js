@@ -106,12 +106,13 @@ let count = 0;
 export class TurnView {
   /**
    * @param {import("./conversation.js").Turn} turn
-   * @param {{onGrown: () => void, onRetry: () => void, onThumb: (thumb: "up" | "down") => void}} handlers
+   * @param {{onGrown: () => void, onRetry: () => void, onThumb: (thumb: "up" | "down") => void, onNext: () => void}} handlers
    */
-  constructor(turn, { onGrown, onRetry, onThumb }) {
+  constructor(turn, { onGrown, onRetry, onThumb, onNext }) {
     this.turn = turn;
     this.onThumb = onThumb;
     this.onRetry = onRetry;
+    this.onNext = onNext;
     const id = `turn-${(count += 1)}`;
     this.id = id;
     this.onGrown = onGrown;
@@ -277,6 +278,10 @@ export class TurnView {
       const each = sides.map((side) => `${side.toUpperCase()} was ${speaker(reveal[side])}`).join(", ");
       const all = several ? `All came from ${speaker(reveal.a)}, sampled anew each time.` : `Both came from ${speaker(reveal.a)}, sampled twice.`;
       parts.push(h("span", {}, same ? all : `${each}.`));
+    }
+    if (this.turn.review) {
+      parts.push(h("button", { type: "button", class: "secondary small", onclick: this.onNext }, "Judge another"));
+      return parts;
     }
     if (edited) parts.push(h("span", {}, "The conversation goes on with your answer."));
     else if (ranking) parts.push(h("span", {}, `The conversation goes on with ${chosenSide(this.turn).toUpperCase()}.`));
