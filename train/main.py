@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from feedback.config import FeedbackConfig
-from feedback.dataset.errors import DatasetError
 from feedback.event_log import EventLog, EventLogError
 from feedback.paths import DataPaths
 from train import tensorboard
@@ -25,6 +24,7 @@ from train.errors import CycleInterrupted, RolloutsUnavailable, TrainError
 from train.metrics import TrainMetrics
 from train.process import go_second, only_trainer, shortage, signals
 from train.publish import announce_missing
+from train.reviewing import Reviews
 from train.status import StatusBoard
 from train.terminal import TerminalProgress
 from train.watch import Ahead, is_due
@@ -39,8 +39,6 @@ log = structlog.get_logger()
 
 ANNOUNCE_EVERY_S = 20.0
 """Seconds between looks whether the topic still holds every adapter (an embedded broker forgets on restart)."""
-REVIEW_RETRY_S = 120.0
-"""Wait before pairs to be judged are prepared again, where that failed."""
 RETRY_S = (30.0, 60.0, 120.0, 300.0)
 """Waits before an interrupted cycle is taken up again while what it needs (serving, disk, memory) is missing."""
 
@@ -159,8 +157,8 @@ class Trainer:
         self._status = StatusBoard(paths.train / "status.json", self._changed)
         self._announced = -ANNOUNCE_EVERY_S
         self._ahead = Ahead()
-        self._reviewed: str | None = None
-        self._review_again = -float("inf")
+        served = self._through_serving if serve_url and operator_token else None
+        self._reviews = Reviews(config, self._dataset, lambda: self._tools(config), self._incumbent, served)
         self._status.update(cycles=self._history())
 
     def run_once(self) -> int:
@@ -193,8 +191,8 @@ class Trainer:
                     },
                 )
                 if not due.now:
-                    if last is not None and self._review_due(last):
-                        self._review(last)
+                    if last is not None and self._reviews.due(last):
+                        self._reviews.prepare(last)
                     if self._config.reward.head == "mix" and self._ahead.due(new.decisive, due.needed):
                         self._read_ahead()
                     self._stop.wait(self._config.schedule.poll_s)
@@ -250,49 +248,6 @@ class Trainer:
             log.warning("not_read_ahead", reason=str(error), next="the cycle reads them itself")
         finally:
             gc.collect()
-
-    def _review_due(self, last: CycleState) -> bool:
-        """Whether pairs are to be prepared by the last cycle's reward model: once each."""
-        wanted = (
-            self._config.review.prompts > 0 and self._config.reward.head == "mix" and self._config.reward.members > 1
-        )
-        served = self._serve_url is not None and self._operator_token is not None
-        again = time.monotonic() >= self._review_again
-        return wanted and served and again and last.reward_model not in {None, self._reviewed}
-
-    def _review(self, last: CycleState) -> None:
-        """Prepare pairs for people to judge; what goes wrong is told, and the trainer goes on waiting for votes."""
-        from train.reviewing import prepare_reviews
-
-        self._review_again = time.monotonic() + REVIEW_RETRY_S
-        try:
-            with self._tools(self._config) as tools:
-                office = self._incumbent()
-                pairs = prepare_reviews(
-                    tools, self._config, last, office.name if office else None, self._served(), self._dataset
-                )
-        except (TrainError, DatasetError, OSError, MemoryError) as error:
-            log.warning("reviews_not_prepared", reason=str(error), next=f"again in {REVIEW_RETRY_S:.0f} s")
-            return
-        finally:
-            gc.collect()
-        self._reviewed = last.reward_model
-        log.info("reviews_prepared", pairs=pairs, reward_model=last.reward_model)
-
-    def _served(self) -> ServingRollouts:
-        from train.rollout import ServingRollouts
-
-        assert self._serve_url is not None
-        assert self._operator_token is not None
-        return ServingRollouts(
-            self._serve_url,
-            self._operator_token,
-            self._paths.rollout_adapters,
-            lambda _folder: None,
-            run="review",
-            attempts=self._config.rollout.attempts,
-            timeout_s=self._config.rollout.timeout_s,
-        )
 
     def _doing(self) -> str:
         """The phase under way; within PPO, the part of an iteration."""
@@ -360,6 +315,11 @@ class Trainer:
 
     def _serving_rollouts(self, base: Base, name: str) -> Rollouts:
         from train.base import POLICY
+
+        run = f"{name}-{os.getpid()}"
+        return self._through_serving(lambda folder: base.adapters.save(POLICY, folder, self._model), run)
+
+    def _through_serving(self, save: Callable[[Path], None] = lambda _folder: None, run: str = "") -> ServingRollouts:
         from train.rollout import ServingRollouts
 
         assert self._serve_url is not None
@@ -368,8 +328,8 @@ class Trainer:
             self._serve_url,
             self._operator_token,
             self._paths.rollout_adapters,
-            lambda folder: base.adapters.save(POLICY, folder, self._model),
-            run=f"{name}-{os.getpid()}",
+            save,
+            run=run,
             attempts=self._config.rollout.attempts,
             timeout_s=self._config.rollout.timeout_s,
         )

@@ -1,73 +1,77 @@
-"""The trainer's call of `train.review`: which cycle's reward model, which prompts, which sampler."""
+"""When pairs are prepared for people to judge (train.review), and what becomes of trouble. Imports no torch."""
 
 from __future__ import annotations
 
-import hashlib
-from functools import partial
-from typing import Any
+import gc
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from feedback.dataset import Dataset
+import structlog
+
+from feedback.dataset.errors import DatasetError
 from train.config import TrainConfig
-from train.cycle_state import CycleState, cycles_folder
-from train.errors import NotEnoughVotes
-from train.review import prepare, questions, write
-from train.reward.mix import MixHead
-from train.rollout import ServingRollouts
-from train.texts import TextReader
+from train.cycle_state import CycleState
+from train.errors import TrainError
+
+if TYPE_CHECKING:
+    from feedback.dataset import Dataset
+    from train.rollout import ServingRollouts
+
+RETRY_S = 120.0
+"""Wait before pairs are prepared again, where that failed."""
+log = structlog.get_logger()
 
 
-def prepare_reviews(  # noqa: PLR0917  what a cycle left, and where answers come from
-    tools: Any,
-    config: TrainConfig,
-    last: CycleState,
-    office: str | None,
-    served: ServingRollouts,
-    dataset: Dataset,
-) -> int:
-    """Prepare a pool by the reward model of a cycle, from the prompts of its snapshot; returns how many pairs it has.
+class Reviews:
+    """Prepares a pool once for each reward model, between cycles.
 
     Args:
-        tools: a cycle's.
-        office: adapter in office, which answers.
-
-    Raises:
-        NotEnoughVotes: no prompt may be shown, or the reward model has no ensemble.
-        RolloutsUnavailable: serving gave no answers.
-        DatasetError: the snapshot can't be read.
+        tools: a cycle's, for as long as the context lasts.
+        office: folder of the adapter in office; None for the base.
+        served: samples from serving; None where the trainer knows of none: then nothing is prepared.
     """
-    assert last.snapshot is not None
-    assert last.reward_model is not None
-    head = MixHead.load(cycles_folder(tools.paths) / f"{last.number:06d}" / "reward")
-    if not head.members:
-        raise NotEnoughVotes("the reward model has no ensemble to disagree: set train.reward.members")
-    seed = int.from_bytes(hashlib.sha256(last.reward_model.encode()).digest()[:4], "big")
-    reader = TextReader.of(tools.tokenizer)
-    columns = ["conversation_id", "prompt", "prompt_token_ids"]
-    rows = (
-        reader.prompt(row)
-        for batch in dataset.load_snapshot(last.snapshot).batches("prompts", columns)
-        for row in batch.to_pylist()
-    )
-    asked = questions(rows, config.review, config.rollout.max_prompt_tokens, seed)
-    if not asked:
-        raise NotEnoughVotes(
-            "no prompts for review pairs: import some (hustings import FILE --kind prompts), or set train.review.chats"
-        )
-    rollout = config.rollout
-    sample = partial(
-        served.answers_of, office, max_tokens=rollout.max_tokens, temperature=rollout.temperature, seed=seed
-    )
-    pool = prepare(
-        tools.base,
-        tools.model.name,
-        head,
-        asked,
-        sample,
-        office,
-        partial(tools.tokenizer.decode, skip_special_tokens=True),
-        config,
-        tools.paths.review_pool.parent,
-        seed,
-    )
-    write(pool, tools.paths.review_pool)
-    return len(pool.items)
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        tools: Callable[[], AbstractContextManager[Any]],
+        office: Callable[[], Path | None],
+        served: Callable[[], ServingRollouts] | None,
+    ) -> None:
+        self._config = config
+        self._dataset = dataset
+        self._tools = tools
+        self._office = office
+        self._served = served
+        self._done: str | None = None
+        self._again = -float("inf")
+
+    def due(self, last: CycleState) -> bool:
+        """Whether the last cycle's reward model has prepared none yet, and could."""
+        reward = self._config.reward
+        wanted = self._config.review.prompts > 0 and reward.head == "mix" and reward.members > 1
+        could = self._served is not None and time.monotonic() >= self._again
+        return wanted and could and last.reward_model not in {None, self._done}
+
+    def prepare(self, last: CycleState) -> None:
+        """Prepare pairs; what goes wrong is told, and the trainer goes on waiting for votes."""
+        from train.review import prepare_pool
+
+        assert self._served is not None
+        self._again = time.monotonic() + RETRY_S
+        try:
+            with self._tools() as tools:
+                office = self._office()
+                name = office.name if office else None
+                pairs = prepare_pool(tools, self._config, last, name, self._served(), self._dataset)
+        except (TrainError, DatasetError, OSError, MemoryError) as error:
+            log.warning("reviews_not_prepared", reason=str(error), next=f"again in {RETRY_S:.0f} s")
+            return
+        finally:
+            gc.collect()
+        self._done = last.reward_model
+        log.info("reviews_prepared", pairs=pairs, reward_model=last.reward_model)

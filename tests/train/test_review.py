@@ -159,10 +159,11 @@ def test_a_cycles_reward_model_fills_the_shelf_that_serving_takes_from(tmp_path:
         metrics=main.TrainMetrics(),
         progress=main.TerminalProgress(io.StringIO()),
     )
-    trainer._served = lambda: served  # type: ignore[method-assign]
-    assert trainer._review_due(cycle)
-    trainer._review(cycle)
-    assert not trainer._review_due(cycle)  # once a reward model
+    reviews = trainer._reviews
+    reviews._served = lambda: served
+    assert reviews.due(cycle)
+    reviews.prepare(cycle)
+    assert not reviews.due(cycle)  # once a reward model
     assert [(body["adapter"], len(body["prompts"]), body["n"]) for body in asked] == [(None, 5, 3)]
     pool = ReviewPool.model_validate_json(paths.review_pool.read_bytes())
     assert (len(pool.items), pool.reward_model, pool.adapter) == (3, cycle.reward_model, None)
