@@ -88,7 +88,7 @@ export class Picture {
       ...STATIONS.map(([key]) => this.stations[key].element),
       this.text,
     );
-    this.split = Object.fromEntries(["a", "b", "tie", "both_bad"].map((choice) => [choice, h("i", { class: choice })]));
+    this.split = Object.fromEntries(["a", "b", "ranking", "tie", "both_bad"].map((choice) => [choice, h("i", { class: choice })]));
     this.stations.votes.middle.append(h("div", { class: "bar split", "aria-hidden": "true" }, ...Object.values(this.split)));
     this.untilTraining = progressBar("New votes until the next training");
     this.stations.dataset.middle.append(this.untilTraining.element);
@@ -120,9 +120,9 @@ export class Picture {
   }
 
   #votes(votes) {
-    const { a, b, tie, both_bad: bad } = votes;
+    const { a, b, tie, both_bad: bad, ranking } = votes;
     this.stations.votes.show(count(votes.total), votes.total === 1 ? "vote" : "votes", [
-      `A ${count(a)}, B ${count(b)}, tie ${count(tie)}, both bad ${count(bad)}`,
+      `A ${count(a)}, B ${count(b)}, tie ${count(tie)}, both bad ${count(bad)}${ranking ? `, ranked ${count(ranking)}` : ""}`,
       [
         typeof votes.per_minute === "number" ? `${figure(votes.per_minute)} a minute` : null,
         typeof votes.left_share === "number" ? `${percent(votes.left_share)} chose the left${between(votes.left_share_interval)}` : null,
