@@ -22,7 +22,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
     peer = ["benchmarks.peer"]
     return {
         "voting": [["benchmarks.voting"]],
-        "releases": [["benchmarks.releases"]],
+        "releases": [["benchmarks.releases"], ["benchmarks.weighed_elections"]],
         "durability": [["benchmarks.durability", "--skip-missing"]],
         "engine": [["benchmarks.engine", model, "--swap"]],
         "serving-paired": [["benchmarks.serving", "paired", "--model", model]],
@@ -36,6 +36,9 @@ def commands(model: str) -> dict[str, list[list[str]]]:
             [*head, "sample", *arguments],
             [*head, "fit", *arguments],
             ["benchmarks.reward_curve", *arguments, "--out", features],
+        ],
+        "acquisition": [
+            ["benchmarks.acquisition", stage, *arguments[:3], f"{features}-four"] for stage in ("sample", "run")
         ],
         "learning": [["benchmarks.learning", "run", "--model", model, "--cache", learnt]],
         "peer": [

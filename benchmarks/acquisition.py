@@ -1,7 +1,7 @@
 """Which prepared pairs to ask about: true accuracy of the reward model by how the pairs that it has seen were chosen.
 
-    python -m benchmarks.reward_head sample --model FOLDER --cache FOLDER     (repeat until it says "complete")
-    python -m benchmarks.acquisition --model FOLDER --cache FOLDER [--out FILE] [--seconds 400]
+    python -m benchmarks.acquisition sample --model FOLDER --cache FOLDER     (repeat until it says "complete")
+    python -m benchmarks.acquisition run --model FOLDER --cache FOLDER --out FILE [--seconds 400]     (likewise)
 
 People begin with random pairs; then each batch is chosen from answers to fresh prompts by the reward model fitted on
 all votes so far. `random`: any pair. `disagreement`: the largest deviation of the score difference over the ensemble.
@@ -23,13 +23,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reward_curve import TASTES
-from benchmarks.reward_head import FLIPPED, load
+from benchmarks.reward_head import FLIPPED, load, sample
 
 FIRST, BATCH, MOST = 32, 32, 128
 OFFERED = 64
 """Prompts whose answers lie prepared when a batch is chosen."""
 HOW = ("random", "disagreement", "information", "ranking")
 Rows = list[tuple[int, int, bool]]
+
+
+def jobs() -> list[tuple[str, Any, int]]:
+    """Split, prompt and number of answers."""
+    from feedback.simulator.topics import prompts
+
+    train = [("train", prompt, 4) for prompt in prompts("train", 320, seed=1)]
+    return train + [("held_out", prompt, 4) for prompt in prompts("held_out", 80, seed=2)]
 
 
 class Bench:
@@ -180,14 +188,19 @@ def main() -> None:
     from train.reward.extract import layers_of, vocabulary_for
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", nargs="?", default="run", choices=["sample", "run"])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="JSON; what it holds is not made again")
+    parser.add_argument("--out", type=Path, help="JSON; what it holds is not made again (default: in the cache)")
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=400.0)
     parser.add_argument("--tastes", nargs="*", default=list(TASTES))
     given = parser.parse_args()
+    given.out = given.out or given.cache / "acquisition.json"
     began = time.monotonic()
+    if given.stage == "sample":
+        sample(given.model, given.cache, given.seconds, jobs())
+        return
     data = load(given.model, given.cache)
     base = Base.load(given.model)
     prompts = [a.prompt_ids for a, row in zip(data.answers, data.rows, strict=True) if row["split"] == "train"]

@@ -33,8 +33,8 @@ def jobs() -> list[tuple[str, Any, int]]:
     return train + [("held_out", prompt, 4) for prompt in prompts("held_out", HELD_OUT_PROMPTS, seed=2)]
 
 
-def sample(model: Path, cache: Path, seconds: float) -> None:
-    """Sample what is not cached yet, for about so many seconds."""
+def sample(model: Path, cache: Path, seconds: float, everything: list[tuple[str, Any, int]] | None = None) -> None:
+    """Sample what is not cached yet (None: `jobs()`), for about so many seconds."""
     from transformers import AutoTokenizer
 
     from train.base import Base
@@ -43,7 +43,7 @@ def sample(model: Path, cache: Path, seconds: float) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(model)
     rollouts = LocalRollouts(Base.load(model), adapter=None, batch=64)
-    everything, started = jobs(), time.monotonic()
+    everything, started = everything or jobs(), time.monotonic()
     for start in range(0, len(everything), CHUNK):
         path = cache / f"answers-{start:04d}.json"
         if path.exists():
