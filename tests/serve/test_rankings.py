@@ -8,11 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
+from feedback.contracts import CompletionRecord, Message, PairShown, SamplingRecord
 from feedback.ledger import Ledger
 from serve.app import create_app
-from serve.config import ContendersConfig
+from serve.config import ContendersConfig, GuardsConfig
 from serve.contenders import outcomes
 from serve.pairs import by_speaker
+from serve.releases.guards import Guards
+from serve.releases.sequential import Evidence
 from tests.fakes.engine import FakeEngine
 from tests.serve.conftest import MakeDeps, client_of
 from tests.serve.test_pairs import ASK, events_of
@@ -176,3 +179,33 @@ def test_a_pair_of_two_asks_as_it_always_did() -> None:
     drawn = {m.adapters for m in outcomes(ContendersConfig(anchor_share=1.0), OLD, ())}
     assert drawn == {(None, OLD), (OLD, None)}
     assert by_speaker(next(iter(outcomes(ContendersConfig(), OLD, ())))) == {OLD: ["a", "b"]}
+
+
+def test_a_guard_takes_three_answers_for_one_observation() -> None:
+    """Two of the office-holder's, one of the candidate's that is twice as long as one and as long as the other."""
+
+    def side(position: str, adapter: str, words: int) -> CompletionRecord:
+        return CompletionRecord(
+            position=position,  # type: ignore[arg-type]
+            text="word " * words,
+            finish_reason="stop",
+            adapter=adapter,
+            sampling=SamplingRecord(temperature=1.0, top_p=1.0, max_tokens=64),
+            token_ids=tuple(range(words)),
+        )
+
+    pair = PairShown(
+        pair_id="p",
+        conversation_id="c",
+        voter="v",
+        messages=(Message(role="user", content="Well?"),),
+        completions=(side("a", OLD, 8), side("b", CAN, 16), side("c", OLD, 16)),
+        contenders="candidate",
+        propensity=1 / 6,
+        base_model="fake",
+    )
+    guards = Guards(GuardsConfig(), CAN, {})
+    guards.add(pair)
+    length = next(r for r in guards.readings(Evidence(0.5), Evidence(0.5)) if r.guard == "length")
+    # Drift is (16 - 8) / 24 against the first and 0 against the other: a mean of 1/6, a ratio of (1 + 1/6) / (1 - 1/6).
+    assert length.value == pytest.approx(1.4)
