@@ -5,7 +5,8 @@
 People vote on self-play pairs, planted pairs and in an earlier contest; from those votes `feedback.voters` says how far
 each is trusted. Then the same people elect: a candidate that is no better, with every kind of odd voter among them. How
 often is it promoted (looked at after every ballot), by ballots that all weigh 1, by trust that is blind to the contest
-(what serving does), and by trust that has seen the contest's own votes (what it must not do)?
+(what serving does), and by trust that has seen the contest's own votes (what it must not do)? And how often is one
+promoted that careful people prefer in 60%?
 """
 
 from __future__ import annotations
@@ -81,15 +82,21 @@ def elsewhere(voters: list[tuple[str, float]], rng: np.random.Generator, planted
     return cast
 
 
-def election(voters: list[tuple[str, float]], rng: np.random.Generator) -> tuple[Floats, list[Ballot]]:
-    """Each voter's score for the candidate, the mean of five votes, and the votes."""
+def election(
+    voters: list[tuple[str, float]], rng: np.random.Generator, lead: float = 0.0
+) -> tuple[Floats, list[Ballot]]:
+    """Each voter's score for the candidate, the mean of five votes, and the votes.
+
+    Args:
+        lead: how much likelier than by their taste people who look prefer the candidate.
+    """
     scores, cast = np.zeros(len(voters)), []
     for voter, (kind, taste) in enumerate(voters):
         side = int(rng.integers(2))
         for _ in range(IN_CONTEST):
             swapped = bool(rng.integers(2))
             left, right = (NEW, OFFICE) if swapped else (OFFICE, NEW)
-            choice = choose(kind, taste, not swapped, rng, side)
+            choice = choose(kind, min(0.98, taste + lead), not swapped, rng, side)
             scores[voter] += ((choice == B) == (right == NEW)) / IN_CONTEST
             cast.append(ballot(voter, left, right, choice, 1_000_000 + len(cast)))
     return scores, cast
@@ -98,27 +105,32 @@ def election(voters: list[tuple[str, float]], rng: np.random.Generator) -> tuple
 def report(runs: int, seed: int, planted: float = 0.05) -> dict[str, object]:
     """Shares of the elections that promote, and what each kind of voter weighs."""
     config, alpha = VotersConfig(), CanaryConfig().alpha
-    promoted = {"every ballot 1": 0, "trust, blind to the contest": 0, "trust that saw the contest": 0}
+    names = ("every ballot 1", "trust, blind to the contest", "trust that saw the contest")
+    promoted, elected = dict.fromkeys(names, 0), dict.fromkeys(names[:2], 0)
     weighs: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for run in range(runs):
         rng = np.random.default_rng((seed, run))
         voters = people(rng)
         before = elsewhere(voters, rng, planted)
         scores, cast = election(voters, rng)
-        names = [f"v{voter:03}" for voter in range(len(voters))]
+        known = [f"v{voter:03}" for voter in range(len(voters))]
         blind = voter_trust(Ballots.of(before), config)
         saw = voter_trust(Ballots.of([*before, *cast]), config)
         order = rng.permutation(len(voters))
-        for name, found in zip(promoted, ({}, blind, saw), strict=True):
-            weight = np.array([found.get(voter, 1.0) for voter in names])
-            capital = log_capital(scores[order][None], weight=weight[order][None])
-            promoted[name] += bool((capital >= -math.log(alpha)).any())
-        for (kind, _), name in zip(voters, names, strict=True):
-            weighs[kind].append(blind[name])
+        better, _ = election(voters, rng, lead=0.1)
+        for name, found in zip(names, ({}, blind, saw), strict=True):
+            weight = np.array([found.get(voter, 1.0) for voter in known])[order]
+            for counted, score in ((promoted, scores), (elected, better)):
+                if name in counted:
+                    capital = log_capital(score[order][None], weight=weight[None])
+                    counted[name] += bool((capital >= -math.log(alpha)).any())
+        for (kind, _), voter in zip(voters, known, strict=True):
+            weighs[kind].append(blind[voter])
     return {
         "runs": runs,
         "seed": seed,
         "promoted": {name: count / runs for name, count in promoted.items()},
+        "promoted, better at 60%": {name: count / runs for name, count in elected.items()},
         "mean weight": {kind: round(float(np.mean(found)), 3) for kind, found in weighs.items()},
     }
 

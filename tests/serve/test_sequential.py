@@ -154,6 +154,7 @@ WITHOUT_DIFFERENCE = {
     "position bias": bench.People(left=0.3),
     "heavy voters of different taste": bench.People(voters=200, heavy=1.0, spread=0.25),
     "those and position bias": bench.People(voters=200, heavy=1.0, spread=0.25, left=0.3),
+    "weighed by trust": bench.People(voters=200, heavy=1.0, spread=0.25, left=0.3, coins=0.33, trusted=True),
 }
 
 
