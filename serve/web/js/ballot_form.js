@@ -63,6 +63,7 @@ export class BallotForm {
   }
 
   why() {
+    const several = sidesOf(this.turn).length > 2;
     const chip = ([reason, label]) =>
       h(
         "button",
@@ -96,7 +97,7 @@ export class BallotForm {
       "div",
       { class: "why", role: "group", "aria-label": "Why? Optional; choose before you vote" },
       h("span", { "aria-hidden": "true" }, "Why? (optional)"),
-      ...REASONS.map(chip),
+      ...REASONS.map(([reason, label]) => chip([reason, several && reason === "other_wrong" ? "Others are wrong" : label])),
       opener("Comment", "ballot-comment", "comment", "more"),
       opener("Write a better one", "ballot-better", "pencil"),
     );
