@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from feedback.comparisons import POSITIONS
 from feedback.contracts import CompletionRecord, Message, ReviewItem, ReviewPool, SamplingRecord
 from feedback.dataset import Dataset
 from train.base import Base
@@ -168,7 +169,7 @@ def _item(  # noqa: PLR0917  all that an item holds
             token_ids=samples[row].response_ids,
             logprobs=samples[row].logprobs,
         )
-        for position, row in (("a", one.first), ("b", one.second))
+        for position, row in zip(POSITIONS, (one.first, one.second), strict=False)
     )
     messages, ids = question
     return ReviewItem(
