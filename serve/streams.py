@@ -111,8 +111,9 @@ class EventStream(Response):
         pulse = _Pulse(send, self._patience, self._keep_alive_s)
         writer = asyncio.create_task(self._write(pulse, send))
         watcher = asyncio.create_task(_gone(receive))
+        ends: set[asyncio.Future[Any]] = {writer, watcher, pulse.lost}
         try:
-            await asyncio.wait({writer, watcher, pulse.lost}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
                 writer.result()
             elif pulse.lost.done():
