@@ -23,7 +23,7 @@ export async function offer() {
 export async function judge(chat) {
   let pair = null;
   try {
-    pair = await takeReview();
+    if (await reviewsWaiting()) pair = await takeReview();
   } catch (error) {
     announce(error.message);
     return;
