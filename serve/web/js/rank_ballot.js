@@ -69,7 +69,7 @@ export class RankBallot extends BallotForm {
     const act = (label, key, shortcut, onclick, extra = {}) =>
       h("button", { type: "button", class: "chip", "aria-keyshortcuts": shortcut, onclick, ...extra }, label, h("kbd", { "aria-hidden": "true" }, key));
     this.joiner = act("Same place", "=", "=", () => this.#join(), { "aria-pressed": "false", "aria-label": "The next one shares the place of the last" });
-    this.back = act("Undo", "\u232b", "Backspace", () => this.#undo());
+    this.back = act("Undo", "\u232b", "Backspace", () => this.#undo(), { class: "chip undo" });
     const alike = [act("All alike", "T", "t", () => this.#all("tie")), act("All bad", "X", "x", () => this.#all("both_bad"))];
     this.voter = h(
       "button",
