@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,20 +44,34 @@ async def measure(rounds: int, folder: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         backend = stack.enter_context(servers.instant(folder))
         gateway = stack.enter_context(servers.hustings(ServeConfig(engine_urls=(backend,)), folder))
-        urls = {
-            "direct": backend,
-            "hustings": gateway.url,
-            "litellm": stack.enter_context(servers.litellm_proxy(backend, folder)),
-        }
+        proxy = stack.enter_context(servers.litellm_proxy(backend, folder))
+        urls = {"direct": backend, "hustings": gateway.url, "litellm": proxy.url}
+        gateways: dict[str, servers.Server] = {"hustings": gateway, "litellm": proxy}
         heard: dict[tuple[Scene, str], list[Heard]] = {}
+        computed: Counter[tuple[Scene, str]] = Counter()
         for scene in SCENES:  # the first requests import and connect
             for side in SIDES:
                 await _ask(urls[side], side, scene, 4 * scene.workers)
         for _ in range(rounds):
             for scene in SCENES:
                 for side in SIDES:
+                    before = {name: server.computed() for name, server in gateways.items()}
                     heard.setdefault((scene, side), []).extend(await _ask(urls[side], side, scene, scene.count))
-    return {"scenes": [_figures(scene, {side: heard[scene, side] for side in SIDES}) for scene in SCENES]}
+                    if side in gateways:
+                        computed[scene, side] += gateways[side].computed() - before[side]
+    found = []
+    for scene in SCENES:
+        each = {side: heard[scene, side] for side in SIDES}
+        found.append(_figures(scene, each) | _processor({s: computed[scene, s] / len(each[s]) for s in gateways}))
+    return {"scenes": found}
+
+
+def _processor(seconds: dict[str, float]) -> dict[str, Any]:
+    """What a busy machine hardly changes: the gateway's own processor time a request."""
+    return {
+        "processor ms a request": {side: round(1e3 * each, 2) for side, each in seconds.items()},
+        "processor ratio": round(seconds["hustings"] / seconds["litellm"], 3),
+    }
 
 
 async def _ask(url: str, side: str, scene: Scene, count: int) -> list[Heard]:
@@ -83,17 +98,15 @@ def _figures(scene: Scene, heard: dict[str, list[Heard]]) -> dict[str, Any]:
 
 
 def rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """The aim: in each scene."""
-    return [
-        row(
-            f"latency against LiteLLM, p50, {each['scene']}",
-            each["ratio"],
-            "at most 0.333",
-            each["ratio"] <= AIM,
-            interval=each["interval"],
-        )
-        for each in figures["scenes"]
-    ]
+    """The aim: in each scene, by the clock; and by the processor's time, which says more on a busy machine."""
+    found = []
+    for each in figures["scenes"]:
+        clock, processor = each["ratio"], each["processor ratio"]
+        what = f"latency against LiteLLM, p50, {each['scene']}"
+        found.append(row(what, clock, "at most 0.333", clock <= AIM, interval=each["interval"]))
+        what = f"processor time a request against LiteLLM, {each['scene']}"
+        found.append(row(what, processor, "at most 0.333", processor <= AIM))
+    return found
 
 
 def run(rounds: int, folder: Path, model: Path | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -10,9 +9,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 from benchmarks.serving import litellm_proxy as proxy
 from benchmarks.serving.instant import MODEL as INSTANT_MODEL
@@ -26,6 +27,19 @@ from serve.engines import vllm_settings
 READY_S = 300.0
 STOP_S = 20.0
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: its root and its process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def computed(self) -> float:
+        """Seconds that the process itself has computed; children (an engine's core) count for themselves."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
 
 class StartFailed(Exception):
@@ -85,7 +99,7 @@ def instant(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def raw_vllm(model: Path, config: ServeConfig, folder: Path) -> Iterator[str]:
+def raw_vllm(model: Path, config: ServeConfig, folder: Path) -> Iterator[Server]:
     """`vllm serve` with the engine arguments of our own engine, in its best setting: no statistics, no access log."""
     cpu = not vllm_settings.has_gpu()
     port = free_port()
@@ -93,30 +107,20 @@ def raw_vllm(model: Path, config: ServeConfig, folder: Path) -> Iterator[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": vllm_settings.preload("")}
     environment |= vllm_settings.server_environment(config, str(model), os.environ, cpu=cpu)
     url = f"http://127.0.0.1:{port}"
-    with running("vllm", command, environment, f"{url}/health", folder):
-        yield url
+    with running("vllm", command, environment, f"{url}/health", folder) as process:
+        yield Server(url, process)
 
 
-class Hustings:
+@dataclass(frozen=True, slots=True)
+class Hustings(Server):
     """A running `hustings serve`.
 
     Attributes:
         kafka: the embedded broker's address.
     """
 
-    def __init__(self, url: str, process: subprocess.Popen[bytes], config: HustingsConfig, kafka: str) -> None:
-        self.url = url
-        self.process = process
-        self.config = config
-        self.kafka = kafka
-
-    def metric(self, line: str) -> float:
-        """A series' value, by its name with labels as `/metrics` writes it; 0 where it isn't there yet."""
-        for each in httpx.get(f"{self.url}/metrics", timeout=30, trust_env=False).text.splitlines():
-            name, _, value = each.rpartition(" ")
-            if name == line:
-                return float(value)
-        return 0.0
+    config: HustingsConfig
+    kafka: str
 
 
 @contextmanager
@@ -157,18 +161,13 @@ def hustings(
 
 
 @contextmanager
-def litellm_proxy(backend: str, folder: Path) -> Iterator[str]:
-    """LiteLLM's proxy in front of the backend; yields its root."""
+def litellm_proxy(backend: str, folder: Path) -> Iterator[Server]:
+    """LiteLLM's proxy in front of the backend, one process."""
     command = proxy.make(proxy.default_folder())
     file = folder / "litellm.yaml"
     file.write_text(proxy.configuration(backend, INSTANT_MODEL))
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     whole = [str(command), "--config", str(file), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    with running("litellm", whole, proxy.environment(), f"{url}/health/liveliness", folder):
-        yield url
-
-
-async def settle(seconds: float = 1.0) -> None:
-    """Let what a start has left behind come to rest."""
-    await asyncio.sleep(seconds)
+    with running("litellm", whole, proxy.environment(), f"{url}/health/liveliness", folder) as process:
+        yield Server(url, process)
