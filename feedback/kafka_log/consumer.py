@@ -28,6 +28,10 @@ from feedback.kafka_log.client import (
 )
 
 FETCH_WAIT_MS = 50
+"""The embedded broker answers a fetch that finds nothing only after this time, also when something comes meanwhile."""
+ALONE_FETCH_WAIT_MS = 250
+"""The same for readers without a group, in serving: receipts and announcements can wait, and asking costs an engine's
+cores (docs/serving-speed.md)."""
 SESSION_TIMEOUT_MS = 6_000
 JOIN_TIMEOUT_MS = 20_000
 HEARTBEAT_MS = 2_000
@@ -119,7 +123,7 @@ class Consumer:
             group_id=self._group and self._group + incarnation + detour,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            fetch_max_wait_ms=FETCH_WAIT_MS,
+            fetch_max_wait_ms=FETCH_WAIT_MS if self._group else ALONE_FETCH_WAIT_MS,
             max_partition_fetch_bytes=MAX_RECORD_BYTES,
             request_timeout_ms=JOIN_TIMEOUT_MS,
             session_timeout_ms=SESSION_TIMEOUT_MS,
