@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import socket
 import warnings
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 import pytest_asyncio
+import structlog
 
 from tests.tiny_model import make_tiny_adapter, make_tiny_model
 
@@ -24,6 +26,29 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loggers_follow_their_test() -> Iterator[None]:
+    """A logger that is kept from its first use would go on writing to the output of the test that used it first."""
+    configure = structlog.configure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            structlog, "configure", lambda **settings: configure(**settings | {"cache_logger_on_first_use": False})
+        )
+        yield
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A test that runs a command sets up logging to its own stderr, which is closed when the test has ended."""
+    root = logging.getLogger()
+    level, before = root.level, list(root.handlers)
+    yield
+    for handler in [one for one in root.handlers if one not in before and type(one) is logging.StreamHandler]:
+        root.removeHandler(handler)
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
