@@ -125,8 +125,8 @@ class Prices:
     ) -> Prices:
         """The prices of the next iteration: Lagrange multipliers, which rise with a shortfall and fall without one.
 
-        Both look one iteration ahead along the trend, since what a price does shows only after the next update: without
-        that the topic's goes on rising while the topic comes back by itself, and fluency's comes when the damage is done.
+        Both look one iteration ahead along the trend, since what a price does shows only after the next update. Without
+        that the topic's goes on rising while the topic comes back by itself, and fluency's comes too late.
 
         Args:
             seen: conduct of the policy just judged.
