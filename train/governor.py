@@ -125,8 +125,8 @@ class Prices:
     ) -> Prices:
         """The prices of the next iteration: Lagrange multipliers, which rise with a shortfall and fall without one.
 
-        Both look one iteration ahead along the trend, since what a price does shows only after the next update. Without
-        that the topic's goes on rising while the topic comes back by itself, and fluency's comes too late.
+        The topic's looks one iteration ahead along its trend, since what a price does shows only after the next update:
+        without that it goes on rising while the topic comes back by itself, and pays for more than is asked.
 
         Args:
             seen: conduct of the policy just judged.
@@ -138,8 +138,7 @@ class Prices:
         if not config.enabled:
             return self
         shortfall = config.topic_aim * baseline.topic - (2 * seen.topic - before.topic)
-        ahead = seen.perplexity * seen.perplexity / before.perplexity
-        strangeness = math.log(ahead / baseline.perplexity / config.perplexity_aim)
+        strangeness = math.log(seen.perplexity / baseline.perplexity / config.perplexity_aim)
         return Prices(
             topic=min(max(self.topic + config.topic_rate * shortfall, config.topic_price), DEAREST_TOPIC),
             fluency=min(max(self.fluency + config.fluency_rate * strangeness, 0.0), DEAREST_FLUENCY),
