@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.votes import prepare, rivals
+from benchmarks.waiting import wait_until
 from feedback.config import FeedbackConfig
 from feedback.curator import Curator
 from feedback.dataset import Dataset
@@ -135,10 +136,7 @@ def _draft(number: int) -> VoteDraft:
 def _timed(start: Callable[[], object], done: Callable[[], bool], end: Callable[[], object]) -> float:
     began = time.perf_counter()
     start()
-    while not done():
-        if time.perf_counter() - began > WAIT_S:
-            raise SystemExit(f"stream: not done within {WAIT_S:g} s")
-        time.sleep(0.02)
+    wait_until(done, WAIT_S, 0.02)
     took = time.perf_counter() - began
     end()
     return took

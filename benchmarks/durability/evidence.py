@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,12 +11,13 @@ from pathlib import Path
 from benchmarks.durability.parts import ProcessPart, python
 from benchmarks.durability.stage import ENVIRONMENT, Stage
 from benchmarks.durability.verdict import Evidence, SnapshotVote
+from benchmarks.waiting import wait_until
 from deploy.config import to_toml
 from feedback.contracts import VOTE_TOPIC, VoteCast
 from feedback.dataset import Dataset, Snapshot
-from feedback.event_log import EventLogUnavailable
+from feedback.event_log import EventLogUnavailable, StoredRecord
 from feedback.kafka_log import KafkaEventLog
-from feedback.ledger import Ledger, LedgerCounts, LedgerUnavailable
+from feedback.ledger import Ledger, LedgerCounts, LedgerUnavailable, OutboxStats
 from feedback.voters import weigher
 
 DRAIN_S = 240.0
@@ -38,17 +38,20 @@ def drain(stage: Stage, keep_up: Callable[[], None], timeout_s: float = DRAIN_S)
     Raises:
         NotDrained: it didn't in time.
     """
-    began = time.monotonic()
-    last: object = "the ledger could not be read"
-    while time.monotonic() - began < timeout_s:
+    last: OutboxStats | None = None
+
+    def confirmed() -> bool:
+        nonlocal last
         keep_up()
         with contextlib.suppress(LedgerUnavailable), closing(Ledger.open(stage.ledger_url)) as ledger:
-            stats = ledger.outbox_stats()
-            if stats.pending == stats.unconfirmed == 0:
-                return time.monotonic() - began
-            last = stats
-        time.sleep(0.5)
-    raise NotDrained(f"after {timeout_s:.0f} s: {last}")
+            last = ledger.outbox_stats()
+            return last.pending == last.unconfirmed == 0
+        return False
+
+    try:
+        return wait_until(confirmed, timeout_s, 0.5)
+    except TimeoutError as error:
+        raise NotDrained(f"{error}: {last or 'the ledger could not be read'}") from error
 
 
 def gather(stage: Stage, folder: Path, *, rebuild: bool) -> Evidence:
@@ -74,16 +77,28 @@ def gather(stage: Stage, folder: Path, *, rebuild: bool) -> Evidence:
 
 
 def topic_votes(bootstrap: str) -> list[str]:
-    """Vote ids on the topic, each partition in its order, repeats included."""
+    """Vote ids on the topic, each partition in its order, repeats included.
+
+    Raises:
+        NotDrained: no broker answered for a long while.
+    """
     found: list[tuple[int, int, str]] = []
+    records: list[StoredRecord] = []
     quiet = 0
     with closing(KafkaEventLog(bootstrap).consumer([VOTE_TOPIC], None)) as consumer:
+
+        def polled() -> bool:
+            nonlocal records
+            with contextlib.suppress(EventLogUnavailable):
+                records = consumer.poll(0.5)
+                return True
+            return False
+
         while quiet < QUIET_POLLS:
             try:
-                records = consumer.poll(0.5)
-            except EventLogUnavailable:
-                time.sleep(0.5)
-                continue
+                wait_until(polled, DRAIN_S, 0.5)
+            except TimeoutError as error:
+                raise NotDrained(f"the votes' topic could not be read: {error}") from error
             quiet = 0 if records else quiet + 1
             found += [(r.partition, r.offset, VoteCast.from_bytes(r.value or b"").vote_id) for r in records]
     return [vote_id for _, _, vote_id in sorted(found)]
@@ -118,14 +133,15 @@ def _rebuild(stage: Stage, folder: Path, counts: LedgerCounts) -> str:
 
 def _wait_for_all(dataset: Dataset, counts: LedgerCounts, timeout_s: float = DRAIN_S) -> None:
     """Not for receipts: those of the first time confirm the replay as well."""
-    deadline = time.monotonic() + timeout_s
-    while True:
+
+    def all_there() -> bool:
         stored = dataset.count_new(None)
-        if (stored.decisive + stored.ties, stored.prompts) == (counts.votes, counts.pairs):
-            return
-        if time.monotonic() > deadline:
-            raise NotDrained(f"of {counts} the replay brought {stored} within {timeout_s:.0f} s")
-        time.sleep(0.5)
+        return (stored.decisive + stored.ties, stored.prompts) == (counts.votes, counts.pairs)
+
+    try:
+        wait_until(all_there, timeout_s, 0.5)
+    except TimeoutError as error:
+        raise NotDrained(f"of {counts} the replay brought {dataset.count_new(None)}: {error}") from error
 
 
 def _votes(snapshot: Snapshot) -> list[SnapshotVote]:

@@ -14,6 +14,7 @@ from feedback.dataset import Dataset
 from feedback.voters import weigher
 
 PAUSE_S = 1.0
+"""Between two readings: a trainer isn't always at it, and the others need the processor."""
 
 
 def main(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import httpx
 
 from benchmarks.durability.kafka import KafkaNode, free_ports, kafka_nodes, leader
 from benchmarks.durability.parts import EmbeddedBrokerPart, Part, PostgresPart, ProcessPart, python
+from benchmarks.waiting import wait_until
 from deploy.config import HustingsConfig, to_toml
 from feedback.config import FeedbackConfig
 from feedback.contracts import VOTE_TOPIC
@@ -76,11 +76,10 @@ class Stage:
         Raises:
             TimeoutError: it doesn't in time.
         """
-        deadline = time.monotonic() + timeout_s
-        while not all(_ready(url) for url in self.urls):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"serving was not ready within {timeout_s:.0f} s")
-            time.sleep(0.1)
+        try:
+            wait_until(lambda: all(_ready(url) for url in self.urls), timeout_s, 0.1)
+        except TimeoutError as error:
+            raise TimeoutError(f"serving was not ready: {error}") from error
 
 
 @contextmanager
@@ -179,8 +178,7 @@ def wait_for_nodes(nodes: list[KafkaNode], timeout_s: float = UP_S) -> None:
     Raises:
         TimeoutError: one doesn't in time.
     """
-    deadline = time.monotonic() + timeout_s
-    while not all(node.listens() for node in nodes):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"Kafka did not listen on every node within {timeout_s:.0f} s")
-        time.sleep(0.2)
+    try:
+        wait_until(lambda: all(node.listens() for node in nodes), timeout_s, 0.2)
+    except TimeoutError as error:
+        raise TimeoutError(f"Kafka did not listen on every node: {error}") from error

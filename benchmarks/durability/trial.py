@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from benchmarks.durability.parts import Part, ProcessPart
 from benchmarks.durability.stage import LedgerKind, LogKind, Stage, staged
 from benchmarks.durability.verdict import Evidence, findings
 from benchmarks.durability.voters import Heard, Voters
+from benchmarks.waiting import wait_until
 
 LOAD_S = 30.0
 """Seconds that a kill waits at most for the load that it is to fall into."""
@@ -169,7 +171,7 @@ def _take_the_brokers(case: Case, stage: Stage, heard: Heard, keeper: _Keeper, r
     before, ends = heard.count(), time.monotonic() + case.outage_s
     while time.monotonic() < ends:
         keeper.check()
-        time.sleep(0.1)
+        time.sleep(0.1)  # the outage itself: how long it lasts is what is tried
     report.outage_votes = heard.count() - before
     if not report.outage_votes:
         report.faults.append(f"no vote was acknowledged in {case.outage_s:g} s without a broker")
@@ -179,7 +181,7 @@ def _take_the_brokers(case: Case, stage: Stage, heard: Heard, keeper: _Keeper, r
 
 def _kill(victim: Part, away_s: float) -> None:
     victim.kill()
-    time.sleep(away_s)
+    time.sleep(away_s)  # being away for a drawn time is what is tried
     victim.start()
 
 
@@ -187,11 +189,14 @@ def _wait_for_load(stage: Stage, heard: Heard, rng: random.Random, keeper: _Keep
     """Until so many more votes are acknowledged, and (every other time) the curator has stored something new."""
     votes = heard.count() + rng.randint(5, 40)
     before = _parts(stage) if rng.random() < 0.5 else None
-    deadline = time.monotonic() + LOAD_S
-    while time.monotonic() < deadline and (heard.count() < votes or _parts(stage) == before):
+
+    def loaded() -> bool:
         keeper.check()
-        time.sleep(0.05)
-    time.sleep(rng.uniform(0, 0.5))
+        return heard.count() >= votes and _parts(stage) != before
+
+    with contextlib.suppress(TimeoutError):  # a part that doesn't come back is no reason not to kill the next
+        wait_until(loaded, LOAD_S, 0.05)
+    time.sleep(rng.uniform(0, 0.5))  # a kill is to fall at any moment, not only just after a vote
 
 
 def _parts(stage: Stage) -> frozenset[str]:

@@ -171,7 +171,7 @@ class Voters:
                         self.heard.faults.append(f"{path} answered {response.status_code}: {response.text[:300]}")
                     if response.status_code < 500:
                         return None, attempts
-            time.sleep(RETRY_S)
+            self._abandoned.wait(RETRY_S)
         return None, attempts
 
     def _note(self, answer: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import psutil
 
 from benchmarks.serving import litellm_proxy as proxy
 from benchmarks.serving.instant import MODEL as INSTANT_MODEL
+from benchmarks.waiting import wait_until
 from deploy.config import HustingsConfig, to_toml
 from deploy.launch import common_environment
 from feedback.broker import EmbeddedBroker, free_port
@@ -68,14 +69,15 @@ def running(
 
 
 def _await(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(url, timeout=2.0, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
+    def answered() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(url, timeout=2.0, trust_env=False).status_code == 200
+        return False
+
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: process.poll() is not None or answered(), READY_S, 0.2)
+        if process.poll() is None:
+            return
     tail = log.read_text(errors="replace")[-2000:]
     raise StartFailed(f"{url} didn't answer (exit status {process.poll()}):\n{tail}")
 

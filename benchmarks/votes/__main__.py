@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.votes import prepare, rivals
+from benchmarks.waiting import wait_until
 from feedback.broker import free_port
 from feedback.ledger import Ledger
 from tests.feedback.brokers import KAFKA_ENV, ApacheKafka, Embedded
@@ -34,6 +34,7 @@ from tests.postgres import find_binaries, running_postgres
 CONNECTIONS = (1, 8, 32, 128)
 WARM = 200
 READY_S = 60.0
+DRAIN_S = 300.0
 RIVAL_EVENTS = 2_000
 
 
@@ -127,12 +128,15 @@ def _serving(folder: Path, address: str, url: str | None, switch_interval: float
 
 
 def _until_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline and process.poll() is None:
+    def answered() -> bool:
         with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            if urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).status == 200:
-                return
-        time.sleep(0.1)
+            return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).status == 200)
+        return False
+
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: process.poll() is not None or answered(), READY_S, 0.1)
+        if process.poll() is None:
+            return
     raise SystemExit(f"votes: serving didn't get ready:\n{log.read_text()[-2000:]}")
 
 
@@ -149,12 +153,8 @@ def _load(folder: Path, port: int, numbers: range, connections: int) -> dict[str
 
 def _drained(url: str) -> float:
     """Seconds from now until the relay has sent everything."""
-    began = time.monotonic()
-    ledger = Ledger.open(url)
-    while ledger.outbox_stats().pending:
-        time.sleep(0.05)
-    ledger.close()
-    return time.monotonic() - began
+    with contextlib.closing(Ledger.open(url)) as ledger:
+        return wait_until(lambda: not ledger.outbox_stats().pending, DRAIN_S, 0.05)
 
 
 def _arguments() -> argparse.Namespace:
