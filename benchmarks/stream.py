@@ -11,19 +11,15 @@ of the same size.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
 import re
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.votes import prepare, rivals
+from benchmarks.votes import bench, prepare, rivals
 from benchmarks.waiting import wait_until
 from feedback.config import FeedbackConfig
 from feedback.curator import Curator
@@ -31,7 +27,6 @@ from feedback.dataset import Dataset
 from feedback.event_log import EventLog
 from feedback.ledger import Ledger, VoteDraft
 from feedback.relay import Relay
-from tests.feedback.brokers import KAFKA_ENV, ApacheKafka, Embedded
 
 GROUP = 500
 WAIT_S = 300.0
@@ -40,15 +35,9 @@ WAIT_S = 300.0
 def main() -> None:
     """Command line."""
     arguments = _arguments()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.dir)))
-        broker = ApacheKafka(arguments.kafka_script, folder / "kafka") if arguments.kafka_script else Embedded()
-        stack.callback(broker.stop)
+    with bench.staged(arguments) as (folder, broker):
         found = measure(folder, broker.log(), broker.address, arguments)
-    found["broker"] = "Apache Kafka" if arguments.kafka_script else "embedded"
-    print(json.dumps(found, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    bench.tell(found, arguments)
 
 
 def measure(folder: Path, log: EventLog, address: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -143,14 +132,10 @@ def _timed(start: Callable[[], object], done: Callable[[], bool], end: Callable[
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    named = os.environ.get(KAFKA_ENV)
-    parser.add_argument("--kafka-script", type=Path, default=Path(named) if named else None, help="of Apache Kafka")
+    parser = bench.parser(__doc__)
     parser.add_argument("--kafka-tool", type=Path, help="Kafka's tools, to run producer-perf with")
     parser.add_argument("--votes", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=4.0, help="of the kafka-python producer")
-    parser.add_argument("--dir", type=Path, help="where the passing files lie")
-    parser.add_argument("--out", type=Path, help="write the figures here too")
     return parser.parse_args()
 
 

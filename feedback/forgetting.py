@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from feedback.dataset import Dataset
 from feedback.ledger import Ledger
-from feedback.lineage import Lineage
+from feedback.lineage import Lineage, TakenOut
 
 
 class UnknownImport(ValueError):
@@ -17,25 +18,30 @@ class UnknownImport(ValueError):
 RETRAIN = "hustings train --once --set train.schedule.start_from=base"
 
 
-@dataclass(frozen=True, slots=True)
-class ForgottenReport:
-    """What was forgotten, and what remembers it still.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(TakenOut):
+    """What is remembered still.
 
     Attributes:
-        conversations, pairs, votes: what went from the ledger.
-        snapshots: those that held the voter; their tables are gone.
-        adapters: trained on them, and `descendants`: went on from such an adapter.
         remedy: the command that trains an adapter without them; None where none was trained on them.
     """
 
+    remedy: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgottenReport(Report):
+    """A voter was forgotten; `conversations`, `pairs` and `votes` are what went from the ledger."""
+
     voter: str
     conversations: int
-    pairs: int
-    votes: int
-    snapshots: tuple[str, ...]
-    adapters: tuple[str, ...]
-    descendants: tuple[str, ...]
-    remedy: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenBack(Report):
+    """An import was taken back; `pairs`, `votes` and `snapshots` are those of every time that it was."""
+
+    imported: str
 
 
 def forget(ledger: Ledger, dataset: Dataset, adapters: Path, voter: str) -> ForgottenReport:
@@ -51,35 +57,12 @@ def forget(ledger: Ledger, dataset: Dataset, adapters: Path, voter: str) -> Forg
     """
     gone = ledger.forget(voter)
     stone = dataset.forget(gone.event)
-    lineage = Lineage(ledger, dataset, adapters)
-    trained = lineage.trained_on(stone.snapshots)
-    return ForgottenReport(
-        voter=voter,
-        conversations=gone.conversations,
-        pairs=gone.pairs,
-        votes=gone.votes,
-        snapshots=stone.snapshots,
-        adapters=trained,
-        descendants=lineage.descendants(trained),
-        remedy=RETRAIN if trained else None,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class TakenBack:
-    """An import that was taken back, and what remembers it still; fields as of `ForgottenReport`."""
-
-    imported: str
-    pairs: int
-    votes: int
-    snapshots: tuple[str, ...]
-    adapters: tuple[str, ...]
-    descendants: tuple[str, ...]
-    remedy: str | None
+    told = _told(Lineage(ledger, dataset, adapters).taken_out(stone)) | {"pairs": gone.pairs, "votes": gone.votes}
+    return ForgottenReport(voter=voter, conversations=gone.conversations, **told)
 
 
 def take_back(ledger: Ledger, dataset: Dataset, adapters: Path, name: str) -> TakenBack:
-    """Take back what was imported under a name; the counts and snapshots are those of every time that it was.
+    """Take back what was imported under a name.
 
     Raises:
         UnknownImport: nothing was ever imported under it.
@@ -89,14 +72,9 @@ def take_back(ledger: Ledger, dataset: Dataset, adapters: Path, name: str) -> Ta
     if stone is None:
         there = ", ".join(sorted(dataset.imports())) or "none"
         raise UnknownImport(f"nothing was imported as {name!r}; imports of this dataset: {there}")
-    lineage = Lineage(ledger, dataset, adapters)
-    trained = lineage.trained_on(stone.snapshots)
-    return TakenBack(
-        imported=name,
-        pairs=stone.pairs,
-        votes=stone.votes,
-        snapshots=stone.snapshots,
-        adapters=trained,
-        descendants=lineage.descendants(trained),
-        remedy=RETRAIN if trained else None,
-    )
+    return TakenBack(imported=name, **_told(Lineage(ledger, dataset, adapters).taken_out(stone)))
+
+
+def _told(out: TakenOut) -> dict[str, Any]:
+    """The fields of a `Report`."""
+    return {**asdict(out), "remedy": RETRAIN if out.adapters else None}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from feedback.comparisons import told
 from feedback.contracts import ADAPTER_NAME_PATTERN, AdapterManifest, Choice, PairShown, Position, VoteCast
-from feedback.dataset import Dataset, SnapshotManifest
+from feedback.dataset import Dataset, ForgottenVoter, SnapshotManifest
 from feedback.ledger import Ledger
 
 MANIFEST = "manifest.json"
@@ -97,17 +97,28 @@ class PairLine:
     votes: tuple[VoteLine, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class VoterLine:
-    """A forgotten voter: what went, and the adapters that had been trained on them, directly or through a parent."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenOut:
+    """What was taken out of the dataset, and what had been made of it.
 
-    voter: str
-    forgotten_at: datetime
+    Attributes:
+        snapshots: those that held it; their tables are gone.
+        adapters: trained on them, and `descendants`: went on from such an adapter.
+    """
+
     pairs: int
     votes: int
     snapshots: tuple[str, ...]
     adapters: tuple[str, ...]
     descendants: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoterLine(TakenOut):
+    """A forgotten voter."""
+
+    voter: str
+    forgotten_at: datetime
 
 
 Line = AdapterLine | SnapshotLine | VoteLine | PairLine | VoterLine
@@ -188,6 +199,17 @@ class Lineage:
             )
         )
 
+    def taken_out(self, stone: ForgottenVoter) -> TakenOut:
+        """What a tombstone, of a voter or of an import, says was taken out, and the adapters made of it."""
+        adapters = self.trained_on(stone.snapshots)
+        return TakenOut(
+            pairs=stone.pairs,
+            votes=stone.votes,
+            snapshots=stone.snapshots,
+            adapters=adapters,
+            descendants=self.descendants(adapters),
+        )
+
     def _ancestors(self, manifest: AdapterManifest) -> list[AdapterManifest]:
         found: list[AdapterManifest] = []
         parent = manifest.parent
@@ -243,16 +265,7 @@ class Lineage:
 
     def _voter(self, voter: str) -> VoterLine:
         stone = self._forgotten[voter]
-        adapters = self.trained_on(stone.snapshots)
-        return VoterLine(
-            voter=voter,
-            forgotten_at=stone.event.forgotten_at,
-            pairs=stone.pairs,
-            votes=stone.votes,
-            snapshots=stone.snapshots,
-            adapters=adapters,
-            descendants=self.descendants(adapters),
-        )
+        return VoterLine(voter=voter, forgotten_at=stone.event.forgotten_at, **asdict(self.taken_out(stone)))
 
 
 def read_manifests(ledger: Ledger, adapters: Path) -> dict[str, AdapterManifest]:

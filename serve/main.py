@@ -222,7 +222,7 @@ class _Server:
             await self._watch(deps)
         except (EngineError, LedgerError) as error:
             self._stop_failed(deps, str(error))
-        except Exception:
+        except Exception:  # a defect: its trace is logged, and the process ends instead of never getting ready
             log.exception("bring-up failed")
             self._stop_failed(deps, "bring-up failed")
         finally:

@@ -164,7 +164,7 @@ async def run_pair(deps: ServeDeps, ask: PairAsk, voter: str) -> AsyncGenerator[
                         if isinstance(event, PairDone):  # now, for the reader may stop with this event
                             outcome = "shown"
                         yield event
-        except Exception:
+        except Exception:  # counted and passed on; a reader who left (GeneratorExit, CancelledError) is `aborted`
             outcome = "failed"
             raise
         finally:
@@ -311,7 +311,7 @@ async def _noted(
                 yield chunk
     except BLAMELESS:
         raise
-    except Exception:
+    except Exception:  # whatever it is, it counts against the adapter and is passed on
         deps.office.note_answer(adapter, failed=True)
         raise
     deps.office.note_answer(adapter, failed=False)

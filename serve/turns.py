@@ -67,7 +67,7 @@ async def run_answer(
                         if isinstance(event, AnswerDone):
                             outcome = "shown"
                         yield event
-        except Exception:
+        except Exception:  # counted and passed on; a reader who left (GeneratorExit, CancelledError) is `aborted`
             outcome = "failed"
             raise
         finally:

@@ -46,7 +46,7 @@ def appear(final: Path, marker: str, fill: Callable[[Path], None]) -> Path:
         sync(work)
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
-    except Exception:
+    except Exception:  # whatever it was: give back what the attempt took
         shutil.rmtree(work, ignore_errors=True)
         raise
     sync(final.parent)

@@ -17,18 +17,16 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.votes import prepare, rivals
+from benchmarks.votes import bench, prepare, rivals
 from benchmarks.waiting import wait_until
 from feedback.broker import free_port
 from feedback.ledger import Ledger
-from tests.feedback.brokers import KAFKA_ENV, ApacheKafka, Embedded
 from tests.postgres import find_binaries, running_postgres
 
 CONNECTIONS = (1, 8, 32, 128)
@@ -42,7 +40,6 @@ def main() -> None:
     """Command line."""
     arguments = _arguments()
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.dir)))
         url = None
         if arguments.postgres:
             binaries = find_binaries()
@@ -50,13 +47,9 @@ def main() -> None:
                 raise SystemExit("votes: no PostgreSQL on this machine; install it, or leave --postgres out")
             server = stack.enter_context(running_postgres(binaries))
             url = server.new_database("ledger")
-        broker = ApacheKafka(arguments.kafka_script, folder / "kafka") if arguments.kafka_script else Embedded()
-        stack.callback(broker.stop)
+        folder, broker = stack.enter_context(bench.staged(arguments))
         found = measure(folder, broker.address, url, arguments)
-    found["broker"] = "Apache Kafka" if arguments.kafka_script else "embedded"
-    print(json.dumps(found, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    bench.tell(found, arguments)
 
 
 def measure(folder: Path, address: str, url: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -158,16 +151,12 @@ def _drained(url: str) -> float:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    named = os.environ.get(KAFKA_ENV)
-    parser.add_argument("--kafka-script", type=Path, default=Path(named) if named else None, help="of Apache Kafka")
+    parser = bench.parser(__doc__)
     parser.add_argument("--postgres", action="store_true", help="the ledger on PostgreSQL in place of SQLite")
     parser.add_argument("--votes", type=int, default=4_000, help="votes for each number of connections")
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
     parser.add_argument("--switch-interval", type=float, help="of serving's threads (Python's own is 0.005)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each rival, before and after")
-    parser.add_argument("--dir", type=Path, help="where the passing files lie: on the disk that matters")
-    parser.add_argument("--out", type=Path, help="write the figures here too")
     return parser.parse_args()
 
 

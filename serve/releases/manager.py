@@ -123,6 +123,7 @@ class ReleaseManager:
                 log.warning("look at the releases put off", reason=str(error))
                 await asyncio.sleep(config.retry_s)
             except Exception:
+                # Its trace is logged; a defect must not end the looks for good, with a canary left in its share.
                 log.exception("look at the releases put off by a defect")
                 await asyncio.sleep(config.retry_s)
             await asyncio.sleep(BREATH_S)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from feedback.contracts import Choice, CompletionRecord, Message, PairShown, SamplingRecord, VoteCast
+from feedback.contracts import (
+    AnswerShown,
+    Choice,
+    CompletionRecord,
+    Message,
+    PairShown,
+    SamplingRecord,
+    ThumbGiven,
+    VoteCast,
+)
 
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 SAMPLING = SamplingRecord(temperature=0.7, top_p=0.9, max_tokens=8)
@@ -54,3 +63,19 @@ def vote(number: int, choice: Choice | None = None) -> VoteCast:
         choice=choice or CHOICES[number % 4],
         cast_at=START + timedelta(seconds=number, milliseconds=500),
     )
+
+
+def thumb(number: int) -> ThumbGiven:
+    """A thumb up for the left answer of the pair of this number."""
+    shown = pair(number)
+    answer = AnswerShown(
+        answer_id=f"a{number}",
+        conversation_id=shown.conversation_id,
+        voter=shown.voter,
+        messages=shown.messages,
+        completion=shown.completions[0],
+        propensity=0.8,
+        base_model="tiny",
+        shown_at=shown.shown_at,
+    )
+    return ThumbGiven(thumb_id=f"t{number}", answer=answer, voter=shown.voter, thumb="up", given_at=shown.shown_at)

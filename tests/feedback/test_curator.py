@@ -19,17 +19,15 @@ from feedback.contracts import (
     THUMB_TOPIC,
     TOPICS,
     VOTE_TOPIC,
-    AnswerShown,
     DeadLetter,
     RecordsCurated,
-    ThumbGiven,
     VoterForgotten,
 )
 from feedback.curator import RECEIPT_IDS, Curator, CuratorError, _metrics_server, receipts
 from feedback.dataset import Dataset, DatasetFull, NewData
 from feedback.event_log import OutgoingRecord
 from tests.fakes.event_log import FakeEventLog
-from tests.feedback.events import pair, vote
+from tests.feedback.events import pair, thumb, vote
 
 CONFIG = FeedbackConfig(curate_linger_s=0.0)
 
@@ -191,21 +189,6 @@ def test_a_metrics_port_in_use_is_told() -> None:
     port = free_port()
     with _metrics_server(port), pytest.raises(CuratorError, match="curator_metrics_port"), _metrics_server(port):
         pass
-
-
-def thumb(number: int) -> ThumbGiven:
-    shown = pair(number)
-    answer = AnswerShown(
-        answer_id=f"a{number}",
-        conversation_id=shown.conversation_id,
-        voter=shown.voter,
-        messages=shown.messages,
-        completion=shown.completions[0],
-        propensity=0.8,
-        base_model="tiny",
-        shown_at=shown.shown_at,
-    )
-    return ThumbGiven(thumb_id=f"t{number}", answer=answer, voter=shown.voter, thumb="up", given_at=shown.shown_at)
 
 
 def test_thumbs_are_stored_once_and_receipted_and_train_nothing(log: FakeEventLog, tmp_path: Path) -> None:

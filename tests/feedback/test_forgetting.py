@@ -17,7 +17,6 @@ from feedback.contracts import (
     THUMB_TOPIC,
     TOPICS,
     VOTE_TOPIC,
-    AnswerShown,
     DeadLetter,
     ThumbGiven,
     VoterForgotten,
@@ -28,7 +27,7 @@ from feedback.dataset.parts import PartStore, read_rows
 from feedback.event_log import OutgoingRecord
 from feedback.replay import replay_dataset
 from tests.fakes.event_log import FakeEventLog
-from tests.feedback.events import START, pair, vote
+from tests.feedback.events import START, pair, thumb, vote
 
 VOTER = "v_1"  # numbers 1, 4, 7, ... of tests.feedback.events
 EVENT = VoterForgotten(event_id="f1", voter=VOTER, until=START + timedelta(hours=1))
@@ -181,21 +180,6 @@ def test_a_tombstone_of_an_odd_name_stays_in_its_folder_and_holds_nobody_up(tmp_
     assert list(dataset.pairs()) == [pair(2)]
     outside = [path for path in tmp_path.rglob("*.json") if path.parent.name != "forgotten"]
     assert outside == []
-
-
-def thumb(number: int) -> ThumbGiven:
-    shown = pair(number)
-    answer = AnswerShown(
-        answer_id=f"a{number}",
-        conversation_id=shown.conversation_id,
-        voter=shown.voter,
-        messages=shown.messages,
-        completion=shown.completions[0],
-        propensity=0.8,
-        base_model="tiny",
-        shown_at=shown.shown_at,
-    )
-    return ThumbGiven(thumb_id=f"t{number}", answer=answer, voter=shown.voter, thumb="up", given_at=shown.shown_at)
 
 
 def test_their_thumbs_go_from_parts_and_replays_and_are_never_taken_again(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Small events for tests."""
 
-from feedback.contracts import CompletionRecord, Message, PairShown, SamplingRecord
+from sqlalchemy import Connection
+
+from feedback.contracts import Choice, CompletionRecord, Message, PairShown, SamplingRecord
+from feedback.ledger import ballots
 
 SAMPLING = SamplingRecord(temperature=1.0, top_p=0.95, max_tokens=64, seed=7)
 
@@ -29,4 +32,19 @@ def shown(pair_id="pair_1", *, conversation_id="talk_1", voter="v_ann", adapters
         base_model="tiny",
         prompt_token_ids=(5, 6),
         **more,
+    )
+
+
+def shown_and_voted(connection: Connection, pair: PairShown, choice: Choice) -> None:
+    """A pair and its voter's vote, within the caller's transaction: hundreds of commits would take their time."""
+    ballots.record_pair(connection, pair)
+    ballots.record_vote(
+        connection,
+        pair_id=pair.pair_id,
+        voter=pair.voter,
+        choice=choice,
+        reasons=(),
+        comment=None,
+        edited=None,
+        dwell_ms=None,
     )

@@ -23,7 +23,7 @@ from feedback.contracts import (
     utc_now,
 )
 from feedback.event_log import OutgoingRecord
-from feedback.ledger import Ledger, ReleaseConflict, ballots
+from feedback.ledger import Ledger, ReleaseConflict
 from feedback.paths import DataPaths
 from serve.app import ServeDeps, create_app
 from serve.config import ContendersConfig, GuardsConfig, ReleasesConfig
@@ -36,6 +36,7 @@ from serve.releases.referee import Contest, Referee, Verdict
 from serve.releases.sequential import Evidence
 from tests.fakes.engine import FakeEngine
 from tests.fakes.event_log import FakeEventLog
+from tests.ledger.builders import shown_and_voted
 from tests.serve.adapters import publish
 from tests.serve.conftest import TOKEN, MakeDeps, client_of
 
@@ -78,23 +79,13 @@ def elect(
     """So many people prefer `winner`, on the left and on the right by turns."""
     texts = more.get("texts", (PLAIN, PLAIN))
 
-    def write(connection: Connection) -> None:  # in one transaction: hundreds of commits would take their time
+    def write(connection: Connection) -> None:
         for number in range(votes):
             swap = number % 2 == 1
             sides = (loser, winner) if swap else (winner, loser)
             pair = shown(*sides, voter or f"v_{next(_numbers)}", texts[::-1] if swap else texts)
             choice = more.get("choice") or ("b" if swap else "a")
-            ballots.record_pair(connection, pair)
-            ballots.record_vote(
-                connection,
-                pair_id=pair.pair_id,
-                voter=pair.voter,
-                choice=choice,
-                reasons=(),
-                comment=None,
-                edited=None,
-                dwell_ms=None,
-            )
+            shown_and_voted(connection, pair, choice)
 
     ledger._database.write(write)
 

@@ -13,14 +13,14 @@ from sqlalchemy import Connection
 from benchmarks import weighed_elections
 from feedback.config import VotersConfig
 from feedback.contracts import Choice
-from feedback.ledger import Duel, Ledger, ballots
+from feedback.ledger import Duel, Ledger
 from serve.config import CanaryConfig, ReleasesConfig
 from serve.releases.ballots import count
 from serve.releases.referee import Contest, Referee
 from serve.releases.sequential import BETS, Evidence, interval, log_capital, mirrored, total_weight
 from serve.releases.trust import Scales
 from serve.vote_book import VoteBook
-from tests.ledger.builders import shown
+from tests.ledger.builders import shown, shown_and_voted
 
 NEW, OFFICE, OLD = "policy-000003", "policy-000002", "policy-000001"
 WHEN = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
@@ -95,21 +95,11 @@ Said = tuple[str, tuple[str, str], Choice]
 
 
 def cast(ledger: Ledger, first: int, said: Iterable[Said], at: datetime) -> None:
-    def write(connection: Connection) -> None:  # in one transaction: hundreds of commits would take their time
+    def write(connection: Connection) -> None:
         for number, (voter, sides, choice) in enumerate(said, first):
             name = f"pair_{number}"
             pair = shown(name, conversation_id=f"talk_{number}", voter=voter, adapters=sides, shown_at=at)
-            ballots.record_pair(connection, pair)
-            ballots.record_vote(
-                connection,
-                pair_id=name,
-                voter=voter,
-                choice=choice,
-                reasons=(),
-                comment=None,
-                edited=None,
-                dwell_ms=None,
-            )
+            shown_and_voted(connection, pair, choice)
 
     ledger._database.write(write)
 
