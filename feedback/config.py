@@ -50,8 +50,9 @@ class FeedbackConfig(Section):
     """SQLAlchemy URL; None for SQLite in the data folder."""
     relay_batch: int = Field(default=1_000, ge=1)
     """Outbox rows sent at once, where they have no more than 8 MiB together."""
-    relay_idle_s: float = Field(default=0.2, gt=0)
-    """Seconds between looks at an empty outbox."""
+    relay_idle_s: float = Field(default=1.0, gt=0)
+    """Seconds between looks for the curator's receipts, and for rows of other processes; what serving records
+    itself goes at once."""
     receipt_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds after which a sent row without the curator's receipt is sent again; doubles up to an hour."""
     curate_batch: int = Field(default=500, ge=1)

@@ -33,8 +33,9 @@ logger = structlog.get_logger(__name__)
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 10.0
-TOPICS_CHECK_S = 2.0
-"""Seconds between looks whether the broker still has the topics that it had: a look costs it five milliseconds."""
+TOPICS_CHECK_S = 10.0
+"""Seconds between looks whether the broker still has the topics that it had. A broker that was started anew is seen by
+the reader of receipts, with its connection; this finds what somebody else made again."""
 OVERDUE_CHECK_S = 5.0
 GATHER_S = 0.02
 """Seconds that the relay listens for receipts between two batches that were not full."""
@@ -143,11 +144,15 @@ class Relay:
         try:
             connection.open(first=self._first)
             self._first = False
-            while not self._stopping.is_set():
-                busy = connection.turn(0.0 if self._woken.is_set() else self._config.relay_idle_s, self._woken)
+            while True:
+                self._woken.clear()  # before the look at the outbox: what is recorded after it wakes this thread again
+                if self._stopping.is_set():  # `stop` sets it before it wakes
+                    return
+                busy = connection.turn()
                 self._found()
-                if busy:
-                    self._woken.set()
+                if not busy:
+                    # Not in the reader: waiting there would cost a wake-up for each fetch that brings nothing.
+                    self._woken.wait(self._config.relay_idle_s)
         finally:
             connection.close()
 
@@ -206,19 +211,18 @@ class _Connection:
             if client is not None:
                 client.close()
 
-    def turn(self, wait_s: float, woken: threading.Event) -> bool:
+    def turn(self) -> bool:
         """Look after everything once; True where there may be more to send."""
         assert self._consumer is not None
         if self._is_time("topics", TOPICS_CHECK_S):
             self._ensure_topics()
         if self._is_time("overdue", OVERDUE_CHECK_S):
             self._count("overdue", self._ledger.requeue(None, self._config.receipt_timeout_s))
-        woken.clear()
         rows = self._ledger.pending(self._config.relay_batch)
         if rows:
             self._send(rows)
         # A backlog goes without a pause; what trickles in may gather a little: each batch costs the disk a commit.
-        self._hear(self._consumer.poll(0.0 if self._is_full(rows) else GATHER_S if rows else wait_s))
+        self._hear(self._consumer.poll(GATHER_S if rows and not self._is_full(rows) else 0.0))
         return bool(rows)
 
     def _is_full(self, rows: Sequence[OutboxRow]) -> bool:

@@ -29,7 +29,7 @@ from feedback.kafka_log.client import (
 
 FETCH_WAIT_MS = 50
 """The embedded broker answers a fetch that finds nothing only after this time, also when something comes meanwhile."""
-ALONE_FETCH_WAIT_MS = 250
+ALONE_FETCH_WAIT_MS = 1_000
 """The same for readers without a group, in serving: receipts and announcements can wait, and asking costs an engine's
 cores (docs/serving-speed.md)."""
 SESSION_TIMEOUT_MS = 6_000

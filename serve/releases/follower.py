@@ -20,7 +20,7 @@ from feedback.contracts import (
 from feedback.event_log import EventLog, EventLogError, StoredRecord
 from serve.metrics import Metrics
 
-POLL_S = 0.5
+POLL_S = 1.0
 LONGEST_PAUSE_S = 60.0
 log = structlog.get_logger(__name__)
 

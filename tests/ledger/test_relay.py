@@ -98,6 +98,21 @@ def test_what_is_recorded_later_follows_without_being_asked(ledger, log, start):
     eventually(lambda: ids(log) == ["pair_1"])
 
 
+def test_what_is_recorded_while_the_relay_idles_goes_at_once(ledger, log, start):
+    relay = start(config=FeedbackConfig(relay_idle_s=3600))
+    eventually(lambda: relay.status().connected)
+    for number in range(3):
+        ledger.record_pair(shown(f"pair_{number}"))
+        eventually(lambda number=number: f"pair_{number}" in ids(log))
+
+
+def test_stopping_does_not_wait_for_the_idle_time(ledger, log, start):
+    relay = start(config=FeedbackConfig(relay_idle_s=3600))
+    eventually(lambda: relay.status().connected)
+    relay.stop(timeout_s=30.0)
+    assert not relay.status().running
+
+
 def test_a_receipt_that_comes_before_the_row_is_marked_sent_still_counts(ledger):
     ledger.record_pair(shown())
     (row,) = ledger.pending(1)
