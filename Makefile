@@ -4,9 +4,10 @@ SHELL := /bin/bash
 VENV ?= .venv
 ARGS ?=
 PY := $(VENV)/bin/python
-# Two computing processes whose OpenMP threads spin at barriers slow each other down tenfold (docs/adr/0008).
+# Two computing processes whose OpenMP threads spin at barriers slow each other down tenfold (docs/adr/0035).
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
+export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: help setup setup-dev up test test-fast test-slow check format bench clean
 

@@ -9,8 +9,7 @@ import sys
 from deploy.config import cache_dir
 from deploy.default_model import ensure
 from deploy.launch import preload
-
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+from feedback.priority import SHORT_WAITS
 
 
 def commands(model: str) -> dict[str, list[list[str]]]:
@@ -61,7 +60,7 @@ def main(wanted: list[str]) -> int:
     for name in wanted or known:
         for command in known[name]:
             print(f"== {name}: python -m {' '.join(command)}", flush=True)
-            environment = {**os.environ, **PASSIVE, **preload(openmp=name == "engine")}
+            environment = {**os.environ, **SHORT_WAITS, **preload(openmp=name == "engine")}
             if subprocess.run([sys.executable, "-m", *command], env=environment, check=False).returncode:
                 failed.append(name)
                 break

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deploy.config import HustingsConfig, cache_dir
 from deploy.errors import ModelError
+from feedback.priority import short_waits
 from train import convert
 
 
@@ -42,7 +43,7 @@ def ensure() -> Path:
         return folder
     # Conversion needs torch and gigabytes for half a minute: a child gives them back when it ends.
     command = [sys.executable, "-m", "train.convert", str(folder.parent)]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {**os.environ, **short_waits(os.environ), "TRANSFORMERS_VERBOSITY": "error"}
     made = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
     if made.returncode != 0 or not convert.is_converted(folder):
         raise ModelError("the default model could not be made (the reason stands above); or name one with --model")

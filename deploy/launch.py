@@ -14,6 +14,7 @@ import httpx
 import deploy
 from deploy.child import ChildSpec
 from deploy.config import HustingsConfig
+from feedback.priority import short_waits
 
 READY_POLL_S = 0.25
 PATIENCE_S = 10.0
@@ -81,9 +82,6 @@ def serve_url(config: HustingsConfig) -> str:
 def common_environment(config: HustingsConfig, *, coloured: bool) -> dict[str, str]:
     """What every Python child gets; what the caller's environment says already stays."""
     wanted = {
-        # Spinning OpenMP threads of two processes slow each other down tenfold on few cores.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "KMP_BLOCKTIME": "0",
         "HUSTINGS_LOG_FORMAT": "console",
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -100,7 +98,7 @@ def common_environment(config: HustingsConfig, *, coloured: bool) -> dict[str, s
         wanted["HF_HUB_OFFLINE"] = "1"
     if coloured:
         wanted["FORCE_COLOR"] = "1"
-    environment = {name: value for name, value in wanted.items() if name not in os.environ}
+    environment = {name: value for name, value in wanted.items() if name not in os.environ} | short_waits(os.environ)
     source = str(Path(deploy.__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     return environment

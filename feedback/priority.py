@@ -1,11 +1,25 @@
-"""Stepping back behind other processes of the machine, so that a person's chat stays quick while a cycle trains."""
+"""Living beside other processes of the machine, so that a person's chat stays quick while a cycle trains: stepping back
+behind them, and OpenMP threads that sleep where they would spin.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 AUTOGROUP = Path("/proc/self/autogroup")
+SHORT_WAITS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}
+"""Environment of a process that computes beside others. Threads that spin at OpenMP's barriers cost the others a factor
+of ten; threads that sleep at once pay a wake-up for each of the thousands of small operations of a training step. So
+GNU's runtime spins for some 30 microseconds, then sleeps (docs/adr/0035)."""
+
+
+def short_waits(given: Mapping[str, str]) -> dict[str, str]:
+    """What of `SHORT_WAITS` an environment lacks; one that asks for active waiting is left alone."""
+    if given.get("OMP_WAIT_POLICY", "PASSIVE").upper() != "PASSIVE":
+        return {}
+    return {name: value for name, value in SHORT_WAITS.items() if name not in given}
 
 
 def step_back(niceness: int, autogroup: Path = AUTOGROUP) -> None:

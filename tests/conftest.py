@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 import structlog
 
+from feedback.priority import short_waits
 from tests.tiny_model import make_tiny_adapter, make_tiny_model
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from serve.engines.vllm_http import VllmHttpEngine
     from serve.engines.vllm_inprocess import VllmEngine
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("KMP_BLOCKTIME", "0")
+os.environ.update(short_waits(os.environ))
 
 
 @pytest.fixture(scope="session", autouse=True)

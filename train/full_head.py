@@ -1,7 +1,7 @@
-"""Log-probabilities from hidden states where the language-model head itself is trained.
+"""Log-probabilities from hidden states where autograd finds the gradient: the head itself is trained, or the loss isn't
+known on the way forward, so that `train.heads` can't work it out there.
 
-The gradient to the head depends on the loss, so it can't be worked out on the way forward as `train.heads` does it for
-a frozen one; each chunk's logits are computed once more on the way back instead, and never more than a chunk of them.
+Each chunk's logits are computed once more on the way back, and never more than a chunk of them exists.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from train.kernels import at_least_float32, frozen_linear
 from train.reward.foresight import Tilt
 
 
-def trainable_scores(
+def scores_by_autograd(
     hidden: Tensor,
     weight: Tensor,
     ids: Tensor,
@@ -28,11 +29,11 @@ def trainable_scores(
     reference_weight: Tensor,
     tilt: Tilt | None = None,
 ) -> tuple[Tensor, ...]:
-    """As `train.heads.score_tokens`, with a gradient to `weight`.
+    """As `train.heads.score_tokens`, with a gradient to `hidden`, and to `weight` if it wants one.
 
     Args:
         hidden: (M, H).
-        weight: (V, H), trained.
+        weight: (V, H).
         ids: (M,).
         temperature: of sampling.
         rows: of a chunk.
@@ -76,7 +77,7 @@ def _chunk(  # noqa: PLR0917 - torch's checkpoint passes them by place
     reference_weight: Tensor,
     rewards: Callable[[], Tensor] | None,
 ) -> tuple[Tensor, ...]:
-    logp = (nn.functional.linear(hidden, weight).float() / temperature).log_softmax(-1)
+    logp = _logp(hidden, weight, temperature)
     p = logp.exp()
     chosen = logp.gather(1, ids[:, None])[:, 0]
     with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
@@ -84,11 +85,17 @@ def _chunk(  # noqa: PLR0917 - torch's checkpoint passes them by place
     kl = foreseen = expected = torch.zeros_like(chosen)
     if reference is not None:
         with torch.no_grad():
-            other = nn.functional.linear(reference.to(reference_weight.dtype), reference_weight).float() / temperature
-            logq = other.log_softmax(-1)
+            logq = _logp(reference, reference_weight, temperature)
         kl = (p * (logp - logq)).sum(-1)
     if rewards is not None:
         with torch.no_grad():
             gains = rewards()
         foreseen, expected = gains.gather(1, ids[:, None])[:, 0], (p * gains).sum(-1)
     return chosen, entropy, kl, foreseen, expected
+
+
+def _logp(states: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """As `train.heads` computes it, to the bit."""
+    linear = nn.functional.linear if weight.requires_grad else frozen_linear
+    scaled = at_least_float32(linear(states.to(weight.dtype), weight)) / temperature
+    return scaled - scaled.logsumexp(-1, keepdim=True)

@@ -1,9 +1,10 @@
 """Log-probabilities from hidden states without ever holding a (B, T, V) tensor, and the critic's value head.
 
-The gradient of log p_t to the hidden state, (W[id_t] - p_t W) / temperature, does not depend on the loss. It is worked
-out chunk by chunk on the way forward, so that no logits outlive their chunk and the way back is one multiplication.
-Where the loss itself is known on the way forward, what it pulls at in a chunk's logits is summed up first: one product
-with the head in place of one for each of log-probs, entropy, KL and tilt.
+Where a loss is known on the way forward, its gradient to the hidden states is worked out there, chunk by chunk, so that
+no logits outlive their chunk and the way back is one multiplication. What the loss pulls at in a chunk's logits is
+summed up first: one product with the head in place of one for each of log-probs, entropy, KL and tilt. Only for a loss
+that isn't known then, or a head that is trained itself, a chunk's logits are computed a second time on the way back
+(`train.full_head`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from train.full_head import trainable_scores
+from train.full_head import scores_by_autograd
+from train.kernels import at_least_float32, product
 from train.reward.foresight import Tilt
 
 EMPHASIS = 100.0
@@ -60,17 +62,18 @@ def score_tokens(
         weight: (V, H) of the language-model head; frozen, unless it wants a gradient (`train.full_head`).
         ids: (M,).
         temperature: of sampling.
-        entropy_grad: let gradients flow through the entropy (costs one more product).
-        reference: (M, H), the reference's final hidden states; costs two more products.
+        entropy_grad: let gradients flow through the entropy of the result; a `loss` may always use it.
+        reference: (M, H), the reference's final hidden states; costs one more product.
         reference_weight: (V, H), its head; None for the same.
-        tilt: rewards of every candidate token at the M places; costs one more product.
-        loss: of rows, called chunk by chunk; then gradients of all terms together cost one product.
+        tilt: rewards of every candidate token at the M places.
+        loss: of rows, called chunk by chunk; gradients of all its terms together cost one product, without it they
+            are left to autograd, which takes four.
     """
     assert hidden.shape[0] == ids.shape[0], f"{hidden.shape[0]} states for {ids.shape[0]} ids"
     assert reference is None or reference.shape == hidden.shape, "one reference state a row"
     head = weight if reference_weight is None else reference_weight
-    if weight.requires_grad and torch.is_grad_enabled():
-        found = trainable_scores(
+    if torch.is_grad_enabled() and (weight.requires_grad or (loss is None and hidden.requires_grad)):
+        found = scores_by_autograd(
             hidden,
             weight,
             ids,
@@ -83,14 +86,9 @@ def score_tokens(
         )
         scores = with_loss(found, found[0].new_zeros(()))
         return scores if loss is None else replace(scores, loss=loss(slice(0, len(hidden)), scores))
-    if loss is not None:
-        given = (hidden, weight, ids, temperature, loss, reference, head, tilt)
-        *rows, total = _FusedLoss.apply(*given)  # type: ignore[no-untyped-call]
-        return with_loss(rows, total)
-    found = _TokenScores.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, ids, temperature, entropy_grad, reference, head, tilt
-    )
-    return with_loss(found, found[0].new_zeros(()))
+    given = (hidden, weight, ids, temperature, loss, reference, head, tilt)
+    *rows, total = _Scores.apply(*given)  # type: ignore[no-untyped-call]
+    return with_loss(rows, total)
 
 
 def with_loss(rows: Sequence[Tensor], loss: Tensor) -> TokenScores:
@@ -99,72 +97,8 @@ def with_loss(rows: Sequence[Tensor], loss: Tensor) -> TokenScores:
     return TokenScores(logprobs, entropy, kl, foreseen, expected, loss)
 
 
-class _TokenScores(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917  # torch passes them by place
-        ctx,
-        hidden: Tensor,
-        weight: Tensor,
-        ids: Tensor,
-        temperature: float,
-        entropy_grad: bool,
-        reference: Tensor | None,
-        reference_weight: Tensor,
-        tilt: Tilt | None,
-    ) -> tuple[Tensor, ...]:
-        wanted = ctx.needs_input_grad[0]
-        logprobs, entropies, kls, slopes, foreseen, expected = [], [], [], [], [], []
-        bends: dict[str, list[Tensor]] = {"entropy": [], "kl": [], "tilt": []}
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            rows, chosen = hidden[start : start + CHUNK_ROWS], ids[start : start + CHUNK_ROWS]
-            scaled = _logits(rows, weight, temperature)
-            total = scaled.logsumexp(-1, keepdim=True)
-            logprobs.append(scaled.gather(1, chosen[:, None])[:, 0] - total[:, 0])
-            scaled -= total
-            p = scaled.exp()
-            entropy = -torch.linalg.vecdot(p, scaled)
-            entropies.append(entropy)
-            if wanted:
-                slopes.append((weight[chosen] - p.to(weight.dtype) @ weight) / temperature)
-            if wanted and entropy_grad:
-                bends["entropy"].append(-((p * (scaled + entropy[:, None])).to(weight.dtype) @ weight) / temperature)
-            if tilt is not None:
-                gains = tilt.rows(start, start + len(rows))
-                foreseen.append(gains.gather(1, chosen[:, None])[:, 0])
-                expected.append(torch.linalg.vecdot(p, gains))
-                if wanted:
-                    lift = gains.sub_(expected[-1][:, None]).mul_(p)  # d E / d logits = p (gain - E)
-                    bends["tilt"].append((lift.to(weight.dtype) @ weight) / temperature)
-            if reference is not None:
-                other = _logits(reference[start : start + CHUNK_ROWS], reference_weight, temperature)
-                gap = scaled.sub_(other).add_(other.logsumexp(-1, keepdim=True))  # log p - log q
-                kls.append(torch.linalg.vecdot(p, gap))
-                if wanted:
-                    lean = p.mul_(gap.sub_(kls[-1][:, None]))  # d KL / d logits = p (log p - log q - KL)
-                    bends["kl"].append((lean.to(weight.dtype) @ weight) / temperature)
-        found = torch.cat(logprobs), torch.cat(entropies)
-        none = torch.zeros_like(found[0])
-        ctx.kinds = [name for name, parts in bends.items() if parts]
-        if wanted:
-            ctx.save_for_backward(torch.cat(slopes), *(torch.cat(bends[name]) for name in ctx.kinds))
-        ahead = (torch.cat(foreseen), torch.cat(expected)) if tilt is not None else (none.clone(), none.clone())
-        ctx.mark_non_differentiable(ahead[0])
-        return *found, torch.cat(kls) if kls else none, *ahead
-
-    @staticmethod
-    def backward(  # type: ignore[no-untyped-def]
-        ctx, grad_logprobs: Tensor, grad_entropy: Tensor, grad_kl: Tensor, _foreseen: Tensor, grad_expected: Tensor
-    ):
-        slope, *bends = ctx.saved_tensors
-        given = {"entropy": grad_entropy, "kl": grad_kl, "tilt": grad_expected}
-        grad = grad_logprobs[:, None].to(slope.dtype) * slope
-        for name, bend in zip(ctx.kinds, bends, strict=True):
-            grad = grad + given[name][:, None].to(slope.dtype) * bend
-        return grad, None, None, None, None, None, None, None
-
-
-class _FusedLoss(torch.autograd.Function):
-    """Scores, and a loss of them whose gradient to the states is worked out with the scores."""
+class _Scores(torch.autograd.Function):
+    """Scores, and a loss of them (0 for None) whose gradient to the states is worked out with the scores."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917  # torch passes them by place
@@ -173,12 +107,12 @@ class _FusedLoss(torch.autograd.Function):
         weight: Tensor,
         ids: Tensor,
         temperature: float,
-        loss: RowLoss,
+        loss: RowLoss | None,
         reference: Tensor | None,
         reference_weight: Tensor,
         tilt: Tilt | None,
     ) -> tuple[Tensor, ...]:
-        wanted = ctx.needs_input_grad[0]
+        wanted = loss is not None and ctx.needs_input_grad[0]
         found: list[tuple[Tensor, ...]] = []
         pulls: list[Tensor] = []
         for start in range(0, len(hidden), CHUNK_ROWS):
@@ -215,7 +149,7 @@ class _FusedLoss(torch.autograd.Function):
                 pull = torch.addcmul(pull, at_kl[:, None], gap, out=gap)
             if gains is not None:
                 pull = torch.addcmul(pull, at_expected[:, None], gains, out=gains)
-            lean = p.mul_(pull).to(weight.dtype) @ weight
+            lean = product(p.mul_(pull).to(weight.dtype), weight.t())
             pulls.append(lean.add_(at_chosen[:, None].to(weight.dtype) * weight[chosen]).div_(temperature))
         if wanted:
             ctx.save_for_backward(torch.cat(pulls))
@@ -229,8 +163,10 @@ class _FusedLoss(torch.autograd.Function):
         return grads[-1].to(pull.dtype) * pull, None, None, None, None, None, None, None
 
 
-def _slopes(loss: RowLoss, at: slice, scores: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _slopes(loss: RowLoss | None, at: slice, scores: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A loss of some rows, and its slope along each of their scores."""
+    if loss is None:
+        return scores[0].new_zeros(()), ()
     with torch.enable_grad():
         leaves = tuple(score.detach().clone().requires_grad_() for score in scores)
         value = loss(at, with_loss(leaves, scores[0].new_zeros(())))
@@ -238,13 +174,8 @@ def _slopes(loss: RowLoss, at: slice, scores: tuple[Tensor, ...]) -> tuple[Tenso
     return value.detach(), slopes
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision made single; double stays double."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _logits(states: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    return at_least_float32(nn.functional.linear(states.to(weight.dtype), weight)).div_(temperature)
+    return at_least_float32(product(states.to(weight.dtype), weight)).div_(temperature)
 
 
 @dataclass(frozen=True, slots=True)

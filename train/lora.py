@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from train.config import LoraSettings
 from train.errors import BaseMismatch, ModelUnusable
-from train.kernels import frozen_linear
+from train.kernels import adapted_linear, frozen_linear
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -58,12 +58,10 @@ class LoraLinear(nn.Module):
         """x (..., in) to (..., out)."""
         if self.merged is not None:
             return frozen_linear(x.to(self.merged.dtype), self.merged, self.bias).to(x.dtype)
-        out = frozen_linear(x, self.weight, self.bias)
         if self.active is None:
-            return out
+            return frozen_linear(x, self.weight, self.bias)
         a, b = self.lora_a[self.active], self.lora_b[self.active]
-        low = nn.functional.linear(x, (a * self.scale).to(x.dtype))
-        return out + nn.functional.linear(low, b.to(x.dtype))
+        return adapted_linear(x, self.weight, self.bias, a, b, self.scale)
 
     def merge(self, dtype: torch.dtype) -> None:
         """Make the merged weight of the active adapter (of the bare layer if there is none)."""

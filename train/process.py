@@ -14,14 +14,13 @@ from typing import Any
 
 from feedback.dataset.errors import DatasetFull
 from feedback.paths import DataPaths
-from feedback.priority import step_back
+from feedback.priority import short_waits, step_back
 from train.config import TrainConfig
 
 
 def go_second(niceness: int) -> None:
-    """Let serving go first. OpenMP must be told before torch loads it: spinning threads cost others a factor of ten."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    """Let serving go first. OpenMP must be told before torch loads it."""
+    os.environ.update(short_waits(os.environ))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     step_back(niceness)
 

@@ -255,8 +255,8 @@ def evaluate_demonstrations(
 
 def _summed_loss(base: Base, turns: Sequence[Demonstration]) -> Tensor:
     """Weighted sum over answers of the negative log-prob of their tokens."""
-    found = policy_pass(base, turns)
-    return -(_weights(turns, found.logprobs) * torch.where(found.mask, found.logprobs, 0.0).sum(1)).sum()
+    weights = torch.cat([torch.full((len(turn.response_ids),), turn.weight, device=base.device) for turn in turns])
+    return policy_pass(base, turns, loss=lambda at, scores: -(weights[at] * scores.logprobs).sum()).loss
 
 
 def _weights(turns: Sequence[Demonstration], like: Tensor) -> Tensor:

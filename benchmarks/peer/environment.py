@@ -15,12 +15,12 @@ from pathlib import Path
 from deploy.config import cache_dir
 from deploy.launch import preload
 from deploy.setup.environment import Pip, install_cpu_torch, make_venv, read_pins
+from feedback.priority import SHORT_WAITS
 
 HERE = Path(__file__).parent
 LIST, PPO_LIST = HERE / "requirements.txt", HERE / "requirements-ppo.txt"
 VARIABLE = "HUSTINGS_PEER"
 """Environment variable that names the folder of the peer's environment."""
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Peer:
     def environment(self, *, old_trl: bool) -> dict[str, str]:
         """Environment of such a process: no way to a hub, the same allocator and the same waiting as ours."""
         found = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        found |= {**PASSIVE, **preload(openmp=False), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        found |= {**SHORT_WAITS, **preload(openmp=False), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         found |= {"TRL_EXPERIMENTAL_SILENCE": "1"}
         return found | ({"PYTHONPATH": str(self.old_trl)} if old_trl else {})
 

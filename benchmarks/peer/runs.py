@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer.environment import PASSIVE, Peer
+from benchmarks.peer.environment import Peer
 from deploy.launch import preload
+from feedback.priority import SHORT_WAITS
 
 Figures = dict[str, Any]
 OLD_TRL = frozenset({"ppo", "losses"})
@@ -29,7 +30,7 @@ def ours(what: str, job: Figures, work: Path) -> Figures:
 
 def our_environment() -> dict[str, str]:
     """Of our side's processes: as the trainer has it under `hustings up`."""
-    return {**os.environ, **PASSIVE, **preload(openmp=False)}
+    return {**os.environ, **SHORT_WAITS, **preload(openmp=False)}
 
 
 def theirs(peer: Peer, script: str, job: Figures, work: Path) -> Figures:

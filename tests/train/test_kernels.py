@@ -1,4 +1,4 @@
-"""The frozen product: the same numbers and gradients as PyTorch's own, whichever library computes it."""
+"""The products: the same numbers and gradients as PyTorch's own, whichever library computes it."""
 
 from __future__ import annotations
 
@@ -21,3 +21,41 @@ def test_product_and_gradient_equal_the_plain_layer(monkeypatch: pytest.MonkeyPa
     assert torch.allclose(got, expected, atol=1e-5)
     (grad,) = torch.autograd.grad(got, x, up)
     assert torch.allclose(grad, torch.einsum("bto,oi->bti", up, weight), atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_an_adapted_layer_and_its_gradients_equal_the_formula(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, onednn: bool
+) -> None:
+    monkeypatch.setattr(kernels, "_onednn_is_faster", lambda: onednn)
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    x, a, b = (drawn(*shape).requires_grad_() for shape in ((2, 5, 12), (3, 12), (7, 3)))
+    weight, shift, up = drawn(7, 12), drawn(7) if bias else None, drawn(2, 5, 7)
+    got = kernels.adapted_linear(x, weight, shift, a, b, 0.5)
+    merged = weight + 0.5 * torch.einsum("or,ri->oi", b, a)
+    expected = torch.einsum("bti,oi->bto", x, merged) + (0 if shift is None else shift)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.autograd.grad(got, (x, a, b), up), torch.autograd.grad(expected, (x, a, b), up))
+
+
+def test_an_adapted_layers_gradients_pass_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, a, b, weight = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, 6), (2, 6), (5, 2), (5, 6))
+    )
+    trained = tuple(tensor.requires_grad_() for tensor in (x, a, b))
+    assert torch.autograd.gradcheck(lambda x, a, b: kernels.adapted_linear(x, weight, None, a, b, 1.5), trained)
+
+
+def test_where_nothing_before_a_layer_learns_only_its_adapter_gets_a_gradient() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(4, 6, generator=generator), torch.randn(5, 6, generator=generator)
+    a, b = torch.randn(2, 6, generator=generator), torch.randn(5, 2, generator=generator)
+    kernels.adapted_linear(x, weight, None, a.requires_grad_(), b.requires_grad_(), 1.5).sum().backward()
+    assert x.grad is None
+    torch.testing.assert_close(b.grad, (1.5 * x @ a.T).sum(0).expand(5, 2).detach())
