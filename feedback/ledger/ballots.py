@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, cast
 
-from sqlalchemy import Connection, Table, func, or_, select
+from sqlalchemy import Connection, Insert, Table, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback.contracts import PAIR_TOPIC, Choice, PairShown, Ranking, VoteCast
@@ -44,12 +45,9 @@ def record_pair(connection: Connection, pair: PairShown) -> None:
     """
     value = pair.to_bytes()
     adapters = {completion.position: completion.adapter for completion in pair.completions}
-    insert_new(
-        connection,
-        conversations,
-        {"conversation_id": pair.conversation_id, "voter": pair.voter, "began_us": to_us(pair.shown_at)},
-    )
-    require_conversation(connection, pair.conversation_id, pair.voter)
+    began = {"conversation_id": pair.conversation_id, "voter": pair.voter, "began_us": to_us(pair.shown_at)}
+    if not insert_new(connection, conversations, began):
+        require_conversation(connection, pair.conversation_id, pair.voter)
     new = insert_new(
         connection,
         pairs,
@@ -207,7 +205,12 @@ def _pair_bytes(connection: Connection, pair_id: str) -> bytes | None:
 
 def insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
     """Insert unless a unique constraint says that it is there already; True where it was inserted."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    return connection.execute(_insert_new(connection.dialect.name, table), row).first() is not None
+
+
+@cache
+def _insert_new(dialect: str, table: Table) -> Insert:
+    """The statement, made once: making one costs as much as running it."""
+    insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
     # Drivers disagree on the row count of such an insert; what it returns is plain.
-    insert = dialect.insert(table).values(row).on_conflict_do_nothing().returning(*table.primary_key)
-    return connection.execute(insert).first() is not None
+    return insert.on_conflict_do_nothing().returning(*table.primary_key)

@@ -42,8 +42,8 @@ def record_answer(connection: Connection, answer: AnswerShown) -> None:
         "voter": answer.voter,
         "began_us": to_us(answer.shown_at),
     }
-    ballots.insert_new(connection, conversations, began)
-    ballots.require_conversation(connection, answer.conversation_id, answer.voter)
+    if not ballots.insert_new(connection, conversations, began):
+        ballots.require_conversation(connection, answer.conversation_id, answer.voter)
     row = {
         "answer_id": answer.answer_id,
         "conversation_id": answer.conversation_id,
