@@ -56,7 +56,7 @@ class InstantEngine:
         """One token of each answer a turn of the loop."""
         sampling = request.sampling
         logprobs = () if sampling.logprobs is None else (-1.0,)
-        tokens = () if sampling.logprobs is None else (" word",)
+        tokens = (" word",) if sampling.spelled and sampling.logprobs is not None else ()
         top = () if sampling.logprobs is None else ((),)
         for step in range(sampling.max_tokens):
             await asyncio.sleep(0)

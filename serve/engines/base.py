@@ -71,6 +71,7 @@ class Sampling:
     Attributes:
         n: how many answers to the same prompt; they share its prefill.
         logprobs: None for none, 0 for the sampled token's alone, k for it and the k likeliest.
+        spelled: whether log-probs come with the sampled tokens' texts (`Chunk.tokens`), which cost more than they do.
     """
 
     max_tokens: int
@@ -80,6 +81,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     n: int = 1
     logprobs: int | None = None
+    spelled: bool = False
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     ignore_eos: bool = False
@@ -119,7 +121,7 @@ class Chunk:
         text: new text.
         token_ids: new ids, the end-of-turn token included.
         logprobs: of each new id under the processed distribution; empty unless asked for.
-        tokens: text of each new id; empty unless log-probs were asked for.
+        tokens: text of each new id; empty unless log-probs were asked for, and spelled.
         top_logprobs: per new id the likeliest tokens; empty unless asked for.
         finish_reason: set on the answer's last chunk.
         more: another chunk follows at once, of the same step; whoever writes to a network may wait for it.

@@ -1,4 +1,4 @@
-"""LoRA for vLLM's CPU build, by matrix products. Imported in vLLM's worker process only (`worker_extension_cls`).
+"""LoRA for vLLM's CPU build, by matrix products. Installed in vLLM's worker process only (`vllm_cpu_worker`).
 
 vLLM's own CPU kernels copy an adapter's weights once for every token of the batch, in every layer and for the whole
 vocabulary; they treat a token without adapter (slot -1) as one of the last slot; and they fail on a batch in which a
@@ -10,7 +10,6 @@ No torch is imported: all work is done by methods of the tensors that vLLM passe
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 Tensor = Any
@@ -116,11 +115,3 @@ def install() -> None:
 
     for function in (update_metadata, add_lora_linear, add_lora_embedding, add_lora_logits):
         setattr(PunicaWrapperCPU, function.__name__, function)
-
-
-class WorkerExtension:
-    """Named in vLLM's `worker_extension_cls`: the worker imports this module, and so gets the kernels."""
-
-
-with suppress(ImportError):  # without vLLM there is nothing to put them into, and they can be tested all the same
-    install()

@@ -279,13 +279,14 @@ class VllmHttpEngine:
         tops: list[tuple[tuple[int, float], ...]] = [
             tuple(likeliest(step, sampling.logprobs)) for step in told["top_logprobs"]
         ]
-        await self._learn_texts({*ids, *(token for step in tops for token, _ in step)}, server)
+        spelled = ids if sampling.spelled else ()
+        await self._learn_texts({*spelled, *(token for step in tops for token, _ in step)}, server)
         return Chunk(
             index=choice["index"],
             text=choice["text"],
             token_ids=ids,
             logprobs=tuple(float(value) for value in told["token_logprobs"]),
-            tokens=tuple(self._texts[token] for token in ids),
+            tokens=tuple(self._texts[token] for token in spelled),
             top_logprobs=tuple(
                 tuple(TopLogprob(token, self._texts[token], value) for token, value in step) for step in tops
             ),

@@ -16,7 +16,7 @@ import structlog
 
 from feedback.contracts import Message
 from serve.config import ServeConfig
-from serve.engines import vllm_settings, vllm_translate
+from serve.engines import vllm_logprobs, vllm_settings, vllm_translate
 from serve.engines.admission import Admission
 from serve.engines.base import (
     AdapterLoadFailed,
@@ -217,6 +217,7 @@ class VllmEngine:
         cpu = bool(current_platform.is_cpu())
         arguments = vllm_settings.engine_arguments(self._config, self._model, cpu=cpu)
         arguments.setdefault("seed", secrets.randbelow(1 << 31))
+        vllm_logprobs.install_in_front()
         with _preloaded(cpu):
             try:
                 return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[self._stats.logger()])

@@ -132,8 +132,8 @@ def server_environment(config: ServeConfig, model: str, given: Mapping[str, str]
 MAX_LOGPROBS = 20
 """The most likely tokens that a request may ask for at each step (OpenAI's limit)."""
 
-CPU_EXTENSION = "serve.engines.vllm_cpu_lora.WorkerExtension"
-"""Brings our LoRA kernels into vLLM's worker process."""
+CPU_EXTENSION = "serve.engines.vllm_cpu_worker.WorkerExtension"
+"""Brings our LoRA kernels, and log-probs without ranks, into vLLM's worker process."""
 
 SPARE_SLOTS = 1
 """Adapter slots that stay empty. vLLM marks a token without adapter by slot -1, and its own CPU kernels index with it:

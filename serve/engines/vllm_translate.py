@@ -85,6 +85,7 @@ def sampling_parameters(sampling: Sampling) -> Any:
             seed=sampling.seed,
             stop=list(sampling.stop),
             logprobs=sampling.logprobs,
+            flat_logprobs=_bare(sampling),
             frequency_penalty=sampling.frequency_penalty,
             presence_penalty=sampling.presence_penalty,
             ignore_eos=sampling.ignore_eos,
@@ -121,13 +122,18 @@ def chunks(output: Any, sampling: Sampling) -> Iterator[Chunk]:
         if sampling.logprobs is None:
             yield Chunk(part.index, part.text, ids, finish_reason=finish, more=left > 0)
             continue
+        if _bare(sampling):
+            yield Chunk(part.index, part.text, ids, _numbers(part, ids), finish_reason=finish, more=left > 0)
+            continue
         steps = list(part.logprobs or ())
         yield Chunk(
             index=part.index,
             text=part.text,
             token_ids=ids,
             logprobs=tuple(float(step[token].logprob) for step, token in zip(steps, ids, strict=True)),
-            tokens=tuple(step[token].decoded_token or "" for step, token in zip(steps, ids, strict=True)),
+            tokens=tuple(step[token].decoded_token or "" for step, token in zip(steps, ids, strict=True))
+            if sampling.spelled
+            else (),
             top_logprobs=tuple(_likeliest(step, sampling.logprobs) for step in steps),
             finish_reason=finish,
             more=left > 0,
@@ -167,6 +173,18 @@ class LatestStats:
             def log_engine_initialized(self) -> None: ...
 
         return Keep
+
+
+def _bare(sampling: Sampling) -> bool:
+    """Whether the log-probs' numbers are all that is wanted: then vLLM is asked for them alone (`vllm_logprobs`)."""
+    return sampling.logprobs == 0 and not sampling.spelled
+
+
+def _numbers(part: Any, ids: tuple[int, ...]) -> tuple[float, ...]:
+    found = tuple(part.logprobs or ())
+    if len(found) != len(ids):
+        raise EngineError(f"the engine gave {len(found)} log-probabilities for {len(ids)} tokens")
+    return found
 
 
 def _likeliest(step: dict[int, Any], count: int) -> tuple[TopLogprob, ...]:

@@ -78,6 +78,7 @@ class _Completion:
             stop=body.stops,
             n=body.n or 1,
             logprobs=body.engine_logprobs,
+            spelled=True,
             frequency_penalty=body.frequency_penalty or 0.0,
             presence_penalty=body.presence_penalty or 0.0,
             ignore_eos=body.ignore_eos,

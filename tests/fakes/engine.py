@@ -296,7 +296,8 @@ class FakeEngine:
         others = sorted(((self.logprob(request.adapter, before, i), i) for i in range(97, 123)), reverse=True)
         top = tuple(TopLogprob(i, chr(i), value) for value, i in others[: request.sampling.logprobs])
         text = "<eos>" if token == EOS else bytes([token]).decode(errors="replace")
-        return Chunk(index, side.pieces[step], (token,), (logprob,), (text,), (top,), finish)
+        texts = (text,) if request.sampling.spelled else ()
+        return Chunk(index, side.pieces[step], (token,), (logprob,), texts, (top,), finish)
 
     def _words(self, request: GenerationRequest, index: int) -> str:
         sampling = request.sampling

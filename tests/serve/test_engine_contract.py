@@ -174,13 +174,50 @@ async def test_logprobs_of_a_sample_at_temperature_one_are_its_score(
 
 
 async def test_top_logprobs_are_as_many_as_asked_and_sorted(engine: Engine) -> None:
-    answer = (await ask(engine, steady(8, logprobs=3, temperature=0.0)))[0]
+    answer = (await ask(engine, steady(8, logprobs=3, spelled=True, temperature=0.0)))[0]
     for chunk in answer.chunks:
         assert len(chunk.logprobs) == len(chunk.tokens) == len(chunk.top_logprobs) == len(chunk.token_ids)
         for top in chunk.top_logprobs:
             values = [each.logprob for each in top]
             assert len(values) == 3
             assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("logprobs", [0, 2])
+async def test_tokens_are_spelled_only_where_that_is_wanted_and_it_changes_nothing_else(
+    engine: Engine, logprobs: int
+) -> None:
+    plain, spelled = [
+        (await ask(engine, steady(12, logprobs=logprobs, spelled=spelled, seed=5)))[0] for spelled in (False, True)
+    ]
+    assert all(not chunk.tokens for chunk in plain.chunks)
+    assert all(len(chunk.tokens) == len(chunk.token_ids) for chunk in spelled.chunks)
+    assert (plain.text, plain.ids) == (spelled.text, spelled.ids)
+    assert plain.logprobs == pytest.approx(spelled.logprobs, abs=1e-3)
+    assert {len(top) for chunk in plain.chunks for top in chunk.top_logprobs} <= {logprobs}
+
+
+async def test_requests_that_want_different_logprobs_share_a_batch(engine: Engine) -> None:
+    wanted = (None, 0, 3, 0)
+    prompt = await prompt_of(engine)
+    answers = await asyncio.gather(
+        *(ask(engine, steady(24, logprobs=each, seed=7 + at), prompt=prompt) for at, each in enumerate(wanted))
+    )
+    for each, [answer] in zip(wanted, (found.values() for found in answers), strict=True):
+        if each is None:
+            assert answer.logprobs == []
+            continue
+        score = await engine.score((*prompt, *answer.ids), None)
+        assert answer.logprobs == pytest.approx(score[len(prompt) - 1 :], abs=2e-3)
+
+
+async def test_bare_logprobs_stop_with_the_text_at_a_stop_string(engine: Engine) -> None:
+    whole = (await ask(engine, steady(24, logprobs=0, temperature=0.0)))[0]
+    stop = whole.text[len(whole.text) // 2 :][:3]
+    cut = (await ask(engine, steady(24, logprobs=0, temperature=0.0, stop=(stop,))))[0]
+    assert stop not in cut.text
+    assert len(cut.logprobs) == len(cut.ids)
+    assert cut.logprobs == pytest.approx(whole.logprobs[: len(cut.ids)], abs=1e-3)
 
 
 async def test_no_logprobs_unless_asked(engine: Engine) -> None:
