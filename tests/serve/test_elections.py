@@ -694,6 +694,55 @@ def test_the_referee_reads_only_new_pairs_and_none_twice(ledger: Ledger, monkeyp
     assert standing.outcome.verdict is Verdict.REJECT
 
 
+def unanimous(null: float, alpha: float) -> int:
+    """How many equal votes refute that rate, by the bets as the paper has them: eight shares in equal ratios."""
+    shares = [0.05 * 18 ** (i / 7) for i in range(8)]
+    capital, votes = [1.0] * 8, 0
+    while sum(capital) / 8 < 1 / alpha:
+        capital = [(1 - share) * each + share * each / null for share, each in zip(shares, capital, strict=True)]
+        votes += 1
+    return votes
+
+
+@pytest.mark.parametrize(
+    ("winner", "loser", "margin", "decided"),
+    [(ONE, None, 0.0, Verdict.PROMOTE), (ONE, None, 0.1, Verdict.PROMOTE), (None, ONE, 0.1, Verdict.REJECT)],
+)
+def test_an_election_is_decided_by_the_vote_that_makes_the_evidence_whole_and_none_before(
+    ledger: Ledger, winner: str | None, loser: str | None, margin: float, decided: Verdict
+) -> None:
+    canary = {"ballot_votes": 1, "min_votes": 0, "alpha": 0.02, "margin": margin}
+    referee = Referee(ledger, ReleasesConfig.model_validate({"canary": canary}), lambda _: (0, 0))
+    contest = Contest(ONE, None, utc_now() - timedelta(minutes=5))
+    needed = unanimous(0.5 + margin if winner == ONE else 0.5, 0.02)
+    elect(ledger, winner, loser, needed - 1)
+    assert referee.canary(contest, utc_now()).outcome.verdict is Verdict.OPEN
+    elect(ledger, winner, loser, 1)
+    assert referee.canary(contest, utc_now()).outcome.verdict is decided
+
+
+def test_the_alarm_goes_off_at_the_vote_that_makes_the_evidence_whole_and_not_before(ledger: Ledger) -> None:
+    config = ReleasesConfig.model_validate({"canary": {"ballot_votes": 1}, "alarm": {"alpha": 0.01}})
+    referee = Referee(ledger, config, lambda _: (0, 0))
+    contest = Contest(ONE, None, utc_now() - timedelta(minutes=5))
+    needed = unanimous(0.5, 0.01)
+    elect(ledger, None, ONE, needed - 1)
+    assert referee.alarm(contest, utc_now()).outcome.verdict is Verdict.OPEN
+    elect(ledger, None, ONE, 1)
+    assert referee.alarm(contest, utc_now()).outcome.verdict is Verdict.REJECT
+
+
+def test_no_promotion_before_the_guards_have_seen_enough_votes(ledger: Ledger) -> None:
+    config = ReleasesConfig.model_validate({"canary": {"ballot_votes": 1, "min_votes": 25}})
+    referee = Referee(ledger, config, lambda _: (0, 0))
+    contest = Contest(ONE, None, utc_now() - timedelta(minutes=5))
+    elect(ledger, ONE, None, 24)
+    standing = referee.canary(contest, utc_now())
+    assert (standing.evidence, standing.outcome.verdict) == (1.0, Verdict.OPEN)
+    elect(ledger, ONE, None, 1)
+    assert referee.canary(contest, utc_now()).outcome.verdict is Verdict.PROMOTE
+
+
 def test_a_margin_asks_for_more(ledger: Ledger) -> None:
     elect(ledger, ONE, None, 50)
     elect(ledger, None, ONE, 20)
