@@ -44,7 +44,9 @@ class Loader:
         self._drains: set[asyncio.Task[None]] = set()
 
     async def bring_up(self, name: str, manifest_sha256: str | None = None) -> BroughtUp:
-        """Verify, load beside the incumbent, probe; what fails is unloaded again.
+        """Verify, load beside the incumbent, probe. What fails is unloaded again, unless it was loaded before.
+
+        People may be talking to that one: whoever takes it out of the race unloads it after their last stream.
 
         Raises:
             ReleaseRefused, AdapterLoadFailed: something is wrong with the adapter itself.
@@ -59,14 +61,16 @@ class Loader:
             base_fingerprint=fingerprint,
             max_rank=deps.engine.info.max_lora_rank,
         )
-        if name not in deps.engine.adapters():
+        fresh = name not in deps.engine.adapters()
+        if fresh:
             await self._make_room()
             await deps.engine.load_adapter(name, stored.path)
         try:
             report = await probe(deps.engine, name, stored.manifest.probes)
             judge(report, deps.config.releases)
         except BaseException:
-            await deps.engine.unload_adapter(name)
+            if fresh:
+                await deps.engine.unload_adapter(name)
             raise
         log.info("adapter verified", adapter=name, probe=str(report))
         return BroughtUp(stored, report)

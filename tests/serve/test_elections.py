@@ -28,7 +28,7 @@ from feedback.paths import DataPaths
 from serve.app import ServeDeps, create_app
 from serve.config import ContendersConfig, GuardsConfig, ReleasesConfig
 from serve.contenders import outcomes
-from serve.engines.base import AdapterLoadFailed, EngineUnavailable
+from serve.engines.base import AdapterLoadFailed, EngineOverloaded, EngineUnavailable
 from serve.releases.follower import ReleaseFollower
 from serve.releases.guards import Guards, Reading, refuses, repetition, told
 from serve.releases.manager import ReleaseManager
@@ -264,6 +264,23 @@ async def test_votes_against_a_former_office_holder_do_not_count(
     elect(ledger, THREE, TWO, 20)
     await manager.rollback("worse")
     assert deps.office.holder == ONE
+    elect(ledger, THREE, ONE, 10)
+    await manager.keep_up()
+    standing = manager.election.canary
+    assert standing is not None
+    assert (standing.contest.opponent, standing.votes) == (ONE, 10)
+
+
+async def test_the_count_begins_anew_when_the_office_changes_hands_and_comes_back(
+    manager: ReleaseManager, ledger: Ledger, paths: DataPaths
+) -> None:
+    await nominate(manager, paths, 1)
+    await manager.promote(ONE, "to begin with")
+    await nominate(manager, paths, 3)
+    elect(ledger, THREE, ONE, 20)
+    await nominate(manager, paths, 2)
+    await manager.promote(TWO, "a try")
+    await manager.rollback("no good")
     elect(ledger, THREE, ONE, 10)
     await manager.keep_up()
     standing = manager.election.canary
@@ -528,6 +545,20 @@ async def test_a_pause_keeps_everything_as_it_is_and_is_in_the_audit_trail(
     await manager.close()
 
 
+async def test_nobody_is_nominated_during_a_pause(
+    manager: ReleaseManager, deps: ServeDeps, ledger: Ledger, paths: DataPaths
+) -> None:
+    await manager.pause(True, "a holiday", "ann")
+    manager.hear(publish(paths.adapters, 1))
+    await eventually(lambda: states(ledger) == {ONE: "candidate"})
+    await manager.settled()
+    await manager.keep_up()
+    assert (states(ledger), deps.office.canaries) == ({ONE: "candidate"}, ())
+    await manager.pause(False, "back", "ann")
+    await manager.keep_up()
+    assert (states(ledger), deps.office.canaries) == ({ONE: "canary"}, (ONE,))
+
+
 async def test_a_pause_holds_back_verified_adapters_in_the_probes_mode_too(
     make_deps: MakeDeps, ledger: Ledger, paths: DataPaths
 ) -> None:
@@ -558,6 +589,27 @@ async def test_an_operator_overrules_the_voters_both_ways(
 
 
 # Several servings on one ledger
+
+
+async def test_a_canary_that_cannot_be_probed_just_now_goes_on_talking_to_people(
+    manager: ReleaseManager,
+    deps: ServeDeps,
+    paths: DataPaths,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await nominate(manager, paths, 1)
+
+    async def full(*_: object) -> tuple[float, ...]:
+        raise EngineOverloaded("the engine is full")
+
+    with monkeypatch.context() as trouble:
+        trouble.setattr(engine, "score", full)
+        with pytest.raises(EngineOverloaded):
+            await manager.promote(ONE, "at once")
+    assert (deps.office.canaries, engine.adapters()) == ((ONE,), {ONE})
+    await manager.promote(ONE, "now")
+    assert deps.office.holder == ONE
 
 
 @pytest.fixture

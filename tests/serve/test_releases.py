@@ -203,6 +203,31 @@ async def test_an_adapter_that_meets_passing_trouble_is_put_off_and_not_rejected
     await manager.close()
 
 
+async def test_what_meets_trouble_in_its_probe_is_unloaded_and_comes_again(
+    make_deps: MakeDeps, ledger: Ledger, paths: DataPaths, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deps = make_deps(releases={"retry_s": 0.01})
+    manager = ReleaseManager(deps)
+    await manager.start()
+    await manager.settled()
+    asked: list[frozenset[str]] = []
+
+    async def full(*_: object) -> tuple[float, ...]:
+        asked.append(engine.adapters())
+        raise EngineOverloaded("the engine is full")
+
+    with monkeypatch.context() as trouble:
+        trouble.setattr(engine, "score", full)
+        manager.hear(publish(paths.adapters, 1))
+        await manager.settled()
+        await eventually(lambda: bool(asked))
+        assert asked[0] == {ONE}
+        assert engine.adapters() == set()
+    manager.look()
+    await eventually(lambda: deps.office.holder == ONE)
+    await manager.close()
+
+
 async def test_probes_that_do_not_fit_the_context_reject_the_adapter_and_the_next_one_is_taken(
     manager: ReleaseManager, deps: ServeDeps, ledger: Ledger, paths: DataPaths, engine: FakeEngine
 ) -> None:
