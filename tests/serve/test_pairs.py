@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from feedback.identity import pseudonym
 from feedback.ledger import Ledger
 from serve.app import ServeDeps, create_app
-from serve.engines.base import EngineUnavailable
+from serve.engines.base import EngineError, EngineOverloaded, EngineUnavailable
 from tests.fakes.engine import FakeEngine
 from tests.serve.conftest import SECRET, MakeDeps, client_of
 
@@ -143,6 +143,28 @@ async def test_a_failure_in_the_middle_is_an_error_event_and_nothing_is_recorded
     assert name == "error"
     assert problem["status"] == 503
     assert ledger.counts().pairs == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "counted"),
+    [
+        (None, (1, 0)),
+        (EngineError("its weights are odd"), (1, 1)),
+        (EngineUnavailable("the engine died"), (0, 0)),
+        (EngineOverloaded("full"), (0, 0)),
+    ],
+)
+async def test_an_adapter_is_charged_with_its_own_failures_and_with_no_others(
+    engine: FakeEngine, make_deps: MakeDeps, failure: Exception | None, counted: tuple[int, int]
+) -> None:
+    engine._usable.add("policy-000007")
+    deps = make_deps()
+    deps.office.switch("policy-000007")
+    if failure is not None:
+        engine.fail_after, engine.failure = 3, failure
+    async with client_of(create_app(deps)) as client:
+        await client.post("/v1/pairs", json=ASK)
+    assert deps.office.failures("policy-000007") == counted
 
 
 async def test_before_the_engine_is_up_people_are_told_to_come_back(deps: ServeDeps) -> None:
