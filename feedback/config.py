@@ -53,6 +53,8 @@ class FeedbackConfig(Section):
     relay_idle_s: float = Field(default=1.0, gt=0)
     """Seconds between looks for the curator's receipts, and for rows of other processes; what serving records
     itself goes at once."""
+    relay_apart: bool = True
+    """Keep the relay's Kafka client in a process beside serving: more memory, and more votes (docs/speed.md)."""
     receipt_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds after which a sent row without the curator's receipt is sent again; doubles up to an hour."""
     curate_batch: int = Field(default=500, ge=1)

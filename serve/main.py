@@ -26,7 +26,7 @@ from feedback.config import FeedbackConfig
 from feedback.event_log import EventLog, EventLogError
 from feedback.fingerprint import base_fingerprint, model_folder
 from feedback.identity import SecretError, load_or_make_secret
-from feedback.kafka_log import KafkaEventLog
+from feedback.kafka_log import KafkaApart, KafkaEventLog
 from feedback.ledger import Ledger, LedgerError, LedgerUnavailable
 from feedback.paths import DataPaths
 from feedback.privacy import Redactor
@@ -186,7 +186,8 @@ class _Server:
         async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             event_log = KafkaEventLog(self._bootstrap, self._feedback.partitions, self._feedback.replication)
             starting = asyncio.create_task(self._bring_up(app, deps, event_log), name="bring-up")
-            relay = Relay(ledger, event_log, self._feedback, metrics=RelayMetrics(deps.metrics.registry))
+            relayed = self._relayed_through(event_log)
+            relay = Relay(ledger, relayed, self._feedback, metrics=RelayMetrics(deps.metrics.registry))
             relay.start()
             try:
                 yield
@@ -196,10 +197,17 @@ class _Server:
                 await asyncio.gather(starting, return_exceptions=True)
                 await app.state.releases.close()
                 await asyncio.to_thread(relay.stop, STOP_S)
+                if isinstance(relayed, KafkaApart):
+                    await asyncio.to_thread(relayed.close)
                 await deps.engine.close()
                 log.info("stopped")
 
         return lifespan
+
+    def _relayed_through(self, here: KafkaEventLog) -> EventLog:
+        if not self._feedback.relay_apart:
+            return here
+        return KafkaApart(self._bootstrap, self._feedback.partitions, self._feedback.replication, process="serve")
 
     async def _bring_up(self, app: FastAPI, deps: ServeDeps, event_log: EventLog) -> None:
         """Start the engine, restore the office, follow the releases, then watch the engine until cancelled."""

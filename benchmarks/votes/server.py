@@ -24,12 +24,15 @@ def main() -> None:
     parser.add_argument("--kafka", required=True)
     parser.add_argument("--ledger")
     parser.add_argument("--switch-interval", type=float, help="seconds that a thread may hold the interpreter's lock")
+    parser.add_argument("--relay-inside", action="store_true", help="feedback.relay_apart = false")
     arguments = parser.parse_args()
     if arguments.switch_interval is not None:
         sys.setswitchinterval(arguments.switch_interval)
     serve.main.build_engine = lambda model, config: FakeEngine()  # type: ignore[assignment]
     # Nobody curates here, and a second sending would be measured with the first.
-    feedback = FeedbackConfig(ledger_url=arguments.ledger, receipt_timeout_s=3600.0)
+    feedback = FeedbackConfig(
+        ledger_url=arguments.ledger, receipt_timeout_s=3600.0, relay_apart=not arguments.relay_inside
+    )
     config = ServeConfig(port=arguments.port)
     raise SystemExit(serve.main.run(config, feedback, DataPaths(arguments.data_dir), "none", arguments.kafka))
 

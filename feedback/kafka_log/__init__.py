@@ -15,7 +15,8 @@ Two brokers are meant: Apache Kafka, and the embedded one of `feedback.broker`. 
 
 from __future__ import annotations
 
+from feedback.kafka_log.apart import KafkaApart
 from feedback.kafka_log.client import MAX_RECORD_BYTES
 from feedback.kafka_log.log import KafkaEventLog
 
-__all__ = ["MAX_RECORD_BYTES", "KafkaEventLog"]
+__all__ = ["MAX_RECORD_BYTES", "KafkaApart", "KafkaEventLog"]

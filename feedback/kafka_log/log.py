@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kafka import errors as kafka_errors
@@ -21,6 +21,19 @@ COMPACTED_TOPICS = frozenset({ADAPTER_TOPIC, FORGOTTEN_TOPIC, RELEASE_TOPIC})
 _ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[^\s:,/]+):[0-9]{1,5}$")
 
 
+def addresses(bootstrap: str) -> list[str]:
+    """The brokers of `host:port[,host:port]`.
+
+    Raises:
+        EventLogError: one of them isn't an address.
+    """
+    servers = [server.strip() for server in bootstrap.split(",")]
+    for server in servers:
+        if not _ADDRESS.match(server):
+            raise EventLogError(f"{server!r} is no broker address; give host:port, or several with commas between")
+    return servers
+
+
 class KafkaEventLog:
     """Topics of a broker that speaks Kafka's protocol. Implements `feedback.event_log.EventLog`.
 
@@ -28,23 +41,28 @@ class KafkaEventLog:
         bootstrap: `host:port[,host:port]`.
         partitions: of a topic that has to be made.
         replication: of a topic that has to be made; -1 leaves it to the broker.
+        seen: what another log of this broker had `seen`: this one goes on from there.
 
     Raises:
         EventLogError: `bootstrap` isn't an address.
     """
 
-    def __init__(self, bootstrap: str, partitions: int = 3, replication: int = -1) -> None:
-        self._servers = [server.strip() for server in bootstrap.split(",")]
-        for server in self._servers:
-            if not _ADDRESS.match(server):
-                raise EventLogError(f"{server!r} is no broker address; give host:port, or several with commas between")
+    def __init__(
+        self, bootstrap: str, partitions: int = 3, replication: int = -1, seen: Mapping[str, str] | None = None
+    ) -> None:
+        self._servers = addresses(bootstrap)
         self._bootstrap = bootstrap
         self._partitions = partitions
         self._replication = replication
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, str] = dict(seen or {})
         self._lock = threading.Lock()
         # The client logs each failed attempt; its errors come up to our callers, who log what matters.
         logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+    @property
+    def seen(self) -> dict[str, str]:
+        """Id of each topic that `ensure_topics` has seen: by it a topic that was made again is told."""
+        return dict(self._seen)
 
     def ensure_topics(self, topics: Iterable[str]) -> frozenset[str]:
         """Create what is missing; see `EventLog.ensure_topics`.

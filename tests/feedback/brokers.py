@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
+import threading
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from feedback.broker import EmbeddedBroker, free_port, wait_for_port
 from feedback.event_log import EventLog
-from feedback.kafka_log import KafkaEventLog
+from feedback.kafka_log import KafkaApart, KafkaEventLog, wire
+from feedback.kafka_log.child import serve
 from tests.fakes.event_log import FakeEventLog
 
 KAFKA_ENV = "HUSTINGS_TEST_KAFKA"
@@ -55,6 +60,57 @@ class FakeBroker:
 
     def stop(self) -> None:
         pass
+
+
+class OtherEnds:
+    """Starts threads that stand for the processes, all on one fake broker."""
+
+    def __init__(self, log: FakeEventLog) -> None:
+        self.log = log
+        self.wires: list[Any] = []
+        self.told: list[dict[str, Any]] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> tuple[Any, OtherEnds]:
+        ours, its = Pipe()
+        self.wires.append(its)
+        self._threads.append(threading.Thread(target=self._serve, args=(its,)))
+        self._threads[-1].start()
+        return ours, self
+
+    def _serve(self, its: Any) -> None:
+        with contextlib.suppress(EOFError, OSError), its:
+            settings, _ = wire.receive(its)
+            self.told.append(settings)
+            serve(its, self.log, lambda: {"t": f"id-{len(self.told)}"})
+
+    def kill(self, number: int) -> None:
+        """As the end of a process: its side of the connection is shut."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.wires[number].fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> str:
+        return "exit status 9"
+
+    def end_all(self) -> None:
+        for number, thread in enumerate(self._threads):
+            self.kill(number)
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+class FakeApart(FakeBroker):
+    """The fake, asked through `KafkaApart`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ends = OtherEnds(self._fake)
+
+    def log(self) -> EventLog:
+        return KafkaApart("127.0.0.1:9", start=self._ends.start)
+
+    def stop(self) -> None:
+        self._ends.end_all()
 
 
 class Embedded:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.feedback.brokers import KAFKA_ENV, ApacheKafka, Broker, Embedded, FakeBroker, kafka_script
+from tests.feedback.brokers import KAFKA_ENV, ApacheKafka, Broker, Embedded, FakeApart, FakeBroker, kafka_script
 
 NO_KAFKA = f"Apache Kafka isn't here: set {KAFKA_ENV} to the start script of one"
 EMBEDDED = pytest.param("embedded", marks=pytest.mark.slow)
@@ -32,11 +32,21 @@ def apache_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKa
     broker.stop()
 
 
-@pytest.fixture(params=["fake", EMBEDDED, APACHE])
+@pytest.fixture
+def fake_broker() -> FakeBroker:
+    return FakeBroker()
+
+
+@pytest.fixture
+def apart_broker() -> Iterator[FakeApart]:
+    broker = FakeApart()
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(params=["fake", "apart", EMBEDDED, APACHE])
 def broker(request: pytest.FixtureRequest) -> Broker:
-    """Each broker, and the fake."""
-    if request.param == "fake":
-        return FakeBroker()
+    """Each broker; the fake, and the fake asked through a process of its own."""
     return request.getfixturevalue(f"{request.param}_broker")
 
 

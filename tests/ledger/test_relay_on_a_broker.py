@@ -5,7 +5,7 @@ import pytest
 from feedback.config import FeedbackConfig
 from feedback.contracts import PAIR_TOPIC, RECEIPT_TOPIC, VOTE_TOPIC, PairShown, RecordsCurated, VoteCast
 from feedback.event_log import EventLogUnavailable, OutgoingRecord
-from feedback.kafka_log import KafkaEventLog
+from feedback.kafka_log import KafkaApart, KafkaEventLog
 from feedback.ledger import Ledger
 from feedback.relay import Relay
 from tests.ledger.builders import shown
@@ -73,3 +73,25 @@ def test_a_killed_broker_loses_no_vote_and_confirmed_ones_stay_quiet(broker, led
     assert not set(first[:15]) & set(again.seen)
     again.consumer.close()
     assert relay.status().running
+
+
+def test_the_kafka_clients_process_is_killed_again_and_again_and_nothing_is_lost(broker, ledger):
+    apart = KafkaApart(broker.address)
+    relay = Relay(ledger, apart, FeedbackConfig())
+    relay.start()
+    try:
+        reader = Reader(broker.address)
+        votes = []
+        for kill in range(4):
+            votes += [voted(ledger, number) for number in range(10 * kill, 10 * kill + 10)]
+            eventually(lambda: apart._child is not None, 20)
+            apart.close()
+        eventually(lambda: reader.has(*votes), 60)
+        for talk in range(3):  # repeats aside, each conversation's votes are in their order
+            mine = votes[talk::3]
+            assert [one for one in dict.fromkeys(reader.seen) if one in mine] == mine
+        eventually(lambda: relay.status().connected, 20)
+        reader.consumer.close()
+    finally:
+        relay.stop()
+        apart.close()
