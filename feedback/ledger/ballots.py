@@ -66,7 +66,7 @@ def record_pair(connection: Connection, pair: PairShown) -> None:
         },
     )
     if new:
-        outbox.enqueue(connection, event_id=pair.pair_id, topic=PAIR_TOPIC, key=pair.conversation_id, value=value)
+        outbox.enqueue(connection, event_id=pair.pair_id, topic=PAIR_TOPIC, key=pair.conversation_id)
     elif _pair_bytes(connection, pair.pair_id) != value:
         raise PairConflict(pair.pair_id)
 

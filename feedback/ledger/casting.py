@@ -62,7 +62,7 @@ class VoteOutcome:
 
     Attributes:
         ranking: in one line, where it is one.
-        event: the VoteCast's bytes on the wire.
+        halves: the pair's event and the vote's own half, as the ledger keeps them.
         sides: what its voter may now be told of the pair.
     """
 
@@ -70,8 +70,13 @@ class VoteOutcome:
     choice: Choice
     ranking: str | None
     created: bool
-    event: bytes
+    halves: tuple[bytes, bytes]
     sides: tuple[Side, ...]
+
+    @property
+    def event(self) -> bytes:
+        """The VoteCast's bytes on the wire; put together at each call."""
+        return outbox.vote_bytes(*self.halves)
 
     @property
     def vote(self) -> VoteCast:
@@ -98,8 +103,8 @@ class _Vote:
     row: dict[str, Any]
 
     def outcome(self, row: dict[str, Any], *, created: bool) -> VoteOutcome:
-        event = outbox.vote_bytes(self.shown.event, row["event"])
-        return VoteOutcome(row["vote_id"], row["choice"], row["ranking"], created, event, self.shown.sides)
+        halves = (self.shown.event, row["event"])
+        return VoteOutcome(row["vote_id"], row["choice"], row["ranking"], created, halves, self.shown.sides)
 
 
 def record_votes(connection: Connection, drafts: Sequence[VoteDraft]) -> list[VoteOutcome | Exception]:
@@ -119,7 +124,7 @@ def record_votes(connection: Connection, drafts: Sequence[VoteDraft]) -> list[Vo
         for vote in checked
     ]
     told = [
-        outbox.row(outcome.vote_id, VOTE_TOPIC, vote.shown.conversation_id, outcome.event)
+        outbox.row(outcome.vote_id, VOTE_TOPIC, vote.shown.conversation_id)
         for vote, outcome in zip(checked, outcomes, strict=True)
         if isinstance(vote, _Vote) and isinstance(outcome, VoteOutcome) and outcome.created
     ]
@@ -148,7 +153,7 @@ def _checked(draft: VoteDraft, shown: _Shown | None, now: datetime) -> _Vote | E
         vote = VoteCast(
             schema_version=1 if draft.ranking is None else 2,
             vote_id=f"vote_{uuid4().hex}",
-            pair=PairShown.model_construct(completions=shown.sides, shown_at=now),
+            pair=_pair_of("".join(side.position for side in shown.sides)),
             voter=draft.voter,
             choice=draft.choice,
             ranking=draft.ranking,
@@ -170,6 +175,12 @@ def _checked(draft: VoteDraft, shown: _Shown | None, now: datetime) -> _Vote | E
         "event": vote.model_dump_json(exclude={"pair"}).encode(),
     }
     return _Vote(draft, shown, row)
+
+
+@cache
+def _pair_of(positions: str) -> PairShown:
+    """As much of a pair as a vote's contract looks at; the whole of it was checked when it was shown."""
+    return PairShown.model_construct(completions=tuple(Side(one, None, {}) for one in positions))
 
 
 def _misfit(draft: VoteDraft, positions: list[str]) -> UnfitVote | None:

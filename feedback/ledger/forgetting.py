@@ -40,7 +40,7 @@ def forget(connection: Connection, voter: str) -> Forgotten:
     connection.execute(
         insert(forgotten).values(event_id=event.event_id, voter=voter, until_us=to_us(event.until), event=value)
     )
-    outbox.enqueue(connection, event_id=event.event_id, topic=FORGOTTEN_TOPIC, key=voter, value=value)
+    outbox.enqueue(connection, event_id=event.event_id, topic=FORGOTTEN_TOPIC, key=voter)
     return Forgotten(event, gone_talks, gone_pairs, gone_votes)
 
 

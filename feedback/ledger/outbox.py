@@ -1,18 +1,34 @@
 """The outbox: events that were committed with what they tell of, on their way to the event log.
 
 A row is `pending`, then `sent` (the broker has it), then `confirmed` (the curator's receipt came). A row that the
-broker will never take is `parked`, with the reason. Topics without a curator end at `sent`; they keep their value, and
-can be told again when a broker has forgotten them.
+broker will never take is `parked`, with the reason. Topics without a curator end at `sent`, and can be told again when
+a broker has forgotten them.
+
+A row names its event; the event lies where the ledger keeps it anyway, and is read when it is sent (adr/0081). Only the
+events of topics without a curator lie in the row itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, THUMB_TOPIC, VOTE_TOPIC, VoteCast, utc_now
 from feedback.ledger.tables import forgotten, outbox, pairs, thumbs, to_us, votes
@@ -26,11 +42,48 @@ LONGEST_WAIT_S = 3600.0
 BATCH_BYTES = 8 * 1024 * 1024
 """Of the events that are read to be sent at once."""
 
+_AT_ONCE = 50
+"""Events that are read before their sizes are known."""
+
 _CHUNK = 500
 """Ids in one statement."""
 
 _ENQUEUE = insert(outbox)
 _BEFORE_VOTER = b',"voter":'
+
+
+_KEPT = {
+    PAIR_TOPIC: (pairs.c.event, pairs.c.pair_id),
+    VOTE_TOPIC: (votes.c.event, votes.c.vote_id),
+    THUMB_TOPIC: (thumbs.c.event, thumbs.c.thumb_id),
+    FORGOTTEN_TOPIC: (forgotten.c.event, forgotten.c.event_id),
+}
+"""Where the events of each topic lie, and under which id; a vote's is its own half."""
+_EVENT = func.coalesce(
+    outbox.c.value,  # of a topic without a curator, or of an earlier version
+    case(
+        *(
+            (outbox.c.topic == topic, select(event).where(key == outbox.c.event_id).scalar_subquery())
+            for topic, (event, key) in _KEPT.items()
+        )
+    ),
+)
+_OTHER_HALF = case(
+    (
+        and_(outbox.c.topic == VOTE_TOPIC, outbox.c.value.is_(None)),
+        select(pairs.c.event)
+        .join(votes, votes.c.pair_id == pairs.c.pair_id)
+        .where(votes.c.vote_id == outbox.c.event_id)
+        .scalar_subquery(),
+    )
+)
+"""The pair that a vote is on."""
+_PENDING = (
+    select(outbox.c.seq, outbox.c.event_id, outbox.c.topic, outbox.c.record_key, _EVENT, _OTHER_HALF)
+    .where(outbox.c.state == "pending", outbox.c.seq > bindparam("after"))
+    .order_by(outbox.c.seq)
+    .limit(bindparam("wanted"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +124,17 @@ class OutboxStats:
     parked: int
 
 
-def enqueue(connection: Connection, *, event_id: str, topic: str, key: str, value: bytes) -> None:
-    """Add a row; it is committed, or not, with the caller's transaction."""
+def enqueue(connection: Connection, *, event_id: str, topic: str, key: str, value: bytes | None = None) -> None:
+    """Add a row; it is committed, or not, with the caller's transaction.
+
+    Args:
+        value: the event, where its topic is none of `RECEIPTED_TOPICS`: those events lie in tables of their own.
+    """
     enqueue_rows(connection, [row(event_id, topic, key, value)])
 
 
-def row(event_id: str, topic: str, key: str, value: bytes) -> dict[str, Any]:
-    """A row to be sent, for `enqueue_rows`."""
+def row(event_id: str, topic: str, key: str, value: bytes | None = None) -> dict[str, Any]:
+    """A row to be sent, for `enqueue_rows`; arguments as of `enqueue`."""
     return {
         "event_id": event_id,
         "topic": topic,
@@ -97,27 +154,21 @@ def enqueue_rows(connection: Connection, rows: Sequence[dict[str, Any]]) -> None
 
 def pending(connection: Connection, limit: int, max_bytes: int = BATCH_BYTES) -> list[OutboxRow]:
     """The oldest rows to be sent: so many, or as many as together have so many bytes, but one in any case."""
-    waiting = (
-        select(outbox.c.seq, func.length(outbox.c.value))
-        .where(outbox.c.state == "pending")
-        .order_by(outbox.c.seq)
-        .limit(limit)
-    )
-    last, room = None, max_bytes
-    for seq, size in connection.execute(waiting):
-        room -= size or 0
-        if room < 0 and last is not None:
-            break
-        last = seq
-    if last is None:
-        return []
-    found = connection.execute(
-        select(outbox.c.seq, outbox.c.event_id, outbox.c.topic, outbox.c.record_key, outbox.c.value)
-        .where(outbox.c.state == "pending", outbox.c.seq <= last)
-        .order_by(outbox.c.seq)
-        .limit(limit)
-    )
-    return [OutboxRow(*row) for row in found]
+    found: list[OutboxRow] = []
+    room, after = max_bytes, -1
+    while len(found) < limit:
+        wanted = min(_AT_ONCE, limit - len(found))
+        rows = connection.execute(_PENDING, {"after": after, "wanted": wanted}).all()
+        for seq, event_id, topic, key, event, pair in rows:
+            row = OutboxRow(seq, event_id, topic, key, event if pair is None else vote_bytes(pair, event))
+            room -= len(row.value)
+            if room < 0 and found:
+                return found
+            found.append(row)
+        if len(rows) < wanted:
+            return found
+        after = rows[-1].seq
+    return found
 
 
 def mark_sent(connection: Connection, seqs: Iterable[int]) -> None:
@@ -199,13 +250,13 @@ def requeue(connection: Connection, topics: Collection[str] | None, overdue_s: f
 
 
 def replay(connection: Connection, topics: Collection[str], after: int, last: int, limit: int) -> tuple[int, int]:
-    """Make the next rows of these topics pending again, confirmed ones too, with the bytes they first had.
+    """Make the next rows of these topics pending again, confirmed ones too.
 
     Returns:
         How many rows, and the `after` of the next call; `last` when there are no more.
     """
     found = connection.execute(
-        select(outbox.c.seq, outbox.c.event_id, outbox.c.topic, outbox.c.value.is_(None))
+        select(outbox.c.seq)
         .where(
             outbox.c.seq > after,
             outbox.c.seq <= last,
@@ -215,13 +266,10 @@ def replay(connection: Connection, topics: Collection[str], after: int, last: in
         .order_by(outbox.c.seq)
         .limit(limit)
         .with_for_update()
-    ).all()
-    for seq, event_id, topic, emptied in found:
-        again: dict[str, Any] = {"state": "pending", "sends": 0}
-        if emptied:
-            again["value"] = _REBUILD[topic](connection, event_id)
-        connection.execute(update(outbox).where(outbox.c.seq == seq).values(again))
-    return len(found), found[-1].seq if len(found) == limit else last
+    )
+    seqs = list(found.scalars())
+    connection.execute(update(outbox).where(outbox.c.seq.in_(seqs)).values(state="pending", sends=0))
+    return len(seqs), seqs[-1] if len(seqs) == limit else last
 
 
 def last_seq(connection: Connection) -> int:
@@ -245,6 +293,8 @@ def stats(connection: Connection) -> OutboxStats:
 
 def vote_bytes(pair: bytes, vote: bytes) -> bytes:
     """A vote's bytes on the wire out of the two halves that the ledger keeps: `pair` stands before `voter`.
+
+    They are the same bytes at each sending, whatever version wrote the halves.
 
     Quotation marks inside a JSON string are escaped, so that the first match is the key.
     """
@@ -277,36 +327,6 @@ def _overdue(first_wait_s: float) -> ColumnElement[bool]:
     # A clock that was set back: nothing can have been sent later than now.
     ahead = outbox.c.sent_us > now + round(first_wait_s * 1e6)
     return or_(*steps, last, ahead)
-
-
-def _pair_bytes(connection: Connection, pair_id: str) -> bytes:
-    stored: bytes = connection.execute(select(pairs.c.event).where(pairs.c.pair_id == pair_id)).scalar_one()
-    return stored
-
-
-def _vote_bytes(connection: Connection, vote_id: str) -> bytes:
-    both = connection.execute(
-        select(pairs.c.event, votes.c.event).join_from(votes, pairs).where(votes.c.vote_id == vote_id)
-    ).one()
-    return vote_bytes(*both)
-
-
-def _tombstone_bytes(connection: Connection, event_id: str) -> bytes:
-    stored: bytes = connection.execute(select(forgotten.c.event).where(forgotten.c.event_id == event_id)).scalar_one()
-    return stored
-
-
-def _thumb_bytes(connection: Connection, thumb_id: str) -> bytes:
-    stored: bytes = connection.execute(select(thumbs.c.event).where(thumbs.c.thumb_id == thumb_id)).scalar_one()
-    return stored
-
-
-_REBUILD: dict[str, Callable[[Connection, str], bytes]] = {
-    PAIR_TOPIC: _pair_bytes,
-    VOTE_TOPIC: _vote_bytes,
-    THUMB_TOPIC: _thumb_bytes,
-    FORGOTTEN_TOPIC: _tombstone_bytes,
-}
 
 
 def _chunks(items: Iterable[Any]) -> Iterator[Sequence[Any]]:

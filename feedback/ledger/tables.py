@@ -120,7 +120,7 @@ outbox = Table(
     Index(None, "state", "seq"),
     sqlite_autoincrement=True,
 )
-"""`value` is dropped when the row is confirmed: pairs and votes can build it again, byte for byte."""
+"""`value` is the event where no other table has it; before revision 0006 every row that wasn't confirmed had one."""
 
 releases = Table(
     "releases",

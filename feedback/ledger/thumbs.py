@@ -93,7 +93,7 @@ def record_thumb(
         "event": value,
     }
     if ballots.insert_new(connection, thumbs, row):
-        outbox.enqueue(connection, event_id=event.thumb_id, topic=THUMB_TOPIC, key=answer.conversation_id, value=value)
+        outbox.enqueue(connection, event_id=event.thumb_id, topic=THUMB_TOPIC, key=answer.conversation_id)
         return ThumbOutcome(event, created=True)
     mine = select(thumbs.c.event).where(thumbs.c.answer_id == answer_id, thumbs.c.voter == voter)
     earlier = ThumbGiven.from_bytes(connection.execute(mine).scalar_one())

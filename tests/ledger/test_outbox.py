@@ -147,3 +147,32 @@ def test_large_rows_are_read_few_at_a_time_and_one_in_any_case(ledger):
     assert read(2 * size) == ["pair_0", "pair_1"]
     assert read(2 * size + 1) == ["pair_0", "pair_1"]
     assert read(9 * size) == ["pair_0", "pair_1", "pair_2"]
+
+
+def test_no_row_keeps_a_copy_of_what_another_table_has(ledger):
+    filled(ledger, 2)
+    ledger.record_vote(pair_id="pair_1", voter="v_ann", choice="a")
+    release(ledger)
+    kept = ledger._database.read(lambda c: c.execute(outbox.outbox.select()).all())
+    assert [(row.topic, row.value is None) for row in kept] == [
+        (PAIR_TOPIC, True),
+        (PAIR_TOPIC, True),
+        (VOTE_TOPIC, True),
+        (RELEASE_TOPIC, False),
+    ]
+    assert all(row.value for row in ledger.pending(10))
+
+
+def test_a_row_of_an_earlier_version_is_sent_in_the_bytes_that_it_has(ledger):
+    filled(ledger, 1)
+    ledger.record_vote(pair_id="pair_0", voter="v_ann", choice="a")
+    ledger._database.write(lambda c: c.execute(outbox.outbox.update().values(value=b"as it was written")))
+    assert [row.value for row in ledger.pending(10)] == [b"as it was written"] * 2
+
+
+def test_more_rows_than_are_read_at_once_come_in_their_order(ledger, monkeypatch):
+    monkeypatch.setattr(outbox, "_AT_ONCE", 2)
+    rows = filled(ledger, 5)
+    assert [row.event_id for row in rows] == [f"pair_{number}" for number in range(5)]
+    assert ledger.pending(4) == rows[:4]
+    assert ledger.pending(3) == rows[:3]
