@@ -8,10 +8,12 @@ from serve import faults
 from serve.deps import ServeDeps
 from serve.middleware import RequestContext
 from serve.openai import chat, models
+from serve.quick_route import QuickRoute
 from serve.releases.manager import ReleaseManager
 from serve.reviews import ReviewShelf
 from serve.routes import health, pages, pairs, people, releases, reviews, rollouts, turns, votes
 from serve.routes.problems import Problem
+from serve.shortcut import Shortcut
 
 __all__ = ["ServeDeps", "create_app"]
 ROUTERS = (
@@ -45,6 +47,7 @@ def create_app(deps: ServeDeps) -> FastAPI:
         app.include_router(router)
     app.mount("/web", pages.FILES, name="web")
     faults.install(app)
+    app.add_middleware(Shortcut, routes=[route for route in app.routes if isinstance(route, QuickRoute)])
     app.add_middleware(RequestContext, config=deps.config, metrics=deps.metrics)
     deps.metrics.watch_engine(deps.engine.load, deps.engine.adapters)
     _publish_problem_schema(app)

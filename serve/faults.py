@@ -190,7 +190,12 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-async def _answer(request: Request, error: Exception) -> Response:
+HANDLED = (ServeError, EngineError, LedgerError, HTTPException, RequestValidationError)
+"""What `answer` knows; anything else is answered by the middleware as an internal error."""
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """The answer that stands for a failure."""
     fault = fault_of(error)
     if fault is None:  # pragma: no cover - only registered kinds come here
         raise error
@@ -200,6 +205,6 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Register the handlers; what they don't know is answered by the middleware as an internal error."""
-    for kind in (ServeError, EngineError, LedgerError, HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, _answer)
+    """Register the handlers."""
+    for kind in HANDLED:
+        app.add_exception_handler(kind, answer)

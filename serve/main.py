@@ -36,6 +36,7 @@ from serve.config import ServeConfig
 from serve.deps import ServeDeps
 from serve.engines.base import Engine, EngineError
 from serve.metrics import Metrics
+from serve.one_write import OneWrite
 from serve.releases.follower import ReleaseFollower
 
 WATCH_S = 2.0
@@ -136,6 +137,7 @@ class _Server:
             self._uvicorn = _Uvicorn(
                 uvicorn.Config(
                     app,
+                    http=OneWrite,
                     log_config=None,
                     log_level="warning",
                     access_log=False,

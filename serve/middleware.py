@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +28,13 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_EVERYWHERE = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"cache-control", b"no-store"),
+)
+"""Headers of every answer that doesn't say otherwise."""
 log = structlog.get_logger(__name__)
 
 
@@ -74,8 +81,11 @@ class _Exchange:
     async def run(self, app: ASGIApp) -> None:
         self._metrics.http_in_flight.inc()
         try:
-            with structlog.contextvars.bound_contextvars(request_id=self._id):
+            bound = structlog.contextvars.bind_contextvars(request_id=self._id)
+            try:
                 await self._answer(app)
+            finally:
+                structlog.contextvars.reset_contextvars(**bound)
         finally:
             self._metrics.http_in_flight.dec()
             self._account()
@@ -111,21 +121,21 @@ class _Exchange:
     async def _noted_send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            self._decorate(MutableHeaders(scope=message))
+            message["headers"] = self._decorated(message["headers"])
         elif message["type"] == "http.response.body":
             self._sent_bytes += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
         await self._send(message)
 
-    def _decorate(self, headers: MutableHeaders) -> None:
-        headers["X-Request-ID"] = self._id
-        headers.setdefault("X-Content-Type-Options", "nosniff")
-        headers.setdefault("Referrer-Policy", "no-referrer")
-        headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
-        headers.setdefault("Cache-Control", "no-store")
+    def _decorated(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        decorated = list(headers)
+        there = {name for name, _ in decorated}
+        decorated += [each for each in _EVERYWHERE if each[0] not in there]
+        decorated.append((b"x-request-id", self._id.encode("latin-1")))
         cookie = self._scope["state"].get("set_cookie")
         if cookie is not None:
-            headers.append("Set-Cookie", cookie)
+            decorated.append((b"set-cookie", cookie.encode("latin-1")))
+        return decorated
 
     async def _refuse(self, fault: Fault) -> None:
         response = fault.response(self._scope["path"], self._id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import cached_property
 from typing import Any, get_type_hints
 
 from fastapi.routing import APIRoute
@@ -24,19 +25,27 @@ class QuickRoute(APIRoute):
     than a vote itself. Whatever isn't plainly good goes FastAPI's way, and is refused, worded and documented by it.
     """
 
+    @cached_property
+    def _model(self) -> type[BaseModel]:
+        model: type[BaseModel] = get_type_hints(self.endpoint)["body"]
+        return model
+
     def get_route_handler(self) -> Handler:
         """The handler; FastAPI calls this once a route."""
-        careful, endpoint = super().get_route_handler(), self.endpoint
-        model: type[BaseModel] = get_type_hints(endpoint)["body"]
+        careful = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            body = await _read(request, model)
-            if body is None:
-                return await careful(request)
-            response: Response = await endpoint(body=body, request=request, deps=deps_of(request))
-            return response
+            return await self.quickly(request) or await careful(request)
 
         return handle
+
+    async def quickly(self, request: Request) -> Response | None:
+        """The endpoint's answer; None where the body isn't plainly good, and it was not asked."""
+        body = await _read(request, self._model)
+        if body is None:
+            return None
+        response: Response = await self.endpoint(body=body, request=request, deps=deps_of(request))
+        return response
 
 
 async def _read(request: Request, model: type[BaseModel]) -> BaseModel | None:
