@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -61,6 +62,8 @@ class _Process:
 def spawn() -> tuple[Wire, Child]:
     """Start a child process, its standard input connected to us."""
     ours, its = socket.socketpair()
+    for timeout in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):  # within a message; between two, `poll` waits
+        ours.setsockopt(socket.SOL_SOCKET, timeout, struct.pack("ll", round(CALL_S), 0))
     source = str(Path(feedback.__file__).resolve().parents[1])
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     with its:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -111,6 +112,18 @@ def test_when_the_process_is_gone_its_clients_are_and_the_next_call_starts_anoth
         producer.send([OutgoingRecord("t", "k", b"v")])
     assert apart.producer().send([OutgoingRecord("t", "k", b"v")]) == [None]
     assert len(fake.records("t")) == 1
+
+
+def test_an_answer_is_not_waited_for_for_ever(
+    apart: KafkaApart, ends: OtherEnds, fake: FakeEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart.check()
+    waiting = threading.Event()
+    monkeypatch.setattr(fake, "check", lambda: waiting.wait(10))
+    monkeypatch.setattr("feedback.kafka_log.apart.CALL_S", 0.01)
+    with pytest.raises(EventLogUnavailable, match="no answer within 0 s"):
+        apart.check()
+    waiting.set()
 
 
 def test_what_is_no_address_is_refused_at_once() -> None:
