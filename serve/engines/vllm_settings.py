@@ -31,8 +31,8 @@ def environment(config: ServeConfig, model: str, given: Mapping[str, str], *, cp
     """Variables to set before vLLM is imported; what the user has set stays.
 
     Intel's and GNU's OpenMP threads spin while they wait for work. On a machine that also trains, the spinning costs a
-    factor of ten, so both are told to sleep. Intel's, which vLLM preloads, sleeps at once: with spins of 50 or 200 us an
-    engine alone is quicker, and one beside a trainer slower by as much (docs/log.md). Thread binding is off: a bound
+    factor of ten, so both are told to sleep. Intel's, which vLLM preloads, sleeps at once: with spins of 50 or 200 us
+    an engine alone is quicker, and one beside a trainer slower by as much (docs/log.md). Thread binding is off: a bound
     engine and a trainer would sit on one core.
     """
     wanted = {
