@@ -166,8 +166,8 @@ def test_no_row_keeps_a_copy_of_what_another_table_has(ledger):
 def test_a_row_of_an_earlier_version_is_sent_in_the_bytes_that_it_has(ledger):
     filled(ledger, 1)
     ledger.record_vote(pair_id="pair_0", voter="v_ann", choice="a")
-    ledger._database.write(lambda c: c.execute(outbox.outbox.update().values(value=b"as it was written")))
-    assert [row.value for row in ledger.pending(10)] == [b"as it was written"] * 2
+    ledger._database.write(lambda c: c.execute(outbox.outbox.update().values(value=b'{"old":1,"voter":"v_ann"}')))
+    assert [row.value for row in ledger.pending(10)] == [b'{"old":1,"voter":"v_ann"}'] * 2
 
 
 def test_more_rows_than_are_read_at_once_come_in_their_order(ledger, monkeypatch):

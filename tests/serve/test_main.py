@@ -87,6 +87,11 @@ def test_it_serves_without_a_broker_and_stops_clean_on_a_signal(tmp_path: Path, 
             assert vote.status_code == 201
             assert "hustings_outbox_pending 2.0" in client.get("/metrics").text
             assert "process_resident_memory_bytes" in client.get("/metrics").text
+        with socket.create_connection(("127.0.0.1", port)) as raw:
+            raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head, _, body = raw.recv(65_536).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert body, "head and body came apart"
         process.send_signal(number)
         assert process.wait(20) == 0
 

@@ -14,9 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from feedback.ledger import UnknownPair
 from serve import faults
+from serve.app import create_app
 from serve.deps import Deps
 from serve.quick_route import QuickRoute
 from serve.shortcut import Shortcut
+from tests.serve.conftest import MakeDeps
 
 router = APIRouter(route_class=QuickRoute)
 
@@ -89,6 +91,17 @@ async def test_what_is_not_plainly_good_goes_the_long_way_with_its_body(
     assert (await client.get("/order")).status_code == 405
     assert (await client.get("/elsewhere")).status_code == 404
     assert long_way == ["/order", "/order", "/order", "/elsewhere"]
+
+
+def test_what_people_ask_most_has_the_shortcut(make_deps: MakeDeps) -> None:
+    (shortcut,) = [each for each in create_app(make_deps()).user_middleware if each.cls is Shortcut]
+    assert {route.path for route in shortcut.kwargs["routes"]} == {
+        "/v1/chat/completions",
+        "/v1/pairs",
+        "/v1/votes",
+        "/v1/turns",
+        "/v1/thumbs",
+    }
 
 
 async def test_behind_a_path_prefix_the_router_decides(long_way: list[str]) -> None:
