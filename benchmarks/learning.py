@@ -237,7 +237,7 @@ def one(bench: Bench, name: str, cycle: int, votes: Any, settings: Mapping[str, 
         layers=layers,
         vocabulary=vocabulary,
         base_fingerprint=bench.base.fingerprint,
-        spread=reader.token_covariance(),
+        turning=reader.turning(bench.tokenizer),
     )
     fitted = time.perf_counter()
     print(f"  reward model: {made.judgement.metrics()}", flush=True)
