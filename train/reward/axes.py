@@ -51,7 +51,7 @@ def axes(tokenizer: Any, embeddings: Tensor) -> Array:
     centre = table.mean(axis=0)
 
     def mean(words: str) -> Array:
-        return np.mean([_direction(tokenizer, table, centre, word) for word in words.split()], axis=0)
+        return np.asarray(np.mean([_direction(tokenizer, table, centre, word) for word in words.split()], axis=0))
 
     found = np.stack([mean(one) - mean(other) for one, other in POLES], axis=1)
     return np.asarray(found / np.maximum(np.linalg.norm(found, axis=0), 1e-12))
