@@ -27,7 +27,7 @@ from train.publish import announce_missing
 from train.reviewing import Reviews
 from train.status import StatusBoard
 from train.terminal import TerminalProgress
-from train.watch import Ahead, is_due
+from train.watch import Ahead, counts, is_due
 
 if TYPE_CHECKING:
     from feedback.dataset import Dataset
@@ -184,11 +184,7 @@ class Trainer:
                     progress=0.0,
                     eta_s=None,
                     message=_idle_message(due.reason, last),
-                    dataset={
-                        "snapshot": last.snapshot if last else None,
-                        "new": new.decisive,
-                        "needed": self._config.schedule.new_comparisons,
-                    },
+                    dataset=counts(self._dataset, last, new, self._config),
                 )
                 if not due.now:
                     if last is not None and self._reviews.due(last):

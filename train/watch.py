@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from train.config import TrainConfig
 from train.cycle_state import CycleState
+
+if TYPE_CHECKING:
+    from feedback.dataset import SnapshotManifest
 
 SHARES = (0.6, 0.85)
 """Shares of the awaited votes at which the answers so far are read. Below half, the tables of prompts might still be
@@ -24,6 +28,13 @@ class NewVotes(Protocol):
     @property
     def ties(self) -> int:
         """Ties and both-bads."""
+
+
+class Snapshots(Protocol):
+    """What a dataset tells of its snapshots."""
+
+    def snapshots(self) -> Sequence[SnapshotManifest]:
+        """Manifests of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,18 @@ def is_due(new: NewVotes, config: TrainConfig, last: CycleState | None, now: dat
         if waited >= timedelta(hours=schedule.max_hours):
             return Due(True, f"{schedule.max_hours:g} hours since the last cycle", needed)
     return Due(False, f"waiting for votes: {new.decisive} of {needed} new comparisons", needed)
+
+
+def counts(dataset: Snapshots, last: CycleState | None, new: NewVotes, config: TrainConfig) -> dict[str, Any]:
+    """What the Loop page tells of the dataset between two cycles: all votes that name a winner, and the new ones."""
+    learnt = last.snapshot if last is not None else None
+    known = sum(manifest.decisive for manifest in dataset.snapshots() if manifest.id == learnt)
+    return {
+        "snapshot": learnt,
+        "decisive": known + new.decisive,
+        "new": new.decisive,
+        "needed": config.schedule.new_comparisons,
+    }
 
 
 class Ahead:
