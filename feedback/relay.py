@@ -37,6 +37,9 @@ TOPICS_CHECK_S = 10.0
 """Seconds between looks whether the broker still has the topics that it had. A broker that was started anew is seen by
 the reader of receipts, with its connection; this finds what somebody else made again."""
 OVERDUE_CHECK_S = 5.0
+LISTEN_S = 0.2
+"""Seconds that the idle relay listens for receipts. Not 0: Kafka's client gives up whatever it is at when a poll ends,
+and would never find its way back to a broker that was started anew."""
 GATHER_S = 0.02
 """Seconds that the relay listens for receipts between two batches that were not full."""
 
@@ -222,7 +225,7 @@ class _Connection:
         if rows:
             self._send(rows)
         # A backlog goes without a pause; what trickles in may gather a little: each batch costs the disk a commit.
-        self._hear(self._consumer.poll(GATHER_S if rows and not self._is_full(rows) else 0.0))
+        self._hear(self._consumer.poll(0.0 if self._is_full(rows) else GATHER_S if rows else LISTEN_S))
         return bool(rows)
 
     def _is_full(self, rows: Sequence[OutboxRow]) -> bool:
