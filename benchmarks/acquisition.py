@@ -108,7 +108,7 @@ class Bench:
             reasons=((),) * n,
         )
         votes = weighed(votes, RewardConfig(), np.ones(n, dtype=bool))
-        seen = answer_views(self.data.pooled, votes, self.data.turning)
+        seen = answer_views(self.data.pooled, votes, self.data.spread)
         problem = pose(self.data.pooled, votes, np.arange(n), seen)
         found = fit_problem(problem)
         counts = bootstrap(votes.conversation, 8, seed)

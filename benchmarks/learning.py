@@ -237,7 +237,7 @@ def one(bench: Bench, name: str, cycle: int, votes: Any, settings: Mapping[str, 
         layers=layers,
         vocabulary=vocabulary,
         base_fingerprint=bench.base.fingerprint,
-        turning=reader.turning(bench.tokenizer),
+        spread=reader.token_covariance(),
     )
     fitted = time.perf_counter()
     print(f"  reward model: {made.judgement.metrics()}", flush=True)

@@ -155,7 +155,7 @@ def heads_for(data: Any, last: np.ndarray) -> dict[str, Any]:
     from train.reward.mix import answer_views, fit_weights
 
     def mix(votes: Any, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        seen = answer_views(data.pooled, votes, data.turning)
+        seen = answer_views(data.pooled, votes, data.spread)
         fitted = fit_weights(data.pooled, votes, np.arange(len(votes)), seen)
         return np.asarray(fitted.differences(data.pooled, first, second))
 

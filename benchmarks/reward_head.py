@@ -91,8 +91,7 @@ def load(model: Path, cache: Path) -> SimpleNamespace:
     answers = [Answer(tuple(row["prompt_ids"]), tuple(row["response_ids"])) for row in rows]
     base = Base.load(model)
     prompts = [a.prompt_ids for a, row in zip(answers, rows, strict=True) if row["split"] == "train"]
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    vocabulary = vocabulary_for(cache, tokenizer, base.head.shape[0], prompts)
+    vocabulary = vocabulary_for(cache, AutoTokenizer.from_pretrained(model), base.head.shape[0], prompts)
     reader = FeatureReader(base, layers_of(base.depth, RewardConfig().depths), vocabulary, cache, 2048)
     started = time.monotonic()
     pooled = reader.read(answers)
@@ -103,7 +102,7 @@ def load(model: Path, cache: Path) -> SimpleNamespace:
         groups.setdefault(row["group"], []).append(at)
     for members in groups.values():
         pairs[rows[members[0]]["split"]] += [p for p in combinations(members, 2) if answers[p[0]] != answers[p[1]]]
-    return SimpleNamespace(rows=rows, answers=answers, pooled=pooled, pairs=pairs, turning=reader.turning(tokenizer))
+    return SimpleNamespace(rows=rows, answers=answers, pooled=pooled, pairs=pairs, spread=reader.token_covariance())
 
 
 def make_votes(data: SimpleNamespace, margins: np.ndarray, tie_margin: float, count: int, seed: int) -> Any:
@@ -162,7 +161,8 @@ def fit(model: Path, cache: Path, counts: list[int], repeats: int, blocks: list[
             got = []
             for seed in range(repeats):
                 votes = make_votes(data, margins["train"], taste.tie_margin, count, seed)
-                seen = answer_views(pooled, votes, data.turning)
+                spread = {n: c for n, c in data.spread.items() if n in pooled}
+                seen = answer_views(pooled, votes, spread)
                 weights = fit_weights(pooled, votes, np.arange(len(votes)), seen)
                 said = weights.differences(pooled, first, second)
                 got.append(float(np.mean((said > 0) == (margins["held_out"][held] > 0))))

@@ -144,7 +144,7 @@ class Cycle:
             layers=read.layers,
             vocabulary=read.vocabulary,
             base_fingerprint=tools.base.fingerprint,
-            turning=read.turning,
+            spread=read.spread,
             predecessor=self._predecessor(),
             unseen_by_predecessor=self._newer_than_predecessor(learnt),
             seed=self._config.seed,

@@ -101,7 +101,7 @@ def witness(read: Read, votes: Votes, base_fingerprint: str) -> MixHead | None:
     with threadpool_limits(1, user_api="blas"):
         try:
             fitted = fit_weights(
-                read.pooled, votes, np.arange(len(votes)), answer_views(read.pooled, votes, read.turning)
+                read.pooled, votes, np.arange(len(votes)), answer_views(read.pooled, votes, read.spread)
             )
             return make_head(
                 fitted,

@@ -12,7 +12,6 @@ from train.base import Base
 from train.config import TrainConfig
 from train.data import TrainingData, VotesSource
 from train.reward.extract import FeatureReader, layers_of, vocabulary_for
-from train.reward.families import Turning
 from train.reward.features import Vocabulary
 from train.reward.probe import Array
 from train.team import Team
@@ -44,10 +43,10 @@ class ReadingTools(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Features of all voted answers by block, what their views are made of, and what they were read with."""
+    """Features of all voted answers by block, their tokens' covariance, and what they were read with."""
 
     pooled: dict[str, Array]
-    turning: Turning
+    spread: dict[str, Array]
     layers: tuple[int, ...]
     vocabulary: Vocabulary
 
@@ -64,4 +63,4 @@ def read_features(
     layers = layers_of(tools.base.depth, config.reward.depths)
     reader = FeatureReader(tools.base, layers, vocabulary, folder, config.reward.batch_tokens, tools.team)
     pooled = reader.read(data.votes.answers, progress)
-    return Read(pooled, reader.turning(tools.tokenizer), layers, vocabulary)
+    return Read(pooled, reader.token_covariance(), layers, vocabulary)

@@ -86,7 +86,7 @@ def _mix(base: Any, job: dict[str, Any], config: Any) -> tuple[dict[str, Any], A
         vocabulary = vocabulary_for(Path(folder), tokenizer, base.head.shape[0], prompts)
         reader = FeatureReader(base, layers, vocabulary, Path(folder), config.batch_tokens)
         pooled = reader.read(votes.answers)
-        seen = answer_views(pooled, votes, reader.turning(tokenizer))
+        seen = answer_views(pooled, votes, reader.token_covariance())
         weights = fit_weights(pooled, votes, np.arange(len(votes)), seen)
         figures = {**span.done(), "peak_gib": usage.peak_gib()}
         difference = weights.differences(reader.read(held.answers), held.first, held.second)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from train.reward import axes as named
 from train.reward import scales
 from train.reward.extract import covariance, moment
-from train.reward.families import CONTENT_DROPPED, Turning, structures, views
+from train.reward.families import CONTENT_DROPPED, structures, views
 from train.reward.mix import answer_views, collapse, fit_weights, pose
 from train.reward.probe import Outcomes
 from train.reward.votes import Answer, Votes
@@ -42,9 +39,7 @@ def test_whitened_tokens_have_unit_variance_and_content_leaves_the_widest_direct
     rng = np.random.default_rng(1)
     tokens = rng.normal(size=(5000, 40)) @ rng.normal(size=(40, 40))
     spread = np.cov(tokens.T)
-    seen = views(
-        {"state:0": tokens, "state:2": tokens}, np.arange(5000), Turning({"state:0": spread, "state:2": spread})
-    )
+    seen = views({"state:0": tokens, "state:2": tokens}, np.arange(5000), {"state:0": spread, "state:2": spread})
     white = np.cov(seen["state:0.white"].of(tokens).T)
     variance = np.diag(white)
     assert variance.max() <= 1.0 + 1e-6
@@ -53,49 +48,6 @@ def test_whitened_tokens_have_unit_variance_and_content_leaves_the_widest_direct
     whole = np.linalg.eigvalsh(spread)
     assert (left > 1e-9).sum() == 40 - CONTENT_DROPPED
     np.testing.assert_allclose(left[CONTENT_DROPPED:], whole[: 40 - CONTENT_DROPPED], rtol=1e-6)
-
-
-class Words:
-    """A tokenizer of single letters; a word's first token is its space with its first letter."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        assert not add_special_tokens
-        return [ord(letter) % 61 for letter in text.strip()]
-
-
-def test_an_axis_is_the_difference_between_the_mean_directions_of_two_poles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named, "POLES", (("ab c", "d"),))
-    table = torch.zeros(61, 3)
-    a, b, c, d = (ord(letter) % 61 for letter in "abcd")
-    table[[a, b, c, d]] = torch.tensor([[3.0, 0, 0], [0, 5.0, 0], [0, 0, 2.0], [0, 0, -2.0]])
-    table[next(i for i in range(61) if i not in {a, b, c, d})] = torch.tensor([-3.0, -5.0, 0])  # the centre is 0
-    # "ab" is (1/2, 1/2, 0), "c" (0, 0, 1), their mean (1/4, 1/4, 1/2); "d" (0, 0, -1): (1, 1, 6) / sqrt 38
-    np.testing.assert_allclose(named.axes(Words(), table)[:, 0], np.array([1, 1, 6]) / np.sqrt(38), atol=1e-6)
-
-
-def test_a_taste_along_a_named_axis_is_found_from_votes_that_are_few_for_its_many_columns() -> None:
-    rng = np.random.default_rng(4)
-    pooled = {"state:0": rng.normal(size=(400, 120))}
-    axis = rng.normal(size=(120, 6))
-    axis /= np.linalg.norm(axis, axis=0)
-    worth = pooled["state:0"] @ axis[:, 2]
-    first, second = np.arange(0, 80, 2), np.arange(1, 80, 2)
-    ahead = worth[first] > worth[second]
-    _, votes = some_votes(40)
-    votes = replace(
-        votes,
-        first=np.where(ahead, first, second),
-        second=np.where(ahead, second, first),
-        tied=np.zeros(40, dtype=bool),
-    )
-    unseen = np.arange(80, 400)
-
-    def right(turning: Turning) -> float:
-        fitted = fit_weights(pooled, votes, np.arange(40), answer_views(pooled, votes, turning))
-        said = fitted.differences(pooled, unseen[::2], unseen[1::2])
-        return float(np.mean((said > 0) == (worth[unseen[::2]] > worth[unseen[1::2]])))
-
-    assert right(Turning(axes=axis)) > right(Turning()) + 0.1
 
 
 def test_token_moments_add_up_to_the_covariance() -> None:
@@ -127,7 +79,7 @@ def test_weights_of_a_block_say_what_the_averaged_fits_say() -> None:
     pooled, votes = some_votes(40)
     spread = {name: np.cov(values.T) for name, values in pooled.items()}
     rows = np.arange(40)
-    problem = pose(pooled, votes, rows, answer_views(pooled, votes, Turning(spread)))
+    problem = pose(pooled, votes, rows, answer_views(pooled, votes, spread))
     averaged = scales.average(problem.families, problem.outcomes, structures(list(problem.families)))
     assert sum(share for share, _ in averaged.parts) == pytest.approx(1.0)
     expected = sum(share * scaled.fit.scores for share, scaled in averaged.parts)
@@ -139,7 +91,7 @@ def test_the_winner_of_a_vote_is_not_looked_at_by_the_views() -> None:
     pooled, votes = some_votes(20)
     swapped = Votes(votes.answers, votes.second, votes.first, *(getattr(votes, f) for f in votes.__slots__[3:]))
     spread = {name: np.cov(values.T) for name, values in pooled.items()}
-    one, other = answer_views(pooled, votes, Turning(spread)), answer_views(pooled, swapped, Turning(spread))
+    one, other = answer_views(pooled, votes, spread), answer_views(pooled, swapped, spread)
     assert all(np.array_equal(one[name].unit, other[name].unit) for name in one)
 
 

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from train.base import Base, reference_pass
 from train.reward import features, tokens
-from train.reward.axes import axes
-from train.reward.families import Turning
 from train.reward.features import Sequences, Vocabulary
 from train.reward.probe import Array
 from train.reward.votes import Answer
@@ -101,11 +99,6 @@ class FeatureReader:
         """Covariance of the hidden states of all answer tokens ever read, by block, (k, k) each."""
         cached = load_file(self.path)
         return {f"state:{layer}": covariance(cached[f"moment:{layer}"]) for layer in self._turned}
-
-    def turning(self, tokenizer: Any) -> Turning:
-        """What turned views are made of: the tokens' covariance, and the named axes of the base's embeddings."""
-        named = axes(tokenizer, self.base.embeddings) if 0 in self.layers else None
-        return Turning(self.token_covariance(), named)
 
     @property
     def _turned(self) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ A family is a linear view of one block's columns, so whatever is fitted in it fo
 - `state:l`          the block, each column over its standard deviation;
 - `state:l.white`    of the lowest layer: every direction in which tokens differ weighs the same. What sets rare words
                      apart is not drowned by the few directions that common words span;
-- `state:0.axes`     of the embeddings: where they lie between opposites that have a name (`train.reward.axes`);
 - `state:l.content`  of the deepest layer: without the directions in which tokens differ most (outlier columns, place
                      in the sentence), which leaves what is spoken of;
 - `surface`, `opening`, `meet`, and the shape blocks again in small parts (`surface.words`, ...).
@@ -17,7 +16,7 @@ covariance of a few hundred pooled answers does no good here (docs/log.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,7 +24,6 @@ from train.errors import TrainingDiverged
 from train.reward import tokens
 from train.reward.probe import Array, Rows
 
-EMBEDDINGS = "state:0"
 WHITE_RIDGE = 1e-3
 """Share of the mean variance that is added before whitening."""
 CONTENT_DROPPED = 8
@@ -42,26 +40,13 @@ SHAPE_FAMILIES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Turning:
-    """What turned views are made of; nothing here comes from votes.
-
-    Attributes:
-        covariance: of answer tokens' hidden states by block, (k, k); blocks without go without turned views.
-        axes: named directions of the embeddings, (H, axes), or None.
-    """
-
-    covariance: Mapping[str, Array] = field(default_factory=dict)
-    axes: Array | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class View:
     """A linear view of a block.
 
     Attributes:
         block: whose columns.
         columns: which of them.
-        unit: factor of each column, (k,), or a matrix (k, columns of the view) applied from the right.
+        unit: factor of each column, (k,), or a matrix (k, k) applied from the right.
     """
 
     block: str
@@ -78,23 +63,20 @@ class View:
         return np.asarray(self.unit @ weight if self.unit.ndim == 2 else self.unit * weight)
 
 
-def views(pooled: Mapping[str, Array], answers: Rows, turning: Turning) -> dict[str, View]:
+def views(pooled: Mapping[str, Array], answers: Rows, spread: Mapping[str, Array]) -> dict[str, View]:
     """Every family's view, by name.
 
     Args:
         pooled: features of all answers by block, (answers, k).
         answers: rows that the statistics are of.
-        turning: what the turned views are made of.
+        spread: covariance of answer tokens' hidden states by block, (k, k); blocks without go without turned views.
 
     Raises:
         TrainingDiverged: a feature is not finite.
     """
     found = {block: _scaled(block, slice(None), values, answers) for block, values in pooled.items()}
     states = sorted((name for name in pooled if name.startswith("state:")), key=lambda name: int(name.split(":")[1]))
-    spread = turning.covariance
     turned = [block for block in states if block in spread and len(spread[block]) <= WIDEST]
-    if turning.axes is not None and EMBEDDINGS in pooled:
-        found[f"{EMBEDDINGS}.axes"] = _named(pooled[EMBEDDINGS], answers, turning.axes)
     if turned:
         found[f"{turned[0]}.white"] = _turned(turned[0], spread[turned[0]], _whitening)
         found[f"{turned[-1]}.content"] = _turned(turned[-1], spread[turned[-1]], _without_leading)
@@ -107,7 +89,7 @@ def views(pooled: Mapping[str, Array], answers: Rows, turning: Turning) -> dict[
 
 
 def structures(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Which families may speak together: everything, the states, each state alone, and each turned view alone."""
+    """Which families may speak together: everything, the states, each state alone, and the two views of them alone."""
     plain = tuple(name for name in names if not name.startswith("state:") or "." not in name)
     states = tuple(name for name in plain if name.startswith("state:"))
     turned = tuple((name,) for name in names if name not in plain)
@@ -123,12 +105,6 @@ def _scaled(block: str, columns: list[int] | slice, values: Array, answers: Rows
     spread = used.std(axis=0)
     unit = np.where(spread > 1e-6 * max(float(spread.max()), 1e-9), 1 / np.maximum(spread, 1e-12), 0.0)
     return View(block, columns, unit)
-
-
-def _named(values: Array, answers: Rows, axes: Array) -> View:
-    """Places along named axes, each over its standard deviation."""
-    spread = (values[answers] @ axes).std(axis=0)
-    return View(EMBEDDINGS, slice(None), axes / np.maximum(spread, 1e-6 * max(float(spread.max()), 1e-9)))
 
 
 def _turned(block: str, covariance: Array, factors: Callable[[Array], Array]) -> View:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from train.errors import OneSidedVotes
 from train.reward import ensemble, features, tokens
-from train.reward.families import Turning, View, structures, views
+from train.reward.families import View, structures, views
 from train.reward.features import Sequences, Vocabulary
 from train.reward.foresight import Foresight
 from train.reward.probe import Array, Outcomes, Rows
@@ -233,7 +233,7 @@ def pose(pooled: Mapping[str, Array], votes: Votes, rows: Rows, seen: Mapping[st
         OneSidedVotes: no feature tells the answers apart.
         TrainingDiverged: a feature is not finite.
     """
-    seen = answer_views(pooled, votes, Turning()) if seen is None else seen
+    seen = answer_views(pooled, votes, {}) if seen is None else seen
     first, second, outcomes, vote = _rows(votes, rows)
     used = np.unique(np.concatenate([votes.first[rows], votes.second[rows]]))
     found: dict[str, Array] = {}
@@ -251,9 +251,9 @@ def pose(pooled: Mapping[str, Array], votes: Votes, rows: Rows, seen: Mapping[st
     return Problem(found, kept, outcomes, vote, {block: values.shape[1] for block, values in pooled.items()})
 
 
-def answer_views(pooled: Mapping[str, Array], votes: Votes, turning: Turning) -> dict[str, View]:
+def answer_views(pooled: Mapping[str, Array], votes: Votes, spread: Mapping[str, Array]) -> dict[str, View]:
     """Every family's view, with statistics of all voted answers (their features, not who won): see `views`."""
-    return views(pooled, np.unique(np.concatenate([votes.first, votes.second])), turning)
+    return views(pooled, np.unique(np.concatenate([votes.first, votes.second])), spread)
 
 
 def fit_weights(

@@ -14,7 +14,7 @@ from train.errors import NotEnoughVotes
 from train.reward import judge
 from train.reward.config import RewardConfig
 from train.reward.ensemble import bootstrap, disagreement
-from train.reward.families import Turning, View
+from train.reward.families import View
 from train.reward.features import Vocabulary
 from train.reward.judge import Judgement
 from train.reward.last import LastHead, normalised, score_all, train_last
@@ -44,7 +44,7 @@ def refresh(
     layers: tuple[int, ...],
     vocabulary: Vocabulary,
     base_fingerprint: str,
-    turning: Turning | None = None,
+    spread: Mapping[str, Array] | None = None,
     predecessor: MixHead | None = None,
     unseen_by_predecessor: Callable[[int], bool] = lambda row: False,
     seed: int = 0,
@@ -56,7 +56,7 @@ def refresh(
         votes: the snapshot's.
         config: settings.
         layers, vocabulary, base_fingerprint: what the features were made with.
-        turning: what turned views are made of (`FeatureReader.turning`).
+        spread: covariance of answer tokens by block (`FeatureReader.token_covariance`).
         predecessor: the last head, if its features are the same.
         unseen_by_predecessor: whether the vote in a row was cast after the predecessor's snapshot.
         seed: of the folds.
@@ -66,7 +66,7 @@ def refresh(
         RewardRefused: no better than a coin, a length meter, or worse than the predecessor.
     """
     _require_votes(votes, config)
-    seen = answer_views(pooled, votes, turning or Turning())
+    seen = answer_views(pooled, votes, spread or {})
     # Hundreds of votes make small matrices: beside serving, BLAS threads that wait for each other cost a factor of 16.
     with threadpool_limits(1 if len(votes) < MANY_VOTES else None, user_api="blas"):
         return _refresh(
