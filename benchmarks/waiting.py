@@ -20,6 +20,5 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, every_s: float) 
     while not condition():
         if time.monotonic() - began > timeout_s:
             raise TimeoutError(f"not within {timeout_s:.0f} s")
-        # What is waited for happens in another process, which tells nobody of it: asking is all that can be done.
-        time.sleep(every_s)
+        time.sleep(every_s)  # another process is waited for, which tells nobody: asking is all that can be done
     return time.monotonic() - began

@@ -36,7 +36,7 @@ def clear(groups: Iterable[int], grace_s: float) -> None:
     left = [group for group in groups if _signal(group, signal.SIGTERM)]
     deadline = time.monotonic() + grace_s
     while left and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.05)  # not our children, so there is no wait(2) for their end; bounded by grace_s
         left = [group for group in left if _signal(group, 0)]
     for group in left:
         _signal(group, signal.SIGKILL)

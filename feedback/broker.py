@@ -74,7 +74,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float 
             )
         with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=0.2):
             return
-        time.sleep(0.02)
+        time.sleep(0.02)  # the broker announces nothing when it listens: connecting tells; bounded by timeout_s
     raise BrokerError(f"the broker did not listen on {HOST}:{port} within {timeout_s:g} s")
 
 

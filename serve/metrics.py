@@ -92,6 +92,12 @@ class Metrics:
         self.release_alarms = Counter(
             "hustings_release_alarms", "Office-holders put back because voters preferred another", registry=registry
         )
+        self.release_put_off = Counter(
+            "hustings_release_put_off",
+            "Looks at the releases, or adapters on their way in, put off by trouble",
+            ["reason"],
+            registry=registry,
+        )
         self.release_conflicts = Counter(
             "hustings_release_conflicts", "Changes given up: another serving had made one first", registry=registry
         )

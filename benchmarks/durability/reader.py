@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
         snapshot = dataset.load_snapshot(dataset.build_snapshot().id)
         votes = sum(len(batch) for name in ("preferences", "ties") for batch in snapshot.batches(name))
         assert votes == snapshot.manifest.votes
-        time.sleep(PAUSE_S)
+        time.sleep(PAUSE_S)  # the rhythm of a trainer that reads now and then: nothing is waited for
 
 
 if __name__ == "__main__":

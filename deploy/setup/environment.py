@@ -137,8 +137,7 @@ def install_cpu_torch(pip: Pip) -> None:
         pip.install(["--retries", "0", CPU_TORCH], total=1)
     except SetupFailed:
         say("      not on the configured indexes; asking PyTorch's own index of CPU builds")
-        # Named because PyTorch publishes its CPU builds nowhere else, and for this one package only.
-        pip.install(["--index-url", PYTORCH_CPU_INDEX, CPU_TORCH], total=1)
+        pip.install(["--index-url", PYTORCH_CPU_INDEX, CPU_TORCH], total=1)  # PyTorch has CPU builds nowhere else
 
 
 def check_disk(target: Path, flavour: str) -> None:

@@ -81,23 +81,22 @@ class ProbeRecord(Contract):
     base_logprobs: tuple[float, ...] = Field(min_length=1)
 
 
-class AdapterManifest(Contract):
-    """`manifest.json` beside an adapter's weights: its whole lineage.
+class Manifest(Contract):
+    """What the manifest of every result of training tells: its whole lineage.
 
     Attributes:
-        files: sha256 of each file of the folder but this one, by name.
+        base_model, base_fingerprint: what it was trained from, and measured against.
         snapshot: id of the dataset snapshot that it was trained on.
         reward_model: id of the reward model that scored it.
+        files: sha256 of each file of the folder but this one, by name.
+        probes: log-probs of a few answers under the trained model (`policy_logprobs`) and under its base.
         config: the trainer's resolved configuration.
         metrics: the cycle's figures (reward, KL, held-out accuracy, ...).
     """
 
     schema_version: Literal[1] = 1
-    name: AdapterName
-    parent: str | None
     base_model: str
     base_fingerprint: str
-    lora_rank: int
     reward_model: str
     snapshot: str
     files: dict[str, str]
@@ -107,28 +106,22 @@ class AdapterManifest(Contract):
     created_at: Moment = Field(default_factory=utc_now)
 
 
-class CheckpointManifest(Contract):
+class AdapterManifest(Manifest):
+    """`manifest.json` beside an adapter's weights."""
+
+    name: AdapterName
+    parent: str | None
+    lora_rank: int
+
+
+class CheckpointManifest(Manifest):
     """`manifest.json` beside the weights of a whole model that full fine-tuning made: a base to start serving with.
 
     Attributes:
         fingerprint: of this model, as serving and trainer compute it of a base.
-        base_model, base_fingerprint: what it was trained from, and measured against.
         dtype: of the weights in the files.
-        files: sha256 of each file of the folder but this one, by name.
-        probes: log-probs of a few answers under this model (`policy_logprobs`) and under its base.
-        reward_model, snapshot, config, metrics: as in `AdapterManifest`.
     """
 
-    schema_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=CHECKPOINT_NAME_PATTERN)]
     fingerprint: str
-    base_model: str
-    base_fingerprint: str
     dtype: str
-    reward_model: str
-    snapshot: str
-    files: dict[str, str]
-    probes: tuple[ProbeRecord, ...] = Field(min_length=1)
-    config: dict[str, Any]
-    metrics: dict[str, float]
-    created_at: Moment = Field(default_factory=utc_now)

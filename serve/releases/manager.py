@@ -115,17 +115,8 @@ class ReleaseManager:
                 async with asyncio.timeout(config.canary.look_s):
                     await self._stirred.wait()
             self._stirred.clear()
-            try:
+            async with self._put_off_by_trouble("look at the releases"):
                 await self.keep_up()
-            except ReleaseConflict as error:
-                self._lost_to_another(error)
-            except (EngineError, LedgerUnavailable) as error:
-                log.warning("look at the releases put off", reason=str(error))
-                await asyncio.sleep(config.retry_s)
-            except Exception:
-                # Its trace is logged; a defect must not end the looks for good, with a canary left in its share.
-                log.exception("look at the releases put off by a defect")
-                await asyncio.sleep(config.retry_s)
             await asyncio.sleep(BREATH_S)
 
     async def _take_in(self) -> None:
@@ -135,17 +126,8 @@ class ReleaseManager:
                 async with asyncio.timeout(SCAN_S):
                     item, posted = await self._inbox.get(), True
             try:
-                await self._take(item)
-            except ReleaseConflict as error:
-                self._lost_to_another(error)
-            except (EngineError, LedgerUnavailable) as error:
-                # Nothing is lost: the adapter stays a candidate, and the next look finds it again.
-                log.warning("release put off", adapter=item and item.name, reason=str(error))
-                await asyncio.sleep(self._deps.config.releases.retry_s)
-            except Exception:
-                # A defect that one adapter brings to light must not keep all later ones out, nor stop the chat.
-                log.exception("release put off by a defect", adapter=item and item.name)
-                await asyncio.sleep(self._deps.config.releases.retry_s)
+                async with self._put_off_by_trouble("release", adapter=item.name if item else None):
+                    await self._take(item)
             finally:
                 if posted:
                     self._inbox.task_done()
@@ -157,6 +139,26 @@ class ReleaseManager:
             return
         for name in await on_thread(self._store.names):
             await self._consider(_Heard(name, self._announced.get(name), time.monotonic()))
+
+    @asynccontextmanager
+    async def _put_off_by_trouble(self, what: str, **about: str | None) -> AsyncIterator[None]:
+        """Trouble inside puts off what was at hand for `retry_s`, and is counted; the task goes on with the next.
+
+        Nothing is lost by it: an adapter stays a candidate, and the next look finds it again.
+        """
+        try:
+            yield
+            return
+        except ReleaseConflict as error:
+            self._lost_to_another(error)
+            return
+        except (EngineError, LedgerUnavailable) as error:
+            log.warning(f"{what} put off", reason=str(error), **about)
+            self._deps.metrics.release_put_off.labels("unavailable").inc()
+        except Exception:  # no defect that one adapter brings to light may end the loop; counted, traced
+            log.exception(f"{what} put off by a defect", **about)
+            self._deps.metrics.release_put_off.labels("defect").inc()
+        await asyncio.sleep(self._deps.config.releases.retry_s)
 
     def _lost_to_another(self, error: ReleaseConflict) -> None:
         log.info("another serving was first", reason=str(error))

@@ -108,6 +108,7 @@ async def test_a_child_that_ends_is_started_again_and_the_reason_said(tmp_path: 
 
 async def test_a_killed_child_is_started_again_and_its_own_children_are_cleared(tmp_path: Path) -> None:
     code = "import subprocess, sys\n"
+    # the inner child is to outlive its parent by far, unless it is cleared: that is what is tested
     code += "inner = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'])\n"
     code += "print('inner', inner.pid, flush=True)\n" + POLITE
     stage = Stage(tmp_path, [ChildSpec("one", python(code))])

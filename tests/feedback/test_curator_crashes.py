@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.waiting import wait_until
 from feedback.config import FeedbackConfig
 from feedback.contracts import PAIR_TOPIC, RECEIPT_TOPIC, TOPICS, VOTE_TOPIC, RecordsCurated
 from feedback.curator import Curator
@@ -26,6 +27,7 @@ from tests.feedback.brokers import ApacheKafka, Embedded
 from tests.feedback.events import pair, vote
 
 EVENTS = 50
+PATIENCE_S = 120.0
 CONFIG = FeedbackConfig(curate_linger_s=0.2, curate_batch=40, receipt_timeout_s=20)
 
 
@@ -130,7 +132,7 @@ def test_every_vote_arrives_once_though_broker_and_curator_are_killed(
     try:
         with curator_process(real_broker.address, data, "never") as curator:
             cast(range(0, 30))
-            _await(lambda: any((data / "votes").glob("*.parquet")))
+            wait_until(lambda: any((data / "votes").glob("*.parquet")), PATIENCE_S, 0.1)
             real_broker.kill()
             cast(range(30, 60))
             real_broker.start()
@@ -138,16 +140,9 @@ def test_every_vote_arrives_once_though_broker_and_curator_are_killed(
             curator.kill()
         cast(range(90, 120))
         with curator_process(real_broker.address, data, "never"):
-            _await(lambda: ledger.outbox_stats().pending == 0 and ledger.outbox_stats().unconfirmed == 0)
+            wait_until(lambda: ledger.outbox_stats().pending == ledger.outbox_stats().unconfirmed == 0, PATIENCE_S, 0.1)
     finally:
         relay.stop()
         ledger.close()
     assert len(wanted) == 120
     assert_each_once(data, wanted)
-
-
-def _await(condition: object, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.1)

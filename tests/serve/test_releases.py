@@ -182,15 +182,15 @@ async def test_weights_that_the_engine_refuses_are_rejected_and_the_incumbent_st
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    ("trouble", "counted"),
     [
-        NoRoomForAdapter("no room: 4 adapters are loaded"),
-        EngineOverloaded("the engine is full"),
-        RuntimeError("a defect"),
+        (NoRoomForAdapter("no room: 4 adapters are loaded"), "unavailable"),
+        (EngineOverloaded("the engine is full"), "unavailable"),
+        (RuntimeError("a defect"), "defect"),
     ],
 )
 async def test_an_adapter_that_meets_passing_trouble_is_put_off_and_not_rejected(
-    make_deps: MakeDeps, ledger: Ledger, paths: DataPaths, engine: FakeEngine, trouble: Exception
+    make_deps: MakeDeps, ledger: Ledger, paths: DataPaths, engine: FakeEngine, trouble: Exception, counted: str
 ) -> None:
     deps = make_deps(releases={"retry_s": 0.01})
     manager = ReleaseManager(deps)
@@ -201,6 +201,7 @@ async def test_an_adapter_that_meets_passing_trouble_is_put_off_and_not_rejected
     manager.look()
     await eventually(lambda: deps.office.holder == ONE)
     await manager.close()
+    assert deps.metrics.registry.get_sample_value("hustings_release_put_off_total", {"reason": counted}) == 1
 
 
 async def test_what_meets_trouble_in_its_probe_is_unloaded_and_comes_again(
