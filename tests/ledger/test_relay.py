@@ -106,6 +106,22 @@ def test_what_is_recorded_while_the_relay_idles_goes_at_once(ledger, log, start)
         eventually(lambda number=number: f"pair_{number}" in ids(log))
 
 
+def test_the_idle_relay_listens_and_never_just_looks(ledger, log, start, monkeypatch):
+    """A Kafka client drops what it is at when its poll ends: with no time it would never find a restarted broker."""
+    waits, open_consumer = [], log.consumer
+
+    def listening(topics, group):
+        consumer = open_consumer(topics, group)
+        poll = consumer.poll
+        consumer.poll = lambda timeout_s, *more: waits.append(timeout_s) or poll(timeout_s, *more)
+        return consumer
+
+    monkeypatch.setattr(log, "consumer", listening)
+    start()
+    eventually(lambda: len(waits) >= 2)
+    assert min(waits) >= 0.1  # a connection on one machine is made in milliseconds
+
+
 def test_stopping_does_not_wait_for_the_idle_time(ledger, log, start):
     relay = start(config=FeedbackConfig(relay_idle_s=3600))
     eventually(lambda: relay.status().connected)
