@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 
-from feedback.contracts import PairShown
+from feedback.contracts import CompletionRecord, PairShown
 from feedback.dataset import Dataset
 from feedback.ledger import Ledger
 from tests.e2e.crowd import Crowd
@@ -40,6 +41,13 @@ def pairs(stack: Stack, pair_ids: list[str]) -> list[PairShown]:
         ledger.close()
     assert None not in found, "a pair that was shown is not in the ledger"
     return [pair for pair in found if pair is not None]
+
+
+def as_sampled(pair: PairShown) -> list[CompletionRecord]:
+    """Its answers that are kept token by token: noise from a tiny model may look like somebody's phone number."""
+    redacted = [said for said in pair.completions if not said.token_ids]
+    assert all(re.search(r"\[[A-Z_]+\]", said.text) for said in redacted), "an answer without its tokens"
+    return [said for said in pair.completions if said.token_ids]
 
 
 def snapshot_votes(stack: Stack) -> list[str]:
@@ -75,24 +83,21 @@ def test_votes_train_an_adapter_that_goes_into_office_under_live_streams(stack: 
     seen = pairs(stack, traffic.pair_ids)
     speakers = {completion.adapter for pair in seen for completion in pair.completions}
     assert speakers == {None, FIRST}, "streams ran on both sides of the swap"
-    for pair in seen[-40:]:
-        for said in pair.completions:
-            error = furthest(
-                tiny_model, adapter_folder(stack, said.adapter), pair.prompt_token_ids, said.token_ids, said.logprobs
-            )
-            assert error < ENGINE_TOLERANCE, f"{said.adapter} did not say all of this answer: a mixed stream"
+    last = [(pair, said) for pair in seen[-40:] for said in as_sampled(pair)]
+    assert len(last) > len(seen[-40:]), "most answers are kept as they were sampled"
+    for pair, said in last:
+        error = furthest(
+            tiny_model, adapter_folder(stack, said.adapter), pair.prompt_token_ids, said.token_ids, said.logprobs
+        )
+        assert error < ENGINE_TOLERANCE, f"{said.adapter} did not say all of this answer: a mixed stream"
 
 
 def test_what_is_served_is_the_adapter_that_was_trained(stack: Stack, tiny_model: Path) -> None:
-    body = {
-        "model": FIRST,
-        "messages": [{"role": "user", "content": "what do you think?"}],
-        "max_tokens": 24,
-        "seed": 5,
-    }
+    body = {"messages": [{"role": "user", "content": "what do you think?"}], "max_tokens": 24}
     voter = {"X-Hustings-Voter": "the-prober-of-the-served"}
-    pair = stack.post("/v1/pairs", {k: v for k, v in body.items() if k != "model"}, **voter).json()
-    said = pairs(stack, [pair["pair_id"]])[0]
+    asked = (stack.post("/v1/pairs", body | {"seed": seed}, **voter).json() for seed in range(5, 25))
+    shown = (pairs(stack, [pair["pair_id"]])[0] for pair in asked)
+    said = next(pair for pair in shown if len(as_sampled(pair)) == 2)
     for completion in said.completions:
         assert completion.adapter == FIRST
         arguments = (said.prompt_token_ids, completion.token_ids)
