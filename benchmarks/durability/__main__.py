@@ -3,10 +3,12 @@
     python -m benchmarks.durability                                       the whole matrix, 100 kills
     python -m benchmarks.durability --log kafka3 --ledger postgres --kills 20 --seed 7
 
-Serving (HTTP, ledger, relay; with an instant engine), curator, broker, database and a reader of snapshots run as
-processes of their own. Voters vote over HTTP and repeat what isn't answered. At the end every vote that was
-acknowledged must be in the snapshot exactly once, as it was voted, no other may, and each conversation's votes must
-be in their order; a dataset made anew from `hustings replay` must have the same snapshot. Exit status 1 otherwise.
+Serving (HTTP and ledger, with an instant engine), its relay, curator, trainer (on a tiny model, cycle after cycle),
+broker and database run as processes of their own. Voters vote over HTTP and repeat what isn't answered. At the end
+every vote that was acknowledged must be in the snapshot exactly once, as it was voted, no other may, and each
+conversation's votes must be in their order; a dataset made anew from `hustings replay` must have the same snapshot.
+The trainer must have ended the cycle that was cut off, and one that read all votes; every adapter that can be seen
+must be whole, announced as it is, and of a snapshot that is there. Exit status 1 otherwise.
 
 Apache Kafka is taken from the start script that HUSTINGS_TEST_KAFKA names, PostgreSQL from Debian's package; a case
 whose parts aren't here is reported as not run, and is a failure unless --skip-missing is given.
@@ -45,6 +47,7 @@ def main() -> int:
             curators=arguments.curators,
             voters=arguments.voters,
             outage_s=arguments.outage,
+            trainer=arguments.trainer,
         )
         print(f"== {case.name}: {case.kills} kills, seed {case.seed}", file=sys.stderr, flush=True)
         try:
@@ -99,6 +102,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--curators", type=int, default=1, help="that share the partitions and the dataset")
     parser.add_argument("--voters", type=int, default=6, help="voters at once")
     parser.add_argument("--outage", type=float, default=0.0, help="seconds without any broker after the kills")
+    parser.add_argument(
+        "--trainer", action=argparse.BooleanOptionalAction, default=True, help="train meanwhile, and kill the trainer"
+    )
     parser.add_argument("--report", type=Path, help="JSON file that the reports are added to")
     parser.add_argument("--keep", type=Path, help="folder that keeps logs, ledger and dataset of each case")
     parser.add_argument("--skip-missing", action="store_true", help="a case that can't run here is no failure")

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from benchmarks.durability import training
 from benchmarks.durability.parts import ProcessPart, python
 from benchmarks.durability.stage import ENVIRONMENT, Stage
+from benchmarks.durability.training_verdict import Training
 from benchmarks.durability.verdict import Evidence, SnapshotVote
 from benchmarks.waiting import wait_until
 from deploy.config import to_toml
-from feedback.contracts import VOTE_TOPIC, VoteCast
-from feedback.dataset import Dataset, Snapshot
+from feedback.contracts import ADAPTER_TOPIC, VOTE_TOPIC, AdapterPublished, VoteCast
+from feedback.dataset import Dataset, DatasetError, Snapshot
 from feedback.event_log import EventLogUnavailable, StoredRecord
 from feedback.kafka_log import KafkaEventLog
 from feedback.ledger import Ledger, LedgerCounts, LedgerUnavailable, OutboxStats
@@ -54,8 +56,16 @@ def drain(stage: Stage, keep_up: Callable[[], None], timeout_s: float = DRAIN_S)
         raise NotDrained(f"{error}: {last or 'the ledger could not be read'}") from error
 
 
-def gather(stage: Stage, folder: Path, *, rebuild: bool) -> Evidence:
-    """Read everything. Nothing may run but the brokers and the database."""
+def gather(stage: Stage, folder: Path, *, rebuild: bool, trained: bool) -> Evidence:
+    """Read everything. Nothing may run but the brokers and the database.
+
+    Args:
+        rebuild: whether a dataset is made anew from a replay.
+        trained: whether a trainer ran.
+
+    Raises:
+        NotDrained: a topic can't be read, or the replay isn't stored.
+    """
     dataset = Dataset(stage.config.paths.dataset, weigher(stage.config.feedback.voters))
     passing = {manifest.id: list(dataset.vote_ids(manifest.id)) for manifest in dataset.snapshots()}
     snapshot = dataset.load_snapshot(dataset.build_snapshot().id)
@@ -73,6 +83,7 @@ def gather(stage: Stage, folder: Path, *, rebuild: bool) -> Evidence:
         parked=parked,
         snapshot=snapshot.manifest.id,
         rebuilt=_rebuild(stage, folder, counts) if rebuild else None,
+        training=_training(stage, dataset, snapshot.manifest.id) if trained else None,
     )
 
 
@@ -82,10 +93,39 @@ def topic_votes(bootstrap: str) -> list[str]:
     Raises:
         NotDrained: no broker answered for a long while.
     """
-    found: list[tuple[int, int, str]] = []
+    return [VoteCast.from_bytes(value).vote_id for value in _values(bootstrap, VOTE_TOPIC)]
+
+
+def _training(stage: Stage, dataset: Dataset, newest: str) -> Training:
+    cycles, adapters = training.cycles(stage.config.paths), training.adapters(stage.config.paths.adapters)
+    named = {one.snapshot for one in (*cycles, *adapters) if one.snapshot is not None}
+    said = [AdapterPublished.from_bytes(value) for value in _values(stage.bootstrap, ADAPTER_TOPIC)]
+    return Training(
+        cycles=cycles,
+        adapters=adapters,
+        announced=[(one.name, one.manifest_sha256) for one in said],
+        snapshots=frozenset(name for name in named if _is_whole(dataset, name)),
+        newest=newest,
+    )
+
+
+def _is_whole(dataset: Dataset, snapshot_id: str) -> bool:
+    with contextlib.suppress(DatasetError):
+        dataset.load_snapshot(snapshot_id)
+        return True
+    return False
+
+
+def _values(bootstrap: str, topic: str) -> list[bytes]:
+    """What a topic holds, each partition in its order.
+
+    Raises:
+        NotDrained: no broker answered for a long while.
+    """
+    found: list[StoredRecord] = []
     records: list[StoredRecord] = []
     quiet = 0
-    with closing(KafkaEventLog(bootstrap).consumer([VOTE_TOPIC], None)) as consumer:
+    with closing(KafkaEventLog(bootstrap).consumer([topic], None)) as consumer:
 
         def polled() -> bool:
             nonlocal records
@@ -98,10 +138,10 @@ def topic_votes(bootstrap: str) -> list[str]:
             try:
                 wait_until(polled, DRAIN_S, 0.5)
             except TimeoutError as error:
-                raise NotDrained(f"the votes' topic could not be read: {error}") from error
+                raise NotDrained(f"{topic} could not be read: {error}") from error
             quiet = 0 if records else quiet + 1
-            found += [(r.partition, r.offset, VoteCast.from_bytes(r.value or b"").vote_id) for r in records]
-    return [vote_id for _, _, vote_id in sorted(found)]
+            found += records
+    return [one.value or b"" for one in sorted(found, key=lambda one: (one.partition, one.offset))]
 
 
 def _rebuild(stage: Stage, folder: Path, counts: LedgerCounts) -> str:

@@ -13,10 +13,14 @@ from typing import Protocol
 
 import psutil
 
+from benchmarks.waiting import wait_until
 from feedback.broker import EmbeddedBroker, wait_for_port
 from tests.postgres import Postgres
 
 TAIL_BYTES = 2_000
+RELAY_MODULE = "feedback.kafka_log.child"
+RELAY_S = 60.0
+"""Seconds that a relay's process is waited for: serving may just be starting, or the database be away."""
 
 
 class Part(Protocol):
@@ -53,6 +57,11 @@ class ProcessPart:
         self._environment = {**os.environ, **environment}
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs, or until somebody looked at how it ended."""
+        return None if self._process is None else self._process.pid
 
     def start(self) -> None:
         """Start it; its output is appended to the log."""
@@ -117,6 +126,51 @@ class EmbeddedBrokerPart:
     def stop(self) -> None:
         """End it."""
         self._broker.kill()
+
+
+class RelayPart:
+    """The process of a serving's relay that talks to the broker; killed alone, and serving starts another."""
+
+    def __init__(self, name: str, serving: ProcessPart) -> None:
+        self.name = name
+        self._serving = serving
+
+    def start(self) -> None:
+        """Nothing: that is serving's own business, and what is tried."""
+
+    def kill(self) -> None:
+        """SIGKILL, once there is such a process.
+
+        Raises:
+            TimeoutError: serving runs without one for a long while.
+        """
+        found: list[psutil.Process] = []
+
+        def there() -> bool:
+            found[:] = self._processes()
+            return bool(found)
+
+        try:
+            wait_until(there, RELAY_S, 0.05)
+        except TimeoutError as error:
+            raise TimeoutError(f"{self._serving.name} has no process for its relay: {error}") from error
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def ended(self) -> int | None:
+        """None: that is for serving to see."""
+        return None
+
+    def stop(self) -> None:
+        """It ends with serving."""
+
+    def _processes(self) -> list[psutil.Process]:
+        if self._serving.pid is None:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [one for one in psutil.Process(self._serving.pid).children() if RELAY_MODULE in one.cmdline()]
+        return []
 
 
 class PostgresPart:

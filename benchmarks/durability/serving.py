@@ -17,8 +17,9 @@ def main(config_file: Path) -> int:
     """Serve until a signal; the exit status."""
     config = load(config_file)
     assert config.feedback.kafka is not None, "the harness names a broker"
+    assert config.model is not None, "the harness makes a model, for the trainer"
     serve.main.build_engine = lambda model, config: FakeEngine()
-    return serve.main.run(config.serve, config.feedback, config.paths, "instant", config.feedback.kafka)
+    return serve.main.run(config.serve, config.feedback, config.paths, config.model, config.feedback.kafka)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from typing import Literal
 import httpx
 
 from benchmarks.durability.kafka import KafkaNode, free_ports, kafka_nodes, leader
-from benchmarks.durability.parts import EmbeddedBrokerPart, Part, PostgresPart, ProcessPart, python
+from benchmarks.durability.parts import EmbeddedBrokerPart, Part, PostgresPart, ProcessPart, RelayPart, python
+from benchmarks.durability.training import SETTINGS, make_model
 from benchmarks.waiting import wait_until
 from deploy.config import HustingsConfig, to_toml
 from feedback.config import FeedbackConfig
@@ -27,6 +28,7 @@ PARTITIONS = 3
 QUICK = {"receipt_timeout_s": 10.0, "curate_linger_s": 0.2, "curator_metrics_port": 0, "partitions": PARTITIONS}
 """Shorter waits than by default, so that repeats happen while the trial lasts."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1", "HUSTINGS_LOG_FORMAT": "console", "NO_COLOR": "1"}
+READER = "reader"
 UP_S = 120.0
 
 
@@ -39,11 +41,13 @@ class Stage:
     """Everything that runs.
 
     Attributes:
+        file: the configuration's.
         parts: what may be killed, in the order of starting.
         forgets: whether the event log forgets when its broker is killed.
     """
 
     config: HustingsConfig
+    file: Path
     urls: tuple[str, ...]
     bootstrap: str
     parts: tuple[Part, ...]
@@ -59,9 +63,10 @@ class Stage:
         return next(part for part in self.parts if part.name == name)
 
     def kinds(self) -> list[str]:
-        """What may be drawn as a victim: the brokers of a cluster are one kind, its leader."""
-        names = [part.name for part in self.parts if not part.name.startswith("kafka-")]
-        return names if len(names) == len(self.parts) else [*names, "leader"]
+        """What may be drawn as a victim: the brokers of a cluster are one kind, its leader. The reader only looks."""
+        names = [part.name for part in self.parts if part.name != READER]
+        alone = [name for name in names if not name.startswith("kafka-")]
+        return alone if len(alone) == len(names) else [*alone, "leader"]
 
     def victim(self, kind: str, rng: random.Random) -> Part:
         """The part to kill: of a cluster the leader of a partition of the votes, drawn; else the part itself."""
@@ -83,12 +88,15 @@ class Stage:
 
 
 @contextmanager
-def staged(log: LogKind, ledger: LedgerKind, folder: Path, *, servings: int = 1, curators: int = 1) -> Iterator[Stage]:
+def staged(
+    log: LogKind, ledger: LedgerKind, folder: Path, *, servings: int = 1, curators: int = 1, trainer: bool = True
+) -> Iterator[Stage]:
     """Everything started and ready; ended with the block.
 
     Args:
         servings: more than one need a PostgreSQL; each has a relay.
         curators: more than one share the partitions, and one dataset folder.
+        trainer: whether one trains, in cycle after cycle.
 
     Raises:
         NotHere: no Apache Kafka, or no PostgreSQL.
@@ -98,23 +106,28 @@ def staged(log: LogKind, ledger: LedgerKind, folder: Path, *, servings: int = 1,
         brokers, bootstrap = _brokers(log, folder, stack)
         config = HustingsConfig(
             data_dir=folder / "data",
+            model=str(make_model(folder / "model")),
+            train=SETTINGS,
             serve=ServeConfig(shutdown_grace_s=1, ratings=RatingsConfig(votes_per_minute=0)),
             feedback=FeedbackConfig(kafka=bootstrap, ledger_url=database[1], **QUICK),
         )
         config.paths.create()
-        (folder / "hustings.toml").write_text(to_toml(config))
+        file = folder / "hustings.toml"
+        file.write_text(to_toml(config))
         made = [_serving(config, folder, name) for name in _names("serve", servings)]
-        curate = python("-m", "deploy", "curate", "--config", str(folder / "hustings.toml"))
+        curate, train = (python("-m", "deploy", verb, "--config", str(file)) for verb in ("curate", "train"))
         processes = [
             *(process for process, _ in made),
             *(_process(name, curate, folder) for name in _names("curate", curators)),
-            _process("reader", python("-m", "benchmarks.durability.reader", str(config.paths.dataset)), folder),
+            *(_process(name, train, folder) for name in _names("train", int(trainer))),
+            _process(READER, python("-m", "benchmarks.durability.reader", str(config.data_dir)), folder),
         ]
+        relays = [RelayPart(name, one) for name, (one, _) in zip(_names("relay", servings), made, strict=True)]
         for process in processes:
             stack.callback(process.stop)
             process.start()
-        parts = (*database[0], *brokers, *processes)
-        stage = Stage(config, tuple(url for _, url in made), bootstrap, parts, forgets=log == "embedded")
+        parts = (*database[0], *brokers, *relays, *processes)
+        stage = Stage(config, file, tuple(url for _, url in made), bootstrap, parts, forgets=log == "embedded")
         stage.wait_ready()
         yield stage
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import time
 from collections import Counter
@@ -11,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.durability import training
 from benchmarks.durability.evidence import NotDrained, drain, gather
 from benchmarks.durability.parts import Part, ProcessPart
-from benchmarks.durability.stage import LedgerKind, LogKind, Stage, staged
+from benchmarks.durability.stage import ENVIRONMENT, READER, LedgerKind, LogKind, Stage, staged
 from benchmarks.durability.verdict import Evidence, findings
 from benchmarks.durability.voters import Heard, Voters
 from benchmarks.waiting import wait_until
@@ -21,6 +23,8 @@ from benchmarks.waiting import wait_until
 LOAD_S = 30.0
 """Seconds that a kill waits at most for the load that it is to fall into."""
 LAST_ANSWERS_S = 120.0
+A_CYCLE_S = 12.0
+"""Seconds that a cycle of the trainer's takes, about."""
 CANNOT_START = 2
 """Exit status after which the supervisor doesn't start a part again."""
 
@@ -35,6 +39,7 @@ class Case:
         curators: more than one share the partitions and the dataset's folder.
         outage_s: seconds that every broker is away at once, after the kills, while people go on voting.
         rebuild: whether a dataset is made anew from a replay at the end, and compared.
+        trainer: whether one trains all the while, and is killed like the others.
     """
 
     log: LogKind
@@ -46,12 +51,13 @@ class Case:
     voters: int = 6
     outage_s: float = 0.0
     rebuild: bool = True
+    trainer: bool = True
 
     @property
     def name(self) -> str:
         """As the report calls it."""
         more = f", {self.servings} servings" if self.servings > 1 else ""
-        return f"{self.log}, {self.ledger}{more}"
+        return f"{self.log}, {self.ledger}{more}{'' if self.trainer else ', no trainer'}"
 
 
 @dataclass(slots=True)
@@ -66,6 +72,7 @@ class Report:
         answers: what the voters were answered, by path and status or error.
         outage_votes: acknowledged while no broker was there.
         repeats: votes that stand on the topic more than once, for readers to drop.
+        cycles: of the trainer, by outcome, and how many were cut off by a kill (some of them more than once).
     """
 
     case: dict[str, Any]
@@ -83,6 +90,7 @@ class Report:
     snapshots: int = 0
     snapshot: str = ""
     rebuilt: str | None = None
+    cycles: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -96,7 +104,9 @@ def run(case: Case, folder: Path, say: Callable[[str], None] = lambda line: None
         NotHere: a broker or database of the case isn't on this machine.
     """
     report = Report(asdict(case))
-    with staged(case.log, case.ledger, folder, servings=case.servings, curators=case.curators) as stage:
+    with staged(
+        case.log, case.ledger, folder, servings=case.servings, curators=case.curators, trainer=case.trainer
+    ) as stage:
         voters = Voters(stage.urls, count=case.voters, seed=case.seed)
         keeper = _Keeper(stage, report)
         began = time.monotonic()
@@ -114,7 +124,7 @@ def run(case: Case, folder: Path, say: Callable[[str], None] = lambda line: None
         finally:
             voters.abandon()
         for part in stage.parts:
-            if part.name.startswith(("serve", "curate", "reader")):
+            if part.name.startswith(("serve", "curate", "train", READER)):
                 part.stop()
         _judge(case, stage, folder, voters.heard, report)
     return report
@@ -137,7 +147,7 @@ class _Keeper:
             self._report.ended.append(f"{part.name} ended with {status}: {' '.join(said)}"[:400])
             if status == CANNOT_START:
                 self._report.faults.append(f"{part.name} ended with {status}: the supervisor would give up")
-            elif part.name in {"reader", "broker"} or part.name.startswith("kafka-"):
+            elif part.name in {READER, "broker", "train"} or part.name.startswith("kafka-"):
                 self._report.faults.append(f"{part.name} ended by itself with {status}: {' '.join(said)}"[:400])
             part.kill()
             part.start()
@@ -153,11 +163,13 @@ def _kill_many(
     for number in range(case.kills):
         order = order or rng.sample(stage.kinds(), k=len(stage.kinds()))
         kind = order.pop()
-        _wait_for_load(stage, heard, rng, keeper)
+        _wait_for_load(stage, heard, rng, keeper, work=kind == "train")
         victim = stage.victim(kind, rng)
         away = rng.choice([0.0, rng.uniform(0, 1), rng.uniform(1, 5)])
         say(f"kill {number + 1} of {case.kills}: {victim.name} away for {away:.1f} s, {heard.count()} votes so far")
         _kill(victim, away)
+        if kind == "train" and training.in_a_cycle(stage.config.paths):
+            report.cycles["cut off"] = report.cycles.get("cut off", 0) + 1
         killed[f"leader ({victim.name})" if kind == "leader" else victim.name] += 1
         report.kills = dict(sorted(killed.items()))
 
@@ -185,18 +197,23 @@ def _kill(victim: Part, away_s: float) -> None:
     victim.start()
 
 
-def _wait_for_load(stage: Stage, heard: Heard, rng: random.Random, keeper: _Keeper) -> None:
-    """Until so many more votes are acknowledged, and (every other time) the curator has stored something new."""
+def _wait_for_load(stage: Stage, heard: Heard, rng: random.Random, keeper: _Keeper, *, work: bool) -> None:
+    """Until so many more votes are acknowledged, and (every other time) the curator has stored something new.
+
+    Args:
+        work: also until the trainer is in a cycle, and then a part of one.
+    """
     votes = heard.count() + rng.randint(5, 40)
     before = _parts(stage) if rng.random() < 0.5 else None
 
     def loaded() -> bool:
         keeper.check()
-        return heard.count() >= votes and _parts(stage) != before
+        trains = not work or training.at_work(stage.config.paths)
+        return trains and heard.count() >= votes and _parts(stage) != before
 
     with contextlib.suppress(TimeoutError):  # a part that doesn't come back is no reason not to kill the next
         wait_until(loaded, LOAD_S, 0.05)
-    time.sleep(rng.uniform(0, 0.5))  # a kill is to fall at any moment, not only just after a vote
+    time.sleep(rng.uniform(0, A_CYCLE_S if work else 0.5))  # a kill is to fall at any moment, not only after a vote
 
 
 def _parts(stage: Stage) -> frozenset[str]:
@@ -206,11 +223,14 @@ def _parts(stage: Stage) -> frozenset[str]:
 def _judge(case: Case, stage: Stage, folder: Path, heard: Heard, report: Report) -> None:
     votes = list(heard.votes)
     report.faults += heard.faults
+    trained = case.trainer and not report.faults
     try:
-        evidence = gather(stage, folder, rebuild=case.rebuild and not report.faults)
-    except NotDrained as error:
+        if trained:
+            training.finish(stage.file, stage.config.paths, folder / "train.log", {**os.environ, **ENVIRONMENT})
+        evidence = gather(stage, folder, rebuild=case.rebuild and not report.faults, trained=trained)
+    except (NotDrained, training.NotTrained) as error:
         report.faults.append(str(error))
-        evidence = gather(stage, folder, rebuild=False)
+        evidence = gather(stage, folder, rebuild=False, trained=False)
     report.faults += findings(votes, heard.pairs, evidence)
     _describe(heard, evidence, report)
 
@@ -225,4 +245,6 @@ def _describe(heard: Heard, evidence: Evidence, report: Report) -> None:
     }
     report.answers = dict(sorted(heard.answers.items()))
     report.repeats = len(evidence.topic) - len(set(evidence.topic))
+    if evidence.training is not None:
+        report.cycles |= Counter(cycle.outcome or "open" for cycle in evidence.training.cycles)
     report.snapshots, report.snapshot, report.rebuilt = len(evidence.passing), evidence.snapshot, evidence.rebuilt

@@ -6,10 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.durability.naming import named, repeated
+from benchmarks.durability.training_verdict import Training, training_findings
 from benchmarks.durability.voters import Acknowledged
-
-MOST_NAMED = 5
-"""Ids that a finding names at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,7 @@ class Evidence:
         dead_letters, parked: how many.
         rebuilt: id of the snapshot made anew from a replay of the ledger; None where none was.
         snapshot: id of the last snapshot.
+        training: what the trainer left behind; None where none ran.
     """
 
     votes: Sequence[SnapshotVote]
@@ -50,6 +50,7 @@ class Evidence:
     parked: int
     snapshot: str
     rebuilt: str | None
+    training: Training | None = None
 
 
 def findings(acknowledged: Sequence[Acknowledged], pairs: Iterable[str], evidence: Evidence) -> list[str]:
@@ -58,28 +59,30 @@ def findings(acknowledged: Sequence[Acknowledged], pairs: Iterable[str], evidenc
     found = Counter(vote.vote_id for vote in evidence.votes)
     prompts = Counter(evidence.prompts)
     breaches = [
-        _named(
-            "two acknowledgements of different votes have one id", _repeated(Counter(v.vote_id for v in acknowledged))
+        named(
+            "two acknowledgements of different votes have one id", repeated(Counter(v.vote_id for v in acknowledged))
         ),
-        _named("acknowledged and not in the ledger", told.keys() - evidence.ledger),
-        _named("acknowledged and not in the snapshot", told.keys() - found.keys()),
-        _named("in the snapshot more than once", _repeated(found)),
-        _named("in the snapshot and never cast", found.keys() - told.keys()),
-        _named("not what was voted", _altered(told, evidence.votes)),
-        _named("pairs shown and not in the snapshot", set(pairs) - prompts.keys()),
-        _named("pairs in the snapshot more than once", _repeated(prompts)),
-        _named("out of order in the snapshot", _disordered(acknowledged, _by_time(evidence.votes))),
-        _named("out of order on the topic", _disordered(acknowledged, _first_seen(evidence.topic))),
-        _named("snapshots on the way that double or invent", _wrong_on_the_way(told.keys(), evidence.passing)),
+        named("acknowledged and not in the ledger", told.keys() - evidence.ledger),
+        named("acknowledged and not in the snapshot", told.keys() - found.keys()),
+        named("in the snapshot more than once", repeated(found)),
+        named("in the snapshot and never cast", found.keys() - told.keys()),
+        named("not what was voted", _altered(told, evidence.votes)),
+        named("pairs shown and not in the snapshot", set(pairs) - prompts.keys()),
+        named("pairs in the snapshot more than once", repeated(prompts)),
+        named("out of order in the snapshot", _disordered(acknowledged, _by_time(evidence.votes))),
+        named("out of order on the topic", _disordered(acknowledged, _first_seen(evidence.topic))),
+        named("snapshots on the way that double or invent", _wrong_on_the_way(told.keys(), evidence.passing)),
     ]
     if not evidence.topic_forgets:
-        breaches.append(_named("acknowledged and not on the topic", told.keys() - set(evidence.topic)))
+        breaches.append(named("acknowledged and not on the topic", told.keys() - set(evidence.topic)))
     if evidence.dead_letters:
         breaches.append(f"{evidence.dead_letters} dead letters, though every record was good")
     if evidence.parked:
         breaches.append(f"{evidence.parked} events parked, though none was too large")
     if evidence.rebuilt is not None and evidence.rebuilt != evidence.snapshot:
         breaches.append(f"a replay of the ledger makes snapshot {evidence.rebuilt}, not {evidence.snapshot}")
+    if evidence.training is not None:
+        breaches += training_findings(evidence.training)
     return [breach for breach in breaches if breach]
 
 
@@ -118,15 +121,3 @@ def _first_seen(vote_ids: Iterable[str]) -> list[str]:
 def _wrong_on_the_way(told: Iterable[str], passing: Mapping[str, Sequence[str]]) -> set[str]:
     known = set(told)
     return {name for name, ids in passing.items() if len(set(ids)) != len(ids) or not known.issuperset(ids)}
-
-
-def _repeated(counts: Counter[str]) -> set[str]:
-    return {name for name, count in counts.items() if count > 1}
-
-
-def _named(what: str, ids: Iterable[str]) -> str:
-    named = sorted(ids)
-    if not named:
-        return ""
-    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-    return f"{what}: {', '.join(named[:MOST_NAMED])}{more}"

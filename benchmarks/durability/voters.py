@@ -22,6 +22,10 @@ TIMEOUT_S = 10.0
 PAUSE_S = 0.2
 RETRY_S = 0.1
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LIKED = "e"
+"""The answer with more of it is preferred: something that a reward model can learn."""
+WHIMS = 0.2
+"""Share of the votes that say anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,14 @@ class Heard:
         return len(self.votes)
 
 
+def choose(pair: Mapping[str, Any], rng: random.Random) -> Choice:
+    """A vote on a pair as it was answered: by the voters' taste, or by a whim."""
+    if rng.random() < WHIMS:
+        return rng.choice(CHOICES)
+    worth = {one["position"]: one["message"]["content"].count(LIKED) for one in pair["completions"]}
+    return "tie" if worth["a"] == worth["b"] else "a" if worth["a"] > worth["b"] else "b"
+
+
 class Voters:
     """Some voters at once, each with its own conversations.
 
@@ -69,9 +81,7 @@ class Voters:
         turns: votes in a conversation before the voter begins another.
     """
 
-    def __init__(
-        self, urls: Sequence[str], *, count: int, seed: int, pause_s: float = PAUSE_S, turns: int = 12
-    ) -> None:
+    def __init__(self, urls: Sequence[str], *, count: int, seed: int, pause_s: float = PAUSE_S, turns: int = 6) -> None:
         self.heard = Heard()
         self._urls = urls
         self._pause_s = pause_s
@@ -131,7 +141,7 @@ class Voters:
             self._cast(http, pair, rng)
 
     def _cast(self, http: httpx.Client, pair: Mapping[str, Any], rng: random.Random) -> None:
-        choice, comment = rng.choice(CHOICES), "".join(rng.choices(LETTERS, k=16))
+        choice, comment = choose(pair, rng), "".join(rng.choices(LETTERS, k=16))
         began = time.monotonic()
         body = {"pair_id": pair["pair_id"], "choice": choice, "comment": comment}
         answer, attempts = self._ask(http, "/v1/votes", body)

@@ -19,15 +19,19 @@ pytestmark = [
 KILLS = 5
 
 
-@pytest.mark.parametrize(("log", "ledger", "servings"), [("embedded", "sqlite", 1), ("kafka", "postgres", 2)])
+@pytest.mark.parametrize(
+    ("log", "ledger", "servings", "trainer"), [("embedded", "sqlite", 1, True), ("kafka", "postgres", 2, False)]
+)
 def test_every_acknowledged_vote_is_in_the_snapshot_once_though_parts_are_killed(
-    tmp_path: Path, log: LogKind, ledger: LedgerKind, servings: int
+    tmp_path: Path, log: LogKind, ledger: LedgerKind, servings: int, trainer: bool
 ) -> None:
     try:
-        report = run(Case(log, ledger, kills=KILLS, seed=11, servings=servings, voters=3), tmp_path)
+        case = Case(log, ledger, kills=KILLS, seed=11, servings=servings, voters=3, trainer=trainer)
+        report = run(case, tmp_path)
     except NotHere as missing:
         pytest.skip(str(missing))
     assert report.faults == []
     assert sum(report.kills.values()) == KILLS
     assert report.votes >= 5 * KILLS
     assert report.rebuilt == report.snapshot
+    assert (report.cycles.get("published", 0) > 0) is trainer
