@@ -98,13 +98,13 @@ def topic_votes(bootstrap: str) -> list[str]:
 
 def _training(stage: Stage, dataset: Dataset, newest: str) -> Training:
     cycles, adapters = training.cycles(stage.config.paths), training.adapters(stage.config.paths.adapters)
-    named = {one.snapshot for one in (*cycles, *adapters) if one.snapshot is not None}
+    named = {cycle.snapshot for cycle in cycles} | {adapter.snapshot for adapter in adapters}
     said = [AdapterPublished.from_bytes(value) for value in _values(stage.bootstrap, ADAPTER_TOPIC)]
     return Training(
         cycles=cycles,
         adapters=adapters,
         announced=[(one.name, one.manifest_sha256) for one in said],
-        snapshots=frozenset(name for name in named if _is_whole(dataset, name)),
+        snapshots=frozenset(name for name in named if name is not None and _is_whole(dataset, name)),
         newest=newest,
     )
 

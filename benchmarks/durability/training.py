@@ -12,9 +12,9 @@ from benchmarks.durability.parts import python
 from benchmarks.durability.training_verdict import CycleSeen, Published
 from feedback.contracts import AdapterManifest
 from feedback.paths import DataPaths
-from train.config import GovernorConfig, LoraSettings, PpoConfig, RolloutConfig, ScheduleConfig, TrainConfig
+from train.config import GovernorConfig, LoraSettings, PpoConfig, RolloutConfig, TrainConfig
 from train.cycle_state import all_cycles
-from train.reward.config import RewardConfig
+from train.reward.config import RewardConfig, ScheduleConfig
 
 SETTINGS = TrainConfig(
     threads=1,
