@@ -6,6 +6,7 @@ import contextlib
 import hmac
 import os
 import secrets
+from functools import lru_cache
 from pathlib import Path
 
 MINIMUM_SECRET_CHARACTERS = 16
@@ -37,8 +38,16 @@ def load_or_make_secret(path: Path, env: str) -> str:
 
 def pseudonym(secret: str, token: str) -> str:
     """The stable name of whoever holds `token`: HMAC-SHA256 under the installation's secret, `v_` and 24 hex digits."""
-    digest = hmac.digest(secret.encode(), token.encode(), "sha256")
-    return f"v_{digest.hex()[:24]}"
+    keyed = _keyed(secret).copy()
+    keyed.update(token.encode())
+    return f"v_{keyed.hexdigest()[:24]}"
+
+
+@lru_cache(maxsize=4)
+def _keyed(secret: str) -> hmac.HMAC:
+    """The HMAC before any token, to be copied. `hmac.digest` lets go of the interpreter's lock each time, and serving's
+    event loop then has to wait for it."""
+    return hmac.new(secret.encode(), digestmod="sha256")
 
 
 def _checked(secret: str, source: str) -> str:

@@ -5,9 +5,9 @@ Pure ASGI, so that a stream's chunks pass through untouched.
 
 from __future__ import annotations
 
+import random
 import re
 import time
-import uuid
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,6 +35,8 @@ _EVERYWHERE = (
     (b"cache-control", b"no-store"),
 )
 """Headers of every answer that doesn't say otherwise."""
+_ids = random.Random()  # noqa: S311  request ids are to differ, not to be secret
+"""Asking the kernel for each id would cost a system call, and the interpreter's lock."""
 log = structlog.get_logger(__name__)
 
 
@@ -73,7 +75,7 @@ class _Exchange:
         factor = _ROLLOUT_BODY_FACTOR if scope["path"] == "/v1/rollouts" else 1
         self._body_limit = config.max_body_bytes * factor
         given = header(scope, b"x-request-id")
-        self._id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self._id = given if _REQUEST_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}"
         self._length = header(scope, b"content-length")
         state: dict[str, Any] = dict(scope.get("state") or {})
         scope["state"] = state | {"request_id": self._id, "log": {}}

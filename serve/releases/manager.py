@@ -91,8 +91,8 @@ class ReleaseManager:
 
     def stir(self) -> None:
         """There is a vote, or another serving has decided something: look soon. Safe from any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stirred.set)
+        if self._loop is not None and not self._stirred.is_set() and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stirred.set)  # one that is set already is cleared before the look
 
     async def settled(self) -> None:
         """Return once everything heard so far is dealt with."""
