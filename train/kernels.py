@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+LAID_OUT_FOR = 16
+"""Rows that `laid_out` tells oneDNN to expect; what is laid out for 16 is as good for 1 or 2,048."""
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision made single; double stays double."""
@@ -26,6 +29,18 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return nn.functional.linear(x, weight, bias)
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """The weight (out, in) for many products with few rows, in the layout that the quicker library works in.
+
+    Read by `product` and `frozen_linear` alone. oneDNN otherwise copies a weight into that layout at every product,
+    which at 16 rows is a third of the time. The same bits come out, but for a single row.
+    """
+    if _onednn_is_faster() and weight.device.type == "cpu" and weight.dtype == torch.float32:
+        out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), LAID_OUT_FOR)
+        return out
+    return weight
 
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -86,9 +101,10 @@ class _AdaptedLinear(torch.autograd.Function):
 
 @cache
 def _onednn_is_faster() -> bool:
-    """Whether this is an AMD processor and PyTorch has the operator."""
+    """Whether this is an AMD processor and PyTorch has the operators."""
     try:
         maker = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")[:4096]
     except OSError:
         return False
-    return "AuthenticAMD" in maker and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    there = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    return "AuthenticAMD" in maker and there

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from train.config import LoraSettings
 from train.errors import BaseMismatch, ModelUnusable
-from train.kernels import adapted_linear, frozen_linear
+from train.kernels import adapted_linear, frozen_linear, laid_out
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -70,7 +70,8 @@ class LoraLinear(nn.Module):
             if self.active is not None:
                 a, b = self.lora_a[self.active], self.lora_b[self.active]
                 weight = torch.addmm(weight.float(), b, a, alpha=self.scale)
-            self.merged = weight.detach().to(dtype)  # detached: a module won't hold a Parameter here
+            # detached: a module won't hold a Parameter here
+            self.merged = laid_out(weight.detach().to(dtype))
 
     def unmerge(self) -> None:
         """Drop the merged weight."""

@@ -23,6 +23,20 @@ def test_product_and_gradient_equal_the_plain_layer(monkeypatch: pytest.MonkeyPa
     assert torch.allclose(grad, torch.einsum("bto,oi->bti", up, weight), atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 16, 300])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_a_weight_that_was_laid_out_gives_the_same_products(
+    monkeypatch: pytest.MonkeyPatch, rows: int, onednn: bool
+) -> None:
+    monkeypatch.setattr(kernels, "_onednn_is_faster", lambda: onednn)
+    generator = torch.Generator().manual_seed(2)
+    x, weight = torch.randn(rows, 40, generator=generator), torch.randn(7, 40, generator=generator)
+    with torch.no_grad():
+        got = kernels.frozen_linear(x, kernels.laid_out(weight), None)
+    assert torch.allclose(got.double(), torch.einsum("ni,oi->no", x.double(), weight.double()), atol=1e-5)
+    assert kernels.laid_out(weight.bfloat16()).dtype == torch.bfloat16, "half precision stays as it is"
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("onednn", [False, True])
 def test_an_adapted_layer_and_its_gradients_equal_the_formula(
