@@ -19,6 +19,7 @@ from feedback.fingerprint import ModelFolderError, base_fingerprint
 from train.config import LoraSettings
 from train.errors import ModelUnusable
 from train.heads import RowLoss, score_tokens
+from train.kernels import spare
 from train.lora import AdapterSet
 from train.packing import ATTENTION, Layout, Packed, TreeLayout, Turn, gather_rows, groups, install_attention, pack
 from train.recompute import recomputed
@@ -102,6 +103,7 @@ class Base:
         self.adapters = (
             AdapterSet(model.model, settings) if tuning == "lora" else _full_policy(model, settings, sharded)
         )
+        spare(model)
         self.adapters.layers = {f"model.{path}": layer for path, layer in self.adapters.layers.items()}
 
     @classmethod

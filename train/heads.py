@@ -20,7 +20,7 @@ from train.kernels import at_least_float32, product
 from train.reward.foresight import Tilt
 
 EMPHASIS = 100.0
-CHUNK_ROWS = 128
+CHUNK_ROWS = 64
 """Rows of logits that exist at once."""
 
 

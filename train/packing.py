@@ -131,23 +131,27 @@ def pack(
 
 
 def groups(turns: Sequence[Turn], budget: int) -> list[list[int]]:
-    """Split into groups of about `budget` tokens, counted as `pack` lays them; equal prompts stay together.
+    """Split into even groups of at most `budget` tokens, counted as `pack` lays them (one turn may be longer alone).
+
+    Answers to one prompt stay together while they fit, and prompts of a length lie side by side.
 
     Returns:
         Indices into `turns`; every index once.
     """
     order = sorted(range(len(turns)), key=lambda i: (len(turns[i].prompt_ids), turns[i].prompt_ids, i))
-    costs = [len(turn.prompt_ids) + len(turn.response_ids) for turn in turns]
-    parts = -(-sum(costs) // budget)
-    budget = min(budget, -(-sum(costs) // max(parts, 1)) + max(costs, default=0))  # even parts, no small remainder
+    distinct = {turn.prompt_ids for turn in turns}
+    trunk = len(_common_prefix(list(distinct))) if len(distinct) > 1 else 0
+    whole = trunk + sum(len(ids) - trunk for ids in distinct) + sum(len(turn.response_ids) for turn in turns)
+    share = trunk + -(-(whole - trunk) // max(-(-whole // budget), 1))  # of each group, were they all as long
     result: list[list[int]] = []
-    used, last = budget, None
+    used, last = 0, None
     for index in order:
         turn = turns[index]
-        cost = len(turn.response_ids) + (0 if turn.prompt_ids == last else len(turn.prompt_ids))
-        if used + cost > budget:
+        stem = 0 if turn.prompt_ids == last else len(turn.prompt_ids) - trunk
+        cost = stem + len(turn.response_ids)
+        if not result or used + cost > budget or (stem and used >= share):
             result.append([])
-            used, cost = 0, len(turn.response_ids) + len(turn.prompt_ids)
+            used, cost = trunk, len(turn.prompt_ids) - trunk + len(turn.response_ids)
         result[-1].append(index)
         used, last = used + cost, turn.prompt_ids
     return result

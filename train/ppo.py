@@ -36,6 +36,7 @@ from train.experience import Scored, shaped
 from train.gold import Point, passed
 from train.governor import Conduct, Judgement, Prices, choose, conduct, judge
 from train.iteration import IterationMetrics, PpoResult
+from train.memory import give_back
 from train.order import SAMPLING, plan, prompt_at, seed_for
 from train.packing import Turn
 from train.ppo_state import RunState
@@ -287,6 +288,7 @@ class PpoTrainer:
         self._progress(name, 0, self._config.ppo.episodes)
         started = time.perf_counter()
         yield
+        give_back()
         self._seconds[name] = time.perf_counter() - started
 
     def _save(self, iteration: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from train.base import POLICY, Base
-from train.kernels import frozen_linear, laid_out
+from train.kernels import frozen_linear
 from train.packing import Packed, TreeLayout, gather_rows, grouped_attention, pack
 from train.rollout import Sample
 
@@ -67,7 +67,7 @@ class LocalRollouts:
         rows = [prompt for prompt in prompts for _ in range(n)]
         samples: list[Sample] = []
         with torch.no_grad(), self._base.adapters.merged(self._adapter, self._dtype):
-            head = laid_out(self._base.head.to(self._dtype))
+            head = self._base.head.to(self._dtype)
             while len(samples) < len(rows):
                 start = len(samples)
                 part = rows[start : start + self._fitting(rows[start : start + self._batch], max_tokens)]

@@ -100,6 +100,27 @@ def test_groups_hold_every_turn_once_and_keep_equal_prompts_together(turns: Sequ
     assert any({0, 2} <= set(group) for group in split)
 
 
+def _said(prompt: Sequence[int], answer: int) -> Turn:
+    return Turn(tuple(prompt), tuple(range(100, 100 + answer)))
+
+
+def test_groups_count_what_all_prompts_begin_with_once() -> None:
+    # trunk 4, two rests of 3, four answers of 5: 30 tokens as they are laid, 48 one by one
+    turns = [_said([1, 2, 3, 4, rest, rest, rest], 5) for rest in (7, 7, 8, 8)]
+    assert pack(turns).tokens == 30
+    assert groups(turns, 30) == [[0, 1, 2, 3]]
+    assert groups(turns, 29) == [[0, 1], [2, 3]]
+
+
+def test_groups_are_even_and_none_is_over_the_budget() -> None:
+    turns = [_said([1, 2, rest, rest], 8) for rest in range(10, 16)]  # trunk 2 and 10 a turn: 62 tokens
+    split = groups(turns, 50)
+    assert [len(group) for group in split] == [3, 3], "not four and a remainder of two"
+    assert [pack([turns[row] for row in group]).tokens for group in split] == [32, 32]
+    assert [len(group) for group in groups(turns, 12)] == [1] * 6
+    assert groups([_said([1], 99)], 50) == [[0]], "a turn longer than the budget goes alone"
+
+
 def test_with_a_fresh_adapter_the_policy_is_the_reference_to_the_bit(base: Base, turns: Sequence[Turn]) -> None:
     policy = policy_pass(base, turns)
     bare = policy_pass(base, turns, adapter=None)
