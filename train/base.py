@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from feedback.fingerprint import ModelFolderError, base_fingerprint
+from train.blocks import spare
 from train.config import LoraSettings
 from train.errors import ModelUnusable
 from train.heads import RowLoss, score_tokens
-from train.kernels import spare
 from train.lora import AdapterSet
 from train.packing import ATTENTION, Layout, Packed, TreeLayout, Turn, gather_rows, groups, install_attention, pack
 from train.recompute import recomputed

@@ -67,7 +67,7 @@ class PpoConfig(Section):
     """Answers to one prompt; they share its prefill, in the sampler and in every pass of the trainer."""
     minibatch: int = Field(default=8, ge=1)
     """Episodes an optimiser step is made from."""
-    micro_tokens: int = Field(default=480, ge=64)
+    micro_tokens: int = Field(default=512, ge=64)
     """Tokens that go through the model at once in the update; a larger minibatch accumulates gradients."""
     pass_tokens: int = Field(default=2048, ge=64)
     """Tokens that go through the model at once in passes without a gradient."""

@@ -1,4 +1,4 @@
-"""The frozen layers' matrix product, by the quicker of the libraries that PyTorch carries; blocks that keep less.
+"""The frozen layers' matrix product, by the quicker of the libraries that PyTorch carries.
 
 On AMD processors oneDNN's float32 product is 5 to 60% faster than MKL's (measured on a Zen 4; most for the small
 batches of decoding), so it is taken there. The choice depends on the processor's make alone: equal runs stay equal to
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -64,40 +63,19 @@ def adapted_linear(  # noqa: PLR0917 - a layer's weights, in the order of the fo
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
+def adapted_gated(  # noqa: PLR0917 - a layer's weights, in the order of the formula
+    gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+) -> Tensor:
+    """`adapted_linear` of silu(gate) * up, which is not kept for the way back but worked out again."""
+    into = (gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1]))
+    out: Tensor = _AdaptedGated.apply(*into, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
+    return out.view(*gate.shape[:-1], weight.shape[0])
+
+
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, all of one shape; for the way back it keeps these two, not silu(gate) beside them."""
     out: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
     return out
-
-
-def spare(model: nn.Module) -> int:
-    """Let the gated feed-forward blocks of a transformers model keep less for the way back.
-
-    A block is changed where it has the parts of Llama's and its own answer to a random input is what ours would be.
-
-    Returns:
-        How many were changed.
-    """
-    changed = 0
-    for block in model.modules():
-        parts = [getattr(block, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")]
-        if all(isinstance(part, nn.Module) for part in parts) and _is_gated(block):
-            block.forward = MethodType(_through_gate, block)
-            changed += 1
-    return changed
-
-
-def _through_gate(block: Any, x: Tensor) -> Tensor:
-    out: Tensor = block.down_proj(gated(block.gate_proj(x), block.up_proj(x)))
-    return out
-
-
-def _is_gated(block: Any) -> bool:
-    weight = block.gate_proj.weight
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn((1, 2, weight.shape[1]), generator=generator).to(weight)
-    with torch.no_grad():
-        return torch.allclose(block(x), _through_gate(block, x))
 
 
 class _Gated(torch.autograd.Function):
@@ -128,9 +106,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(  # noqa: PLR0917 - torch passes them by place
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
     ) -> Tensor:
-        out = product(x, weight, bias)
-        low = product(x, a.to(x.dtype)).mul_(scale)
-        out.addmm_(low, b.t().to(x.dtype))
+        out, low = _adapted(x, weight, bias, a, b, scale)
         ctx.weight, ctx.scale = weight, scale
         ctx.save_for_backward(x, low, a, b)
         return out
@@ -138,14 +114,59 @@ class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, low, a, b = ctx.saved_tensors
-        grad = grad.contiguous()
-        pull = product(grad, b.t().to(grad.dtype)).mul_(ctx.scale)  # d loss / d (x A^T)
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            to_x = product(grad, ctx.weight.t()).addmm_(pull, a.to(grad.dtype))
-        to_a = product(pull.t(), x.t()).to(a.dtype)
-        to_b = product(low.t(), grad.t()).t().to(b.dtype)  # of the two ways round the quicker
-        return to_x, None, None, to_a, to_b, None
+        back = _Back(grad.contiguous(), ctx.weight, low, a, b, ctx.scale)
+        to_x = back.to_x() if ctx.needs_input_grad[0] else None
+        return to_x, None, None, back.to_a(x), back.to_b(), None
+
+
+class _AdaptedGated(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 - torch passes them by place
+        ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        out, low = _adapted(nn.functional.silu(gate).mul_(up), weight, bias, a, b, scale)
+        ctx.weight, ctx.scale = weight, scale
+        ctx.save_for_backward(gate, up, low, a, b)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        gate, up, low, a, b = ctx.saved_tensors
+        back = _Back(grad.contiguous(), ctx.weight, low, a, b, ctx.scale)
+        opened, to_x = nn.functional.silu(gate), back.to_x()
+        to_a = back.to_a(opened * up)
+        to_up = opened.mul_(to_x)
+        to_gate = torch.ops.aten.silu_backward(to_x.mul_(up), gate)
+        return to_gate, to_up, None, None, to_a, back.to_b(), None
+
+
+def _adapted(  # noqa: PLR0917 - as above
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The layer's result, and scale x A^T (N, r)."""
+    out = product(x, weight, bias)
+    low = product(x, a.to(x.dtype)).mul_(scale)
+    return out.addmm_(low, b.t().to(x.dtype)), low
+
+
+class _Back:
+    """Gradients of an adapted layer, from that of its result (N, out)."""
+
+    def __init__(self, grad: Tensor, weight: Tensor, low: Tensor, a: Tensor, b: Tensor, scale: float) -> None:  # noqa: PLR0917
+        self._grad, self._weight, self._low, self._a, self._b = grad, weight, low, a, b
+        self._pull = product(grad, b.t().to(grad.dtype)).mul_(scale)  # d loss / d (x A^T)
+
+    def to_x(self) -> Tensor:
+        """(N, in)."""
+        return product(self._grad, self._weight.t()).addmm_(self._pull, self._a.to(self._grad.dtype))
+
+    def to_a(self, x: Tensor) -> Tensor:
+        """(r, in), of the layer's x (N, in)."""
+        return product(self._pull.t(), x.t()).to(self._a.dtype)
+
+    def to_b(self) -> Tensor:
+        """(out, r); of the two ways round the quicker."""
+        return product(self._low.t(), self._grad.t()).t().to(self._b.dtype)
 
 
 @cache

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from train.config import LoraSettings
 from train.errors import BaseMismatch, ModelUnusable
-from train.kernels import adapted_linear, frozen_linear, laid_out
+from train.kernels import adapted_gated, adapted_linear, frozen_linear, gated, laid_out
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -62,6 +62,13 @@ class LoraLinear(nn.Module):
             return frozen_linear(x, self.weight, self.bias)
         a, b = self.lora_a[self.active], self.lora_b[self.active]
         return adapted_linear(x, self.weight, self.bias, a, b, self.scale)
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """What `forward` makes of silu(gate) * up, both (..., in), keeping less for the way back."""
+        if self.merged is not None or self.active is None:
+            return self.forward(gated(gate, up))
+        a, b = self.lora_a[self.active], self.lora_b[self.active]
+        return adapted_gated(gate, up, self.weight, self.bias, a, b, self.scale)
 
     def merge(self, dtype: torch.dtype) -> None:
         """Make the merged weight of the active adapter (of the bare layer if there is none)."""

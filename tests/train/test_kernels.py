@@ -75,44 +75,29 @@ def test_where_nothing_before_a_layer_learns_only_its_adapter_gets_a_gradient() 
     torch.testing.assert_close(b.grad, (1.5 * x @ a.T).sum(0).expand(5, 2).detach())
 
 
+@pytest.mark.parametrize("onednn", [False, True])
+def test_an_adapted_layer_behind_a_gate_equals_the_two_apart(monkeypatch: pytest.MonkeyPatch, onednn: bool) -> None:
+    monkeypatch.setattr(kernels, "_onednn_is_faster", lambda: onednn)
+    generator = torch.Generator().manual_seed(4)
+    gate, up, a, b = (
+        torch.randn(*shape, generator=generator).requires_grad_() for shape in ((2, 5, 12), (2, 5, 12), (3, 12), (7, 3))
+    )
+    weight, shift = torch.randn(7, 12, generator=generator), torch.randn(7, generator=generator)
+    pulls = torch.randn(2, 5, 7, generator=generator)
+    x = gate / (1 + torch.exp(-gate)) * up
+    expected = torch.einsum("bti,oi->bto", x, weight + 0.5 * b @ a) + shift
+    got = kernels.adapted_gated(gate, up, weight, shift, a, b, 0.5)
+    assert torch.allclose(got, expected, atol=1e-4)
+    for mine, truth in zip(
+        torch.autograd.grad(got, (gate, up, a, b), pulls),
+        torch.autograd.grad(expected, (gate, up, a, b), pulls),
+        strict=True,
+    ):
+        assert torch.allclose(mine, truth, atol=1e-4)
+
+
 def test_the_gate_and_its_gradients_equal_the_formula() -> None:
     generator = torch.Generator().manual_seed(3)
     gate, up = (torch.randn(4, 6, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
     assert torch.allclose(kernels.gated(gate, up), gate / (1 + torch.exp(-gate)) * up, atol=1e-12)
     assert torch.autograd.gradcheck(kernels.gated, (gate, up))
-
-
-class _Block(torch.nn.Module):
-    """A feed-forward block with Llama's parts."""
-
-    def __init__(self, act: torch.nn.Module, *, gate_last: bool = False) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(*shape) for shape in ((3, 5), (3, 5), (5, 3)))
-        self.act_fn = act
-        self.gate_last = gate_last
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first, second = (self.up_proj, self.gate_proj) if self.gate_last else (self.gate_proj, self.up_proj)
-        out: torch.Tensor = self.down_proj(self.act_fn(first(x)) * second(x))
-        return out
-
-
-def test_blocks_that_keep_less_say_the_same_and_others_are_left_alone() -> None:
-    torch.manual_seed(0)
-    model = torch.nn.ModuleList(
-        [
-            _Block(torch.nn.SiLU()),
-            _Block(torch.nn.GELU()),
-            _Block(torch.nn.SiLU(), gate_last=True),
-            torch.nn.Linear(3, 3),
-        ]
-    )
-    x = torch.randn(2, 4, 3)
-    before = [block(x) for block in model]
-    assert kernels.spare(model) == 1
-    for block, expected in zip(model, before, strict=True):
-        assert torch.allclose(block(x), expected, atol=1e-6)
-    kept: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        kernels.gated(torch.randn(2, 5, requires_grad=True), torch.randn(2, 5, requires_grad=True))
-    assert len(kept) == 2, "what enters, and nothing that can be worked out again"

@@ -55,7 +55,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_nothing_and_can_be_written_later
     ("error", "phase", "said"),
     [
         (MemoryError(), "features", "lower train.reward.batch_tokens (now 2048)"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "update", "train.ppo.micro_tokens (now 480)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "update", "train.ppo.micro_tokens (now 512)"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
             "sample",
@@ -109,7 +109,7 @@ def test_a_cycle_that_runs_out_of_memory_and_disk_goes_on_when_there_is_some(
     with monkeypatch.context() as patch:
         patch.setattr(Updater, "run", out_of_memory)
         assert train_once(paths, tiny_model) == 1
-    assert "lower train.ppo.micro_tokens (now 480)" in message()
+    assert "lower train.ppo.micro_tokens (now 512)" in message()
     less: dict[str, Any] = {**CONFIG, "ppo": {**CONFIG["ppo"], "micro_tokens": 128}}
     with monkeypatch.context() as patch:
         patch.setattr(AdapterSet, "save", no_room)
