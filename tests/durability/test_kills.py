@@ -29,7 +29,7 @@ def test_every_acknowledged_vote_is_in_the_snapshot_once_though_parts_are_killed
         case = Case(log, ledger, kills=KILLS, seed=11, servings=servings, voters=3, trainer=trainer)
         report = run(case, tmp_path)
     except NotHere as missing:
-        pytest.skip(str(missing))
+        pytest.skip(str(missing))  # Kafka's script or PostgreSQL: the message says what to install or to set
     assert report.faults == []
     assert sum(report.kills.values()) == KILLS
     assert report.votes >= 5 * KILLS

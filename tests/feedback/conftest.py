@@ -26,7 +26,7 @@ def embedded_broker() -> Iterator[Embedded]:
 def apache_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
     script = kafka_script()
     if script is None:
-        pytest.skip(NO_KAFKA)
+        pytest.skip(NO_KAFKA)  # the suite has run against the embedded broker
     broker = ApacheKafka(script, tmp_path_factory.mktemp("kafka"))
     yield broker
     broker.stop()

@@ -34,7 +34,7 @@ def read(consumer: EventConsumer, count: int, timeout_s: float = 40.0) -> list[S
         try:
             records += consumer.poll(0.3)
         except EventLogUnavailable:
-            time.sleep(0.1)
+            time.sleep(0.1)  # the broker is away, and tells nobody when it is back: bounded by timeout_s
     return records
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tests.train.conftest import Turn
+from train.base import Base, policy_pass
 from train.blocks import spare
 from train.config import LoraSettings
 from train.kernels import gated
@@ -61,3 +63,18 @@ def test_an_adapted_block_that_keeps_less_has_the_same_gradients() -> None:
         got = torch.autograd.grad(model(x), wanted, pulls)
     for mine, truth in zip(got, expected, strict=True):
         assert torch.allclose(mine, truth, atol=1e-5)
+
+
+def test_a_pass_of_the_policy_keeps_gate_and_up_of_each_block_and_no_third(base: Base, turns: list[Turn]) -> None:
+    wide = base._model.config.intermediate_size
+    kept: set[int] = set()
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dim() > 1 and tensor.shape[-1] == wide and not isinstance(tensor, torch.nn.Parameter):
+            kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        found = policy_pass(base, turns, loss=lambda _at, scores: scores.logprobs.sum())
+    assert found.loss.requires_grad
+    assert len(kept) == 2 * base.depth

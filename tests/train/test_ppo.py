@@ -110,6 +110,15 @@ def test_a_sampler_that_lies_about_its_logprobs_is_caught(base: Base, tmp_path: 
         trainer.run()
 
 
+def test_each_phase_gives_back_the_memory_that_it_leaves(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[None] = []
+    monkeypatch.setattr("train.ppo.give_back", lambda: given.append(None))
+    train(base, tmp_path, config(iterations=1))
+    assert len(given) == 6  # sample, score, old, update; then the last policy is sampled and scored
+
+
 def test_gradient_accumulation_changes_nothing_but_rounding(tiny_model: Path, tmp_path: Path) -> None:
     states = []
     for name, micro in (("whole", 4096), ("cut", 64)):

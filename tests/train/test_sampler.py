@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from train import kernels
 from train.base import POLICY, Base, policy_pass
 from train.sampler import LocalRollouts
 
@@ -59,6 +60,18 @@ def test_draws_follow_the_distribution(stirred: Base) -> None:
         p = math.exp(next(s.logprobs[0] for s in samples if s.response_ids[0] == token))
         deviation = math.sqrt(p * (1 - p) / count)
         assert abs(first.count(token) / count - p) < 4 * deviation
+
+
+def test_every_merged_weight_is_laid_out_once_a_call(stirred: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def laid_out(weight: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(weight.shape))
+        return kernels.laid_out(weight)
+
+    monkeypatch.setattr("train.lora.laid_out", laid_out)
+    LocalRollouts(stirred).generate(PROMPTS, 1, max_tokens=3, temperature=1.0, seed=0)
+    assert seen == [tuple(layer.weight.shape) for layer in stirred.adapters.layers.values()]
 
 
 def test_sampling_leaves_no_merged_weight_behind(stirred: Base) -> None:
