@@ -88,6 +88,12 @@ class Cycle:
                 f"see {self._folder / 'report.html'}"
             )
         evaluation = self._evaluate(head, data.prompts)  # 5
+        if self._config.governor.enabled and evaluation.after.reward <= evaluation.before.reward:
+            self._report(head, result, None)
+            raise PolicyRefused(
+                f"on fresh answers the policy earns {evaluation.after.reward:.2f} where the base earns "
+                f"{evaluation.before.reward:.2f}: the incumbent stays; see {self._folder / 'report.html'}"
+            )
         adapter = self._publish(head, result, evaluation)  # 6
         self._advance(outcome="published", metrics=self._figures(head, result, evaluation))
         self._report(head, result, evaluation)  # 7

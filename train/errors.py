@@ -65,7 +65,7 @@ class RewardRefused(TrainError):
 
 
 class PolicyRefused(TrainError):
-    """PPO found no policy that is better than its start and within the governor's bounds."""
+    """PPO found no policy that is better than its start and within the governor's bounds, or fresh answers disagree."""
 
 
 class TrainingDiverged(TrainError):

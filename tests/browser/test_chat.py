@@ -163,6 +163,27 @@ def test_a_refused_question_says_why_and_is_retried(open_page: OpenPage, site: S
     ballot(page)
 
 
+def test_a_question_asked_while_the_model_loads_is_kept_and_sent_when_it_is_ready(
+    open_page: OpenPage, site: Site
+) -> None:
+    page = open_page(expected=("503",))
+    site.on_loop(site.deps.readiness.set_unready, "the model is still being loaded")
+    ask(page)
+    expect(page.locator("#writing")).to_contain_text("Your question is kept, and sent as soon as it is.")
+    site.on_loop(site.deps.readiness.set_ready)
+    ballot(page)
+    expect(page.locator("#writing-text")).to_have_text("Two candidates are answering")
+
+
+def test_a_question_that_waits_for_the_model_can_be_stopped(open_page: OpenPage, site: Site) -> None:
+    page = open_page(expected=("503",))
+    site.on_loop(site.deps.readiness.set_unready, "the model is still being loaded")
+    ask(page)
+    expect(page.locator("#writing")).to_contain_text("Your question is kept, and sent as soon as it is.")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Ask again")).to_be_visible()
+
+
 def test_a_vote_that_was_not_saved_is_cast_again_and_counts_once(open_page: OpenPage, site: Site) -> None:
     page = open_page(expected=("503", "ERR_FAILED"))
     ask(page)

@@ -22,10 +22,14 @@ SETTINGS: dict[str, object] = {
     "train.ppo.learning_rate": 3e-3,
     "train.rollout.max_tokens": 16,
     "train.schedule.eval_prompts": 64,
-    # A model of noise answers in noise: its perplexity and bigrams tell nothing of fluency.
+    # A model of noise answers in noise: its perplexity and bigrams tell nothing of fluency, and a word that it has in
+    # common with its prompt is chance.
     "train.governor.max_perplexity_ratio": 5.0,
     "train.governor.max_kl": 100,
     "train.governor.min_distinct_ratio": 0.5,
+    "train.governor.min_topic_ratio": 0,
+    "train.governor.topic_price": 0,
+    "train.governor.topic_aim": 0,
     "serve.default_max_tokens": 16,
     "serve.kv_cache_gib": 0.25,
     "feedback.curator_metrics_port": 0,

@@ -11,15 +11,15 @@ from tests.e2e.stack import Stack, command, environment
 
 
 class Crowd:
-    """Votes in batches until the block ends, then ends its batch; raises if any batch failed.
+    """Votes in batches until an adapter is published or the block ends; raises if any batch failed.
 
-    A cycle on few votes may be refused, rightly, and the next one then waits for new votes: so another batch comes
-    whenever the trainer has nothing to do. These people make no mistakes: a random model's answers are so alike that
-    it would take hundreds of noisy votes to tell what they like.
+    A cycle on few votes may be refused, rightly, even after its PPO, and the next one then waits for new votes: so
+    another batch comes whenever the trainer has nothing to do and there is no adapter yet. These people make no
+    mistakes: a random model's answers are so alike that it would take hundreds of noisy votes to tell what they like.
     """
 
-    def __init__(self, stack: Stack, *, batch: int, seed: int) -> None:
-        self._stack, self._batch, self._seed = stack, batch, seed
+    def __init__(self, stack: Stack, *, batch: int, seed: int, until: str) -> None:
+        self._stack, self._batch, self._seed, self._until = stack, batch, seed, until
         self._stop = threading.Event()
         self._failure = ""
         self._thread = threading.Thread(target=self._vote, daemon=True)
@@ -37,7 +37,7 @@ class Crowd:
 
     def _vote(self) -> None:
         seed = self._seed
-        while not self._stop.is_set() and not self._failure:
+        while not self._stop.is_set() and not self._failure and self._stack.published() < self._until:
             arguments = ["--url", self._stack.url, "--votes", str(self._batch), "--seed", str(seed)]
             arguments += ["--decisive", "--utility", "digits", "--noise", "0"]
             done = subprocess.run(

@@ -57,6 +57,10 @@ class Stack:
         status = self.data_dir / "train" / "status.json"
         return str(json.loads(status.read_text())["phase"]) if status.is_file() else "starting"
 
+    def published(self) -> str:
+        """The newest adapter's name; empty where there is none."""
+        return max((folder.name for folder in (self.data_dir / "adapters").glob("policy-*")), default="")
+
     def until(self, what: str, condition: Callable[[], bool], timeout_s: float) -> float:
         """Wait for a condition of the running stack; returns the seconds that it took."""
         begun = time.monotonic()

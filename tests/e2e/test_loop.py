@@ -62,8 +62,7 @@ def settled(stack: Stack) -> bool:
     loop = stack.get("/v1/loop")
     votes = loop["dataset"]  # during a cycle it tells of the snapshot instead
     idle = stack.phase() in {"idle", "failed"} and "new" in votes and votes["new"] < votes["needed"]
-    published = max(folder.name for folder in (stack.data_dir / "adapters").glob("policy-*"))
-    return idle and loop["office"]["adapter"] == published  # serving hears of it up to a second later
+    return idle and loop["office"]["adapter"] == stack.published()  # serving hears of it up to a second later
 
 
 def adapter_folder(stack: Stack, name: str | None) -> Path | None:
@@ -73,9 +72,8 @@ def adapter_folder(stack: Stack, name: str | None) -> Path | None:
 def test_votes_train_an_adapter_that_goes_into_office_under_live_streams(stack: Stack, tiny_model: Path) -> None:
     assert stack.office() is None, "the base is in office at first"
     with Traffic(stack.url) as traffic:
-        with Crowd(stack, batch=30, seed=1):
-            stack.until("a cycle in PPO", lambda: stack.phase() == "ppo", timeout_s=300)
-        stack.until(f"{FIRST} in office", lambda: stack.office() == FIRST, timeout_s=400)
+        with Crowd(stack, batch=30, seed=1, until=FIRST):
+            stack.until(f"{FIRST} in office", lambda: stack.office() == FIRST, timeout_s=900)
         before = traffic.finished
         stack.until("streams after the swap", lambda: traffic.finished >= before + 6, timeout_s=150)
     assert traffic.failures == [], "no request may fail during a swap"
@@ -121,13 +119,13 @@ def test_every_vote_is_in_the_snapshot_exactly_once(stack: Stack) -> None:
 
 def test_killing_any_part_loses_no_vote_and_the_cycle_ends(stack: Stack) -> None:
     voted = len(ledger_votes(stack))
-    with Crowd(stack, batch=40, seed=1_000):
+    with Crowd(stack, batch=40, seed=1_000, until=SECOND):
         for verb, more in (("broker", 8), ("curate", 16), ("serve", 24)):
             stack.until(f"{more} more votes", lambda more=more: len(ledger_votes(stack)) >= voted + more, timeout_s=180)
             stack.kill(verb)
         stack.until("the second cycle in PPO", lambda: stack.phase() == "ppo", timeout_s=400)
         stack.kill("train")
-    stack.until(f"{SECOND} in office", lambda: (stack.office() or "") >= SECOND, timeout_s=300)
+        stack.until(f"{SECOND} in office", lambda: (stack.office() or "") >= SECOND, timeout_s=600)
 
     acknowledged = ledger_votes(stack)
     stack.until("all receipts", lambda: stack.get("/v1/loop")["outbox"]["unconfirmed"] == 0, timeout_s=150)

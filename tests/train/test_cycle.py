@@ -27,9 +27,10 @@ from feedback.dataset import Dataset
 from feedback.paths import DataPaths
 from feedback.voters import weigher
 from tests.fakes.event_log import FakeEventLog
-from train import main, process, publish
+from train import cycle, main, process, publish
 from train.config import TrainConfig
 from train.cycle_state import all_cycles
+from train.evaluate import Evaluation, evaluate
 
 pytestmark = pytest.mark.slow
 
@@ -248,10 +249,29 @@ def test_a_refused_policy_leaves_a_report_with_what_kept_votes_say(paths: DataPa
     assert "No policy was published" in report
     assert "most 1e-09" in report
     assert "proxy and gold" in report
-    cycle = paths.train / "cycles" / "000001"
-    kept = json.loads((cycle / "witness" / "reward.json").read_text())
-    assert kept["model_id"] != json.loads((cycle / "reward" / "reward.json").read_text())["model_id"]
+    folder = paths.train / "cycles" / "000001"
+    kept = json.loads((folder / "witness" / "reward.json").read_text())
+    assert kept["model_id"] != json.loads((folder / "reward" / "reward.json").read_text())["model_id"]
     assert json.loads((paths.train / "status.json").read_text())["cycles"][0]["report"]
+
+
+def test_a_policy_whose_fresh_answers_earn_no_more_than_the_bases_is_refused(
+    paths: DataPaths, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed_about(*args: Any, **options: Any) -> Evaluation:
+        seen = evaluate(*args, **options)
+        low, high = sorted((seen.before, seen.after), key=lambda side: side.reward)
+        return Evaluation(before=high, after=low, win_rate=0.5)
+
+    monkeypatch.setattr(cycle, "evaluate", changed_about)
+    fill(paths, tiny_model)
+    anything = {"max_kl": 1e9, "max_perplexity_ratio": 1e9, "min_distinct_ratio": 0, "min_topic_ratio": 0}
+    assert train_once(paths, tiny_model, CONFIG | {"governor": anything}) == 1
+    (state,) = all_cycles(paths)
+    assert state.outcome == "refused"
+    assert (state.reason or "").startswith("on fresh answers the policy earns")
+    assert list(paths.adapters.iterdir()) == []
+    assert "No policy was published" in (paths.train / "cycles" / "000001" / "report.html").read_text()
 
 
 def test_a_second_trainer_on_the_same_folder_is_told_so(

@@ -35,6 +35,29 @@ async function problemOf(response) {
   });
 }
 
+const PATIENCE_MS = 600_000;
+
+function pause(ms, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, ms);
+    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+  });
+}
+
+/** As `send`, again and again while the server says that it isn't ready yet and when to come back; for ten minutes. */
+async function sendWhenReady(path, options, onWait) {
+  const patience = performance.now() + PATIENCE_MS;
+  for (;;) {
+    try {
+      return await send(path, options);
+    } catch (error) {
+      if (error.status !== 503 || error.retryAfterS === null || performance.now() > patience) throw error;
+      onWait();
+      await pause(error.retryAfterS * 1000, options.signal);
+    }
+  }
+}
+
 async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
   let response;
   try {
@@ -55,12 +78,14 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
 /**
  * Ask, and yield what the server streams: `{event: "pair" | "answer" | "delta" | "done", data}`; the first event tells
  * whether several answers come (to be voted on) or one (for a thumb).
- * An `error` event, or a stream that ends without `done`, throws a Problem.
+ * An `error` event, or a stream that ends without `done`, throws a Problem. While the model is being loaded, the
+ * question waits: `onWait` is called each time it is put off.
  */
-export async function* streamTurn({ messages, conversationId }, signal) {
+export async function* streamTurn({ messages, conversationId }, signal, onWait = () => {}) {
   const body = { messages, stream: true };
   if (conversationId) body.conversation_id = conversationId;
-  const response = await send("v1/turns", { method: "POST", body, signal, headers: { Accept: "text/event-stream" } });
+  const options = { method: "POST", body, signal, headers: { Accept: "text/event-stream" } };
+  const response = await sendWhenReady("v1/turns", options, onWait);
   try {
     for await (const { event, data } of events(response.body)) {
       if (data === "[DONE]") break;

@@ -16,12 +16,15 @@ import { speaker, TurnView } from "./turn_view.js";
 /** How many answers a turn is configured to have; the server's first event decides. */
 const ANSWERS = Number(document.documentElement.dataset.answers) || 2;
 const COUNTS = { 1: "One", 2: "Two", 3: "Three", 4: "Four" };
+const WRITING = `${COUNTS[ANSWERS]} candidates are answering`;
+const WAITING = "The model isn't ready yet. Your question is kept, and sent as soon as it is.";
 const SPOKEN = { a: "A is better", b: "B is better", tie: "Tie", both_bad: "Both bad" };
 
 class Chat {
   #views = [];
   #abort = null;
   #ballot = null;
+  #waiting = false;
 
   constructor() {
     this.archive = new Archive();
@@ -70,7 +73,7 @@ class Chat {
     const view = this.#addView(turn);
     this.#showFace();
     this.follower.begin(view.element);
-    announce(turn.alone ? "The model is answering" : `${COUNTS[ANSWERS]} candidates are answering`);
+    announce(turn.alone ? "The model is answering" : WRITING);
     await this.#stream(turn, view, messages);
   }
 
@@ -88,9 +91,12 @@ class Chat {
   async #stream(turn, view, messages) {
     const abort = new AbortController();
     this.#abort = abort;
+    this.#waits(false, abort);
     const { conversation } = this;
     try {
-      for await (const { event, data } of streamTurn({ messages, conversationId: conversation.serverId }, abort.signal)) {
+      const asked = { messages, conversationId: conversation.serverId };
+      for await (const { event, data } of streamTurn(asked, abort.signal, () => this.#waits(true, abort))) {
+        this.#waits(false, abort);
         if (event === "pair") {
           turn.pairId = data.pair_id;
           this.#among(turn, view, false, data.positions);
@@ -116,6 +122,14 @@ class Chat {
     this.#abort = null;
     view.update();
     this.#settled(turn);
+  }
+
+  /** Say in the dock whether the question waits for the server to be ready. */
+  #waits(waiting, abort) {
+    if (this.#abort !== abort || waiting === this.#waiting) return; // another conversation has been opened meanwhile
+    this.#waiting = waiting;
+    byId("writing-text").textContent = waiting ? WAITING : WRITING;
+    if (waiting) announce(WAITING);
   }
 
   #among(turn, view, alone, sides = ["a", "b"]) {
@@ -280,7 +294,7 @@ setUpTheme();
 if (ANSWERS > 2) {
   byId("welcome-title").textContent = `${COUNTS[ANSWERS]} answers. You decide.`;
   byId("welcome-text").textContent = `Ask anything. ${COUNTS[ANSWERS]} candidates answer side by side, unnamed. Your vote trains the next model.`;
-  byId("writing-text").textContent = `${COUNTS[ANSWERS]} candidates are answering`;
+  byId("writing-text").textContent = WRITING;
 }
 const chat = new Chat();
 setUpHistory(chat);
