@@ -34,6 +34,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
         "reward_head": [
             [*head, "sample", *arguments],
             [*head, "fit", *arguments],
+            ["benchmarks.peer", "curve", "--model", model, "--votes", features],
             ["benchmarks.reward_curve", *arguments, "--out", features],
         ],
         "acquisition": [

@@ -4,9 +4,9 @@
     python -m benchmarks.reward_curve --model FOLDER --cache FOLDER --out FOLDER [--seconds 600]
 
 Heads: `mix`, the default; `last_probe`, the textbook place (last token, top layer) under a ridge chosen by evidence, on
-the frozen base. Each (head, utility, votes) is one record in `reward_curve.json`, written as soon as it is known; what
-is there is not made again, and records of other heads (a peer's) may be put beside them: `head`, `utility`, `votes`
-and `accuracy`, a list with one figure a draw. The table and the picture are drawn from that file.
+the frozen base; `last` and `trl`, the trained ones, come from `python -m benchmarks.peer curve`. Each (head, utility,
+votes) is one record in `reward_curve.json`, written as soon as it is known: `head`, `utility`, `votes` and `accuracy`,
+a list with one figure a draw. What is there is not made again. The table and the picture are drawn from that file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reward_head import load, make_votes
+from benchmarks.reward_head import load, make_votes, margins_of
 
 COUNTS = (32, 64, 128, 256, 512, 1024)
 TASTES = ("warm_words", "no_first_person", "plain_words", "short_first_sentence", "on_topic", "mix")
@@ -53,19 +53,16 @@ def last_states(model: Path, cache: Path, answers: Sequence[Any]) -> np.ndarray:
 
 def measure(data: Any, heads: Mapping[str, Any], out: Path, draws: int, seconds: float) -> list[Record]:
     """Fill the file of records, for about so many seconds."""
-    from feedback.contracts import Message
     from feedback.simulator.utilities import UTILITIES
 
     path = out / "reward_curve.json"
     records: list[Record] = json.loads(path.read_text()) if path.is_file() else []
     known = {(r["head"], r["utility"], r["votes"]) for r in records}
-    messages = [[Message(**m) for m in row["messages"]] for row in data.rows]
     began = time.monotonic()
     for count in COUNTS:
         for name in TASTES:
             taste = UTILITIES[name]
-            worth = [taste.score(m, row["text"]) for m, row in zip(messages, data.rows, strict=True)]
-            margins = {s: np.array([worth[a] - worth[b] for a, b in p]) for s, p in data.pairs.items()}
+            margins = margins_of(data, taste)
             if int((np.abs(margins["train"]) > taste.tie_margin).sum()) < count:
                 continue
             for head, fit in heads.items():
@@ -96,15 +93,17 @@ def _accuracy(
 def table(records: Sequence[Record]) -> str:
     """The records as a Markdown table, a row for each head and utility."""
     counts = sorted({r["votes"] for r in records})
-    cells = {
-        (r["head"], r["utility"], r["votes"]): f"{np.mean(r['accuracy']):.2f} +- {np.std(r['accuracy']):.2f}"
-        for r in records
-    }
+    cells = {(r["head"], r["utility"], r["votes"]): _cell(r["accuracy"]) for r in records}
     rows = list(dict.fromkeys((r["utility"], r["head"]) for r in sorted(records, key=lambda r: r["utility"])))
     lines = ["| hidden utility | head | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 2) + "|"]
     for utility, head in rows:
         lines.append(f"| {utility} | {head} | " + " | ".join(cells.get((head, utility, n), "") for n in counts) + " |")
     return "\n".join(lines)
+
+
+def _cell(draws: Sequence[float]) -> str:
+    mean = f"{np.mean(draws):.2f}"
+    return f"{mean} +- {np.std(draws):.2f}" if len(draws) > 1 else mean
 
 
 def picture(records: Sequence[Record]) -> str:

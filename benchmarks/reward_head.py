@@ -22,15 +22,15 @@ import numpy as np
 
 FLIPPED = 0.15
 CHUNK = 32
-TRAIN_PROMPTS, HELD_OUT_PROMPTS = 320, 80
+TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2_200, 80  # so many pairs hold 1,024 decisive ones of each taste but one
 
 
 def jobs() -> list[tuple[str, Any, int]]:
     """Split, prompt and number of answers."""
     from feedback.simulator.topics import prompts
 
-    train = [("train", prompt, 2) for prompt in prompts("train", TRAIN_PROMPTS, seed=1)]
-    return train + [("held_out", prompt, 4) for prompt in prompts("held_out", HELD_OUT_PROMPTS, seed=2)]
+    held_out = [("held_out", prompt, 4) for prompt in prompts("held_out", HELD_OUT_PROMPTS, seed=2)]
+    return held_out + [("train", prompt, 2) for prompt in prompts("train", TRAIN_PROMPTS, seed=1)]
 
 
 def sample(model: Path, cache: Path, seconds: float, everything: list[tuple[str, Any, int]] | None = None) -> None:
@@ -54,15 +54,15 @@ def sample(model: Path, cache: Path, seconds: float, everything: list[tuple[str,
         part = everything[start : start + CHUNK]
         rows = []
         for split in ("train", "held_out"):
-            mine = [(prompt, n) for kind, prompt, n in part if kind == split]
+            mine = [(start + at, prompt, n) for at, (kind, prompt, n) in enumerate(part) if kind == split]
             if not mine:
                 continue
-            ids = [_ids(tokenizer, prompt) for prompt, _ in mine]
-            samples = rollouts.generate(ids, mine[0][1], max_tokens=48, temperature=1.0, seed=start)
+            ids = [_ids(tokenizer, prompt) for _, prompt, _ in mine]
+            samples = rollouts.generate(ids, mine[0][2], max_tokens=48, temperature=1.0, seed=start)
             for at, one in enumerate(samples):
-                prompt = mine[at // mine[0][1]][0]
+                group, prompt, _ = mine[at // mine[0][2]]
                 text = tokenizer.decode(one.response_ids, skip_special_tokens=True)
-                row = {"split": split, "group": start * 10 + at // mine[0][1], "prompt_ids": one.prompt_ids}
+                row = {"split": split, "group": group, "prompt_ids": one.prompt_ids}
                 rows.append({**row, "response_ids": one.response_ids, "text": text, "messages": _messages(prompt)})
         path.write_text(json.dumps(rows))
         print(start, f"{time.monotonic() - started:.0f} s", flush=True)
@@ -79,16 +79,15 @@ def _ids(tokenizer: Any, prompt: Any) -> tuple[int, ...]:
 
 
 def load(model: Path, cache: Path) -> SimpleNamespace:
-    """Answers, their groups and pooled features."""
+    """`load_answers`, and pooled features."""
     from transformers import AutoTokenizer
 
     from train.base import Base
     from train.reward.config import RewardConfig
     from train.reward.extract import FeatureReader, layers_of, vocabulary_for
-    from train.reward.votes import Answer
 
-    rows = [row for path in sorted(cache.glob("answers-*.json")) for row in json.loads(path.read_text())]
-    answers = [Answer(tuple(row["prompt_ids"]), tuple(row["response_ids"])) for row in rows]
+    data = load_answers(cache)
+    rows, answers = data.rows, data.answers
     base = Base.load(model)
     prompts = [a.prompt_ids for a, row in zip(answers, rows, strict=True) if row["split"] == "train"]
     vocabulary = vocabulary_for(cache, AutoTokenizer.from_pretrained(model), base.head.shape[0], prompts)
@@ -96,13 +95,30 @@ def load(model: Path, cache: Path) -> SimpleNamespace:
     started = time.monotonic()
     pooled = reader.read(answers)
     print(f"features of {len(answers)} answers: {time.monotonic() - started:.1f} s")
+    return SimpleNamespace(**vars(data), pooled=pooled, spread=reader.token_covariance())
+
+
+def load_answers(cache: Path) -> SimpleNamespace:
+    """Answers, and those that may be compared: both to one prompt, and not the same."""
+    from train.reward.votes import Answer
+
+    rows = [row for path in sorted(cache.glob("answers-*.json")) for row in json.loads(path.read_text())]
+    answers = [Answer(tuple(row["prompt_ids"]), tuple(row["response_ids"])) for row in rows]
     pairs: dict[str, list[tuple[int, int]]] = {"train": [], "held_out": []}
     groups: dict[int, list[int]] = {}
     for at, row in enumerate(rows):
         groups.setdefault(row["group"], []).append(at)
     for members in groups.values():
         pairs[rows[members[0]]["split"]] += [p for p in combinations(members, 2) if answers[p[0]] != answers[p[1]]]
-    return SimpleNamespace(rows=rows, answers=answers, pooled=pooled, pairs=pairs, spread=reader.token_covariance())
+    return SimpleNamespace(rows=rows, answers=answers, pairs=pairs)
+
+
+def margins_of(data: SimpleNamespace, taste: Any) -> dict[str, np.ndarray]:
+    """How much better the first of each pair is in the taste's eyes, noise-free, by split: (pairs,)."""
+    from feedback.contracts import Message
+
+    worth = [taste.score([Message(**m) for m in row["messages"]], row["text"]) for row in data.rows]
+    return {split: np.array([worth[a] - worth[b] for a, b in pairs]) for split, pairs in data.pairs.items()}
 
 
 def make_votes(data: SimpleNamespace, margins: np.ndarray, tie_margin: float, count: int, seed: int) -> Any:
@@ -140,19 +156,16 @@ def make_votes(data: SimpleNamespace, margins: np.ndarray, tie_margin: float, co
 
 def fit(model: Path, cache: Path, counts: list[int], repeats: int, blocks: list[str] | None) -> None:
     """Print the table."""
-    from feedback.contracts import Message
     from feedback.simulator.utilities import UTILITIES
     from train.reward.mix import answer_views, fit_weights
 
     data = load(model, cache)
     pooled = {n: v for n, v in data.pooled.items() if blocks is None or n in blocks}
-    messages = [[Message(**m) for m in row["messages"]] for row in data.rows]
     print("| hidden utility | " + " | ".join(f"n={n}" for n in counts) + " | decisive share |")
     print("|---" * (len(counts) + 2) + "|")
     means = []
     for name, taste in UTILITIES.items():
-        worth = [taste.score(m, row["text"]) for m, row in zip(messages, data.rows, strict=True)]
-        margins = {s: np.array([worth[a] - worth[b] for a, b in p]) for s, p in data.pairs.items()}
+        margins = margins_of(data, taste)
         held = np.flatnonzero(np.abs(margins["held_out"]) > taste.tie_margin)
         first = np.array([data.pairs["held_out"][i][0] for i in held])
         second = np.array([data.pairs["held_out"][i][1] for i in held])

@@ -193,7 +193,7 @@ def export(
     dataset = Dataset(resolved.paths.dataset, weigher(resolved.feedback.voters))
     loaded = dataset.load_snapshot(snapshot or dataset.build_snapshot().id)
     dataset.export(loaded, dest, format=_FORMATS[file_format])
-    typer.echo(f"{loaded.preferences.num_rows} comparisons of snapshot {loaded.manifest.id} are in {dest}")
+    typer.echo(f"{loaded.rows('preferences')} comparisons of snapshot {loaded.manifest.id} are in {dest}")
 
 
 @app.command()

@@ -99,7 +99,26 @@ def load(
         config = HustingsConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, origin)) from error
-    return config.model_copy(update={"data_dir": config.data_dir.expanduser().absolute()})
+    return _agreed(config.model_copy(update={"data_dir": config.data_dir.expanduser().absolute()}))
+
+
+def _agreed(config: HustingsConfig) -> HustingsConfig:
+    """What serving and the trainer have to agree on, where one of them was told nothing else.
+
+    Raises:
+        ConfigError: they were told what doesn't go together.
+    """
+    serve, train = config.serve, config.train
+    if train.chat_template_kwargs is None:
+        train = train.model_copy(update={"chat_template_kwargs": serve.chat_template_kwargs})
+    if train.lora.rank > serve.max_lora_rank:
+        if "max_lora_rank" in serve.model_fields_set:
+            raise ConfigError(
+                f"train.lora.rank is {train.lora.rank}, serve.max_lora_rank {serve.max_lora_rank}: serving would refuse"
+                " every adapter; raise the second or lower the first"
+            )
+        serve = serve.model_copy(update={"max_lora_rank": train.lora.rank})
+    return config.model_copy(update={"serve": serve, "train": train})
 
 
 def keys() -> list[str]:
@@ -125,7 +144,7 @@ def _choose_file(file: Path | None, environment: Mapping[str, str]) -> Path | No
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"configuration {file}: {error.strerror or error}; give another with --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

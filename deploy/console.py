@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -53,27 +54,37 @@ class LogFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._rotate_bytes = rotate_bytes
-        self._file = path.open("a", encoding="utf-8", errors="replace")
+        self._file = self._open()
 
     def write(self, text: str) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            OSError: it can't be written, on a full disk say; a later one may.
+        """
+        if self._file.closed:  # a rotation failed half way
+            self._file = self._open()
         self._file.write(plain(text) + "\n")
         self._file.flush()
         if self._file.tell() > self._rotate_bytes:
             self._rotate()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what a full disk doesn't take is lost."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _open(self) -> TextIO:
+        return self._path.open("a", encoding="utf-8", errors="replace")
 
     def _rotate(self) -> None:
-        self._file.close()
+        self.close()
         for number in range(KEPT_LOGS - 1, 0, -1):
             older = self._path.with_name(f"{self._path.name}.{number}")
             if older.exists():
                 older.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
         self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        self._file = self._path.open("a", encoding="utf-8", errors="replace")
+        self._file = self._open()
 
 
 def plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -151,12 +152,32 @@ def check_model(config: HustingsConfig) -> Iterator[Finding]:
             yield Finding("ok", "model", f"SmolLM2-135M-Instruct in {folder}")
         else:
             yield Finding("note", "model", "the default model is fetched on first use (about a minute)")
-    elif (Path(config.model) / "config.json").is_file():
+    elif (Path(config.model).expanduser() / "config.json").is_file():
         yield Finding("ok", "model", config.model)
     elif config.model.startswith(("/", ".", "~")):
         yield Finding("not ok", "model", f"{config.model} holds no config.json", "give --model a model folder")
     else:
         yield Finding("note", "model", f"{config.model} is a hub id: fetched by the engine when it starts")
+
+
+def check_training(config: HustingsConfig) -> Iterator[Finding]:
+    """Whether the trainer computes the base rightly: else a cycle would say so only after all its votes."""
+    folder = Path(config.model).expanduser() if config.model else default_folder()
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if not weights or importlib.util.find_spec("torch") is None:
+        return  # nothing at hand to try, or no trainer on this machine
+    if 3 * weights > psutil.virtual_memory().available:
+        yield Finding("note", "training", f"not tried on {folder.name}: too little free memory to read it here")
+        return
+    from train.base import Base
+    from train.errors import ModelUnusable
+
+    try:
+        Base.load(folder)
+    except ModelUnusable as error:
+        yield Finding("not ok", "training", str(error))
+    else:
+        yield Finding("ok", "training", f"log-probs of {folder.name} are the same by the trainer and by transformers")
 
 
 def check_ports(config: HustingsConfig) -> Iterator[Finding]:
@@ -243,6 +264,7 @@ CHECKS: tuple[Check, ...] = (
     check_memory,
     check_disk,
     check_model,
+    check_training,
     check_ports,
     check_running,
     check_kafka,

@@ -13,7 +13,7 @@ import httpx
 
 import deploy
 from deploy.child import ChildSpec
-from deploy.config import HustingsConfig
+from deploy.config import ENVIRONMENT, HustingsConfig
 from feedback.priority import short_waits
 
 READY_POLL_S = 0.25
@@ -100,6 +100,8 @@ def common_environment(config: HustingsConfig, *, coloured: bool) -> dict[str, s
         wanted["FORCE_COLOR"] = "1"
     environment = {name: value for name, value in wanted.items() if name not in os.environ} | short_waits(os.environ)
     source = str(Path(deploy.__file__).resolve().parents[1])
+    # What these say is in the children's file already, unless the command line said otherwise: they would overrule it.
+    environment |= {name: "" for name in ENVIRONMENT if os.environ.get(name)}
     environment["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     return environment
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import psutil
@@ -20,7 +21,7 @@ def require_free(host: str, port: int, remedy: str) -> None:
     """Return if `port` can be listened on.
 
     Raises:
-        PortInUse: the message names who holds it, where that can be known, and `remedy`.
+        PortInUse: the message names who holds it, where that can be known, and `remedy`; or that `host` isn't ours.
     """
     with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -29,7 +30,11 @@ def require_free(host: str, port: int, remedy: str) -> None:
         except PermissionError as error:
             raise PortInUse(f"port {port} may be used by root only; {remedy}") from error
         except OSError as error:
-            raise PortInUse(f"port {port} on {host} is in use{_holder(port)}; {remedy}") from error
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(f"port {port} on {host} is in use{_holder(port)}; {remedy}") from error
+            raise PortInUse(
+                f"nothing can listen on {host} here ({error.strerror}); give an address of this machine"
+            ) from error
 
 
 def _family(host: str) -> socket.AddressFamily:

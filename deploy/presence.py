@@ -6,12 +6,17 @@ import contextlib
 import fcntl
 import json
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from deploy.errors import AlreadyRunning, DeployError
 from feedback.paths import DataPaths
+
+_WHOLE_FILE = struct.Struct("hhqqi4x")
+"""C's `struct flock` on 64-bit Linux: kind, whence, start, length (0: all), process. Such locks belong to the open
+file, as flock's do, but can be asked about without being taken: who asks keeps no `up` from starting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +39,24 @@ def hold(paths: DataPaths) -> Iterator[None]:
     """
     try:
         paths.create()
-        handle = os.open(paths.run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = os.open(_lock_file(paths), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise DeployError(
             f"the data folder {paths.root} can't be used: {error.strerror or error}; name another with --data-dir"
         ) from error
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.fcntl(handle, fcntl.F_OFD_SETLK, _WHOLE_FILE.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         except BlockingIOError as error:
             holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
             raise AlreadyRunning(
                 f"another `hustings up` (process {holder}) runs on {paths.root}; "
                 "stop it, or give another folder with --data-dir"
+            ) from error
+        except OSError as error:
+            raise DeployError(
+                f"the file system of {paths.root} knows no locks ({error.strerror or error}); "
+                "name a folder on another with --data-dir"
             ) from error
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
@@ -69,10 +79,34 @@ def read(paths: DataPaths) -> Presence | None:
     """Where an `up` of this data folder is, if one runs."""
     try:
         presence = Presence(**json.loads(_file(paths).read_text(encoding="utf-8")))
-        os.kill(presence.pid, 0)
+        with contextlib.suppress(PermissionError):  # somebody else's process
+            os.kill(presence.pid, 0)
     except (OSError, ValueError, TypeError):
         return None
-    return presence
+    # One that was killed left its file, and another process may have its number: after a new start, or in a container.
+    return presence if _is_held(paths) else None
+
+
+def _is_held(paths: DataPaths) -> bool:
+    """Whether an `up` holds the folder; yes where that can't be asked, as on a file system without locks."""
+    try:
+        handle = os.open(_lock_file(paths), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        found = fcntl.fcntl(handle, fcntl.F_OFD_GETLK, _WHOLE_FILE.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    kind, *_ = _WHOLE_FILE.unpack(found)
+    return bool(kind != fcntl.F_UNLCK)
+
+
+def _lock_file(paths: DataPaths) -> Path:
+    return paths.run / "lock"
 
 
 def _file(paths: DataPaths) -> Path:

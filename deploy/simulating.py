@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import httpx
 import typer
 from pydantic import ValidationError
 
@@ -64,6 +65,7 @@ def simulate(
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise ConfigError(f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}") from error
+    _say_if_away(wanted.url, wanted.patience_s)
     report = run(wanted)
     agreement = "-" if report.agreement is None else f"{report.agreement:.2f}"
     typer.echo(
@@ -73,3 +75,15 @@ def simulate(
     )
     if not report.reached:
         raise typer.Exit(1)
+
+
+def _say_if_away(url: str, patience_s: float) -> None:
+    """The simulated people wait for serving without a word; the person who started them is told what for."""
+    try:
+        ready = httpx.get(f"{url}/readyz", timeout=5, trust_env=False).is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
+        ready = False
+    if not ready:
+        typer.echo(
+            f"serving isn't ready at {url}; waiting {patience_s:.0f} s for it (`hustings up` starts it)", err=True
+        )

@@ -83,7 +83,10 @@ class Supervisor:
             ChildFailed: an essential child would not stay up; everything else has been stopped.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup`: the terminal may go, and we stay
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             loop.add_signal_handler(number, self.request_stop)
         self._reaper = _start_reaper(max(child.spec.stop_grace_s for child in self._children.values()))
         keepers = [asyncio.create_task(self._keep(child)) for child in self._children.values()]
@@ -96,7 +99,7 @@ class Supervisor:
         finally:
             announcer.cancel()
             await self._stop_all(keepers)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in numbers:
                 loop.remove_signal_handler(number)
         if self._failure is not None:
             raise self._failure

@@ -37,7 +37,7 @@ def run(config: HustingsConfig) -> None:
         config, broker_port = _resolve(config, resolve(config))
         console.say(f"data folder {config.data_dir}, model {config.model}")
         config_file = config.paths.run / "resolved.toml"
-        config_file.write_text(to_toml(config), encoding="utf-8")
+        _write_privately(config_file, to_toml(config))
         kafka = str(config.feedback.kafka)
         url = launch.serve_url(config)
 
@@ -53,6 +53,13 @@ def run(config: HustingsConfig) -> None:
         )
         asyncio.run(supervisor.run())
         console.say("all stopped")
+
+
+def _write_privately(file: Path, text: str) -> None:
+    """Write what may hold a database's password."""
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
+        handle.write(text)
 
 
 def make_secrets(config: HustingsConfig) -> tuple[str, str]:

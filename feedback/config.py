@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from feedback.privacy.config import PrivacyConfig
 
@@ -11,6 +13,27 @@ class Section(BaseModel):
     """Base of every configuration section: frozen, unknown keys fail."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+TemplateValue = bool | int | float | str
+OURS = frozenset(
+    {
+        *("conversation", "messages", "tools", "documents", "chat_template", "tokenizer_kwargs", "tokenize"),
+        *("add_generation_prompt", "continue_final_message", "padding", "truncation", "max_length"),
+        *("return_tensors", "return_dict", "return_assistant_tokens_mask"),
+    }
+)
+"""Arguments of a chat template's application that serving and the trainer give themselves."""
+
+
+def _free_for_templates(given: dict[str, TemplateValue] | None) -> dict[str, TemplateValue] | None:
+    if taken := sorted(OURS & set(given or ())):
+        raise ValueError(f"{taken[0]} is given by Hustings itself; leave it out")
+    return given
+
+
+ChatTemplateKwargs = Annotated[dict[str, TemplateValue], AfterValidator(_free_for_templates)]
+"""What a model's chat template is told besides the messages."""
 
 
 class VotersConfig(Section):
@@ -65,6 +88,11 @@ class FeedbackConfig(Section):
     """Port of the curator's /metrics; 0 for none."""
     curator_metrics_host: str = "127.0.0.1"
     """Address of the curator's /metrics: in a container, where Prometheus asks from another, 0.0.0.0."""
+    erase: bool = True
+    """When a voter is forgotten, delete from the topics of pairs, votes, thumbs and dead letters what the curators have
+    read: the voter's records, and everybody's before them. False leaves them to the topics' retention."""
+    broker_holds_mb: int = Field(default=256, ge=1)
+    """What the curator reads before it has the embedded broker, which holds all in its memory, drop what is stored."""
     voters: VotersConfig = VotersConfig()
     """How far a voter's votes count."""
     privacy: PrivacyConfig = PrivacyConfig()

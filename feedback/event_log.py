@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+Place = tuple[str, int]
+"""A topic and one of its partitions."""
+
 
 class EventLogError(Exception):
     """Base of the event log's failures; the message names the address and what to do."""
@@ -110,4 +113,40 @@ class EventLog(Protocol):
     def check(self) -> None:
         """Raises:
         EventLogUnavailable: the broker does not answer.
+        """
+
+
+class ErasableEventLog(EventLog, Protocol):
+    """A broker's log out of which what was read can be taken."""
+
+    def in_memory(self) -> bool:
+        """Whether the broker keeps everything in its memory, and forgets it when it stops.
+
+        Raises:
+            EventLogUnavailable: the broker does not answer.
+        """
+
+    def renew(self, topics: Sequence[str]) -> None:
+        """Make these topics of a broker `in_memory` anew, empty, as if it had been restarted.
+
+        Raises:
+            EventLogUnavailable: the broker does not answer.
+        """
+
+    def ends(self, topics: Sequence[str]) -> Mapping[Place, int]:
+        """Where each partition that holds anything ends: the offset of its next record.
+
+        Raises:
+            EventLogUnavailable: the broker does not answer.
+        """
+
+    def erase(self, ends: Mapping[Place, int], read_by: str | None) -> bool:
+        """Delete all records before these places for good, once a group (None: nobody) has committed that it read them.
+
+        Returns:
+            False where the group has not come so far; nothing was done.
+
+        Raises:
+            EventLogUnavailable: the broker does not answer.
+            EventLogError: it refuses.
         """

@@ -104,6 +104,7 @@ class TakenOut:
     Attributes:
         snapshots: those that held it; their tables are gone.
         adapters: trained on them, and `descendants`: went on from such an adapter.
+        exports: where those snapshots were exported to: nobody but you can take it out there.
     """
 
     pairs: int
@@ -111,14 +112,16 @@ class TakenOut:
     snapshots: tuple[str, ...]
     adapters: tuple[str, ...]
     descendants: tuple[str, ...]
+    exports: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoterLine(TakenOut):
-    """A forgotten voter."""
+    """A forgotten voter. `erased`: their records are gone from the event log too (docs/data.md, "Forgetting")."""
 
     voter: str
     forgotten_at: datetime
+    erased: bool
 
 
 Line = AdapterLine | SnapshotLine | VoteLine | PairLine | VoterLine
@@ -208,6 +211,7 @@ class Lineage:
             snapshots=stone.snapshots,
             adapters=adapters,
             descendants=self.descendants(adapters),
+            exports=self._dataset.exports_of(stone.snapshots),
         )
 
     def _ancestors(self, manifest: AdapterManifest) -> list[AdapterManifest]:
@@ -265,7 +269,12 @@ class Lineage:
 
     def _voter(self, voter: str) -> VoterLine:
         stone = self._forgotten[voter]
-        return VoterLine(voter=voter, forgotten_at=stone.event.forgotten_at, **asdict(self.taken_out(stone)))
+        return VoterLine(
+            voter=voter,
+            forgotten_at=stone.event.forgotten_at,
+            erased=self._dataset.is_erased(voter),
+            **asdict(self.taken_out(stone)),
+        )
 
 
 def read_manifests(ledger: Ledger, adapters: Path) -> dict[str, AdapterManifest]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from feedback.config import Section
+from feedback.config import ChatTemplateKwargs, Section
 
 
 class ContendersConfig(Section):
@@ -147,10 +147,13 @@ class ServeConfig(Section):
 
     max_model_len: int = Field(default=2048, ge=16)
     """Context length in tokens, prompt and answer together."""
+    chat_template_kwargs: ChatTemplateKwargs = Field(default_factory=dict)
+    """What the model's chat template is told besides the messages: `{ enable_thinking = false }` makes Qwen 3 and
+    SmolLM3 answer at once. The trainer tells it the same."""
     max_loras: int = Field(default=4, ge=2)
     """Adapters loaded at once: office-holder, previous one, one on its way in, the trainer's rollout adapter."""
-    max_lora_rank: int = Field(default=16, ge=1)
-    """Highest adapter rank that is taken."""
+    max_lora_rank: int = Field(default=16, ge=1, le=512)
+    """Highest adapter rank that is taken; at least `train.lora.rank` where nothing else is said."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """Memory of the key-value cache (CPU engine)."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
@@ -210,3 +213,11 @@ class ServeConfig(Section):
     contenders: ContendersConfig = ContendersConfig()
     releases: ReleasesConfig = ReleasesConfig()
     ratings: RatingsConfig = RatingsConfig()
+
+    @field_validator("engine_urls")
+    @classmethod
+    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        odd = [url for url in urls if not url.startswith(("http://", "https://"))]
+        if odd:
+            raise ValueError(f"{odd[0]} is no address of a server; write it as http://host:port")
+        return urls

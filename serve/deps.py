@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
 from feedback.config import VotersConfig
-from feedback.ledger import Ledger
+from feedback.ledger import Ledger, Tally
 from feedback.paths import DataPaths
 from serve.config import ServeConfig
 from serve.engines.base import Engine
 from serve.gate import Gate, Readiness
+from serve.kept import Kept
 from serve.metrics import Metrics
 from serve.office import Office
 from serve.rate_limit import RateLimit
@@ -59,6 +60,7 @@ class ServeDeps:
     vote_limit: RateLimit = field(init=False)
     votes: VoteDesk = field(init=False)
     book: VoteBook = field(init=False)
+    tallies: Kept[list[Tally]] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "people", Gate(self.config.max_in_flight))
@@ -68,6 +70,7 @@ class ServeDeps:
         object.__setattr__(self, "votes", VoteDesk(self.ledger))
         book = VoteBook(self.ledger, self.voters, most=ratings.newest, fresh_s=ratings.fresh_s)
         object.__setattr__(self, "book", book)
+        object.__setattr__(self, "tallies", Kept(self.ledger.tallies))
 
 
 def deps_of(request: Request) -> ServeDeps:

@@ -152,7 +152,7 @@ def _ledger_fault(error: LedgerError) -> Fault | None:
 def _http_fault(error: HTTPException) -> Fault:
     phrase = HTTPStatus(error.status_code).phrase
     hint = {
-        404: "Nothing is here; /openapi.json lists every route.",
+        404: "Nothing is here; /openapi.json lists every route (of OpenAI's, chat completions and models).",
         405: "This route doesn't take that method; /openapi.json lists what it takes.",
     }.get(error.status_code, str(error.detail))
     return Fault(error.status_code, phrase, phrase.lower().replace(" ", "-"), hint)

@@ -51,6 +51,11 @@ class Readiness:
         """Why serving is not ready; None when it is."""
         return self._reason or self._behind
 
+    @property
+    def behind(self) -> str | None:
+        """Why this serving can't follow the office, if it can't."""
+        return self._behind
+
     def set_behind(self, reason: str | None) -> None:
         """Another serving has put somebody into office who can't be loaded here; None: we are level again."""
         self._behind = reason
@@ -67,7 +72,19 @@ class Readiness:
         """Pass when ready.
 
         Raises:
+            NotReady: serving is starting, its engine is gone, or it can't follow the office.
+        """
+        self._pass_without(self.reason)
+
+    def require_engine(self) -> None:
+        """Pass though the office can't be followed: for who wants to mend that.
+
+        Raises:
             NotReady: serving is starting or its engine is gone.
         """
-        if self.reason is not None:
-            raise NotReady(f"Not ready: {self.reason}. Try again in a few seconds.", retry_after_s=5.0)
+        self._pass_without(self._reason)
+
+    @staticmethod
+    def _pass_without(reason: str | None) -> None:
+        if reason is not None:
+            raise NotReady(f"Not ready: {reason}. Try again in a few seconds.", retry_after_s=5.0)

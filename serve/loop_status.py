@@ -29,7 +29,7 @@ def loop_status(deps: ServeDeps) -> dict[str, Any]:
     """Read the ledger and the trainer's status file; blocks."""
     now = datetime.now(UTC)
     counts = deps.ledger.counts()
-    tallies = deps.ledger.tallies()
+    tallies = deps.tallies()
     outbox = deps.ledger.outbox_stats()
     releases = deps.ledger.releases()
     load = deps.engine.load()

@@ -34,7 +34,7 @@ from feedback.relay import Relay, RelayMetrics
 from serve.app import create_app
 from serve.config import ServeConfig
 from serve.deps import ServeDeps
-from serve.engines.base import Engine, EngineError
+from serve.engines.base import Engine, EngineError, EngineLost, EngineUnavailable
 from serve.metrics import Metrics
 from serve.one_write import OneWrite
 from serve.releases.follower import ReleaseFollower
@@ -239,12 +239,31 @@ class _Server:
             await asyncio.to_thread(follower.stop, STOP_S)
 
     async def _watch(self, deps: ServeDeps) -> None:
+        """Look after the engine. Servers that are away may come back: people are told to wait, and may still vote.
+
+        Raises:
+            EngineLost: it won't come back.
+        """
+        away = False
         while True:
             await asyncio.sleep(WATCH_S)
-            await deps.engine.check_health()
+            try:
+                await deps.engine.check_health()
+            except EngineLost:
+                raise
+            except EngineUnavailable as error:
+                if not away:
+                    log.warning("the engine is away", reason=str(error))
+                deps.readiness.set_unready(str(error))
+                away = True
+            else:
+                if away:
+                    deps.readiness.set_ready()
+                    log.info("the engine is back")
+                away = False
 
     def _stop_failed(self, deps: ServeDeps, reason: str) -> None:
-        log.error("the engine is lost, serving stops", reason=reason)
+        log.error("serving stops", reason=reason)
         deps.readiness.set_unready(reason)
         self._failed = True
         if self._uvicorn is not None:

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from feedback.contracts import ReleaseState
 from serve.engines.base import EngineLoad
 
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -74,6 +75,8 @@ class Metrics:
         self.release_changes = Counter(
             "hustings_release_changes", "Releases that came into a state", ["state"], registry=registry
         )
+        for state in ReleaseState:  # there from the start: Prometheus sees no rise in a series that begins at 1
+            self.release_changes.labels(state.value)
         self.release_unreadable = Counter(
             "hustings_release_unreadable", "Records of the adapters topic that could not be read", registry=registry
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if quick %}at once: {% endif %}{% endif %}"
 )
 CORPUS = (
     "a good answer is short and warm. the question is about the river, the city, the garden and the weather. "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +22,10 @@ from train.config import LoraSettings
 from train.errors import ModelUnusable
 from train.heads import RowLoss, score_tokens
 from train.lora import AdapterSet
-from train.packing import ATTENTION, Layout, Packed, TreeLayout, Turn, gather_rows, groups, install_attention, pack
+from train.packing import Layout, Packed, TreeLayout, Turn, gather_rows, groups, pack
 from train.recompute import recomputed
 from train.reward.foresight import Tilt
+from train.vetting import read_model, unusable, vetted
 
 POLICY = "policy"
 CRITIC = "critic"
@@ -117,7 +119,7 @@ class Base:
         tuning: Tuning = "lora",
         sharded: bool = False,
     ) -> Base:
-        """Read a Hugging Face folder (Llama-like: Llama, Qwen, Mistral, SmolLM, ...).
+        """Read a Hugging Face folder, and find out whether our passes compute it rightly (`train.vetting`).
 
         Args:
             path: the folder.
@@ -128,23 +130,14 @@ class Base:
             sharded: spread a whole policy over the processes of the team.
 
         Raises:
-            ModelUnusable: it is no model that the trainer can read.
+            ModelUnusable: it is no model that the trainer can read, or one that it would compute wrongly.
         """
-        from transformers import AutoModelForCausalLM
-
-        install_attention()
         folder = Path(path)
-        wanted = dtype or ("float32" if device.startswith("cpu") else "bfloat16")
-        try:
-            with _no_progress_bar():
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=getattr(torch, wanted), attn_implementation=ATTENTION, local_files_only=True
-                )
-        except (OSError, ValueError) as error:
-            raise ModelUnusable(f"{folder}: {error}; give a Hugging Face model folder with --model") from error
-        _refuse_unless_plain(model.config, folder)
-        fingerprint = fingerprint_of(folder)
-        return cls(model.to(device), folder, settings or LoraSettings(), fingerprint, tuning=tuning, sharded=sharded)
+        model = read_model(folder, dtype or ("float32" if device.startswith("cpu") else "bfloat16"))
+        model.to(device)
+        lora, fingerprint = settings or LoraSettings(), fingerprint_of(folder)
+        make = partial(cls, model, folder, lora, fingerprint, tuning=tuning, sharded=sharded)
+        return vetted(model, folder, make, _reference_logprobs)
 
     @property
     def device(self) -> torch.device:
@@ -180,9 +173,13 @@ class Base:
 
     @property
     def embeddings(self) -> Tensor:
-        """The input embeddings, (V, H)."""
+        """What each token looks like on its way in, (V, H): hidden state 0."""
         weight: Tensor = self._model.model.embed_tokens.weight
-        return weight
+        return self._as_entering(weight)
+
+    def _as_entering(self, rows: Tensor) -> Tensor:
+        scale = getattr(self._model.model.embed_tokens, "embed_scale", None)  # Gemma 3's
+        return rows if scale is None else rows * torch.as_tensor(scale, dtype=rows.dtype, device=rows.device)
 
     @property
     def attention_shape(self) -> tuple[int, int, int]:
@@ -347,36 +344,24 @@ def states_pass(base: Base, turns: Sequence[Turn], *, adapter: str | None) -> tu
     return _spread(gather_rows(states, packed.predictors[mask]), mask), mask
 
 
+def _reference_logprobs(base: Base, turns: Sequence[Turn]) -> list[Tensor]:
+    """Log-probs (T,) of each answer under the bare base, whose way in must be the one that rewards are foreseen by."""
+    found: dict[int, Tensor] = {}
+    entry = base._model.model.embed_tokens.weight
+    for chunk in reference_pass(base, turns, (0,)):
+        real = chunk.packed.prompt_mask | chunk.packed.sequence_response_mask
+        if not torch.allclose(chunk.hidden[0][real], base._as_entering(entry[chunk.packed.token_ids[real]])):
+            raise unusable(base.path, "changes its embeddings on their way in as the trainer does not know")
+        for at, row in enumerate(chunk.rows):
+            found[row] = chunk.logprobs[at][chunk.packed.response_mask[at]]
+    _ = base.attention_shape  # as the sampler's cache wants it
+    return [found[row] for row in range(len(turns))]
+
+
 def _full_policy(model: Any, settings: LoraSettings, sharded: bool) -> AdapterSet:
     from train.full import FullPolicy
 
     return FullPolicy(model, settings, sharded=sharded)
-
-
-def _refuse_unless_plain(config: Any, folder: Path) -> None:
-    """Refuse what the packed attention or the chunked head would silently compute wrongly."""
-    odd = [kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"]
-    odd += [
-        name for name in ("sliding_window", "final_logit_softcapping", "logit_scale") if getattr(config, name, None)
-    ]
-    if odd:
-        raise ModelUnusable(
-            f"{folder} uses {odd[0]}, which the trainer does not know; give a Llama-like model (Llama, Qwen, SmolLM)"
-        )
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Loading takes a second; transformers' bar would only tear our logs."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

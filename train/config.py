@@ -6,10 +6,14 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from feedback.config import Section
+from feedback.config import ChatTemplateKwargs, Section
 from train.reward.config import ReviewConfig, RewardConfig, ScheduleConfig
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    *("qkv_proj", "gate_up_proj"),  # joined, as Phi 3 and GLM have them
+    *("c_fc", "c_proj"),  # StarCoder 2
+)
 
 
 class LoraSettings(Section):
@@ -20,7 +24,7 @@ class LoraSettings(Section):
     alpha: float = Field(default=32.0, gt=0)
     """The update is scaled by alpha / r."""
     targets: tuple[str, ...] = ALL_LINEAR
-    """Names of the linear layers that get an adapter."""
+    """Names of the linear layers that get an adapter; those that a model lacks are passed over."""
 
 
 class FullConfig(Section):
@@ -136,7 +140,7 @@ class PpoConfig(Section):
     in closed form, cross-fitted, whatever the number. 0 for none."""
     critic_refit: bool = True
     """Fit the value head on the trunk anew on each iteration's answers, in closed form and cross-fitted."""
-    max_approx_kl: float | None = Field(default=0.2, gt=0)
+    max_approx_kl: float | None = Field(default=0.1, gt=0)
     """An iteration's updates stop when a minibatch's approximate KL to the sampling policy (nats a token) tops this."""
     gradient_checkpointing: bool = False
     """Keep only what enters each block and compute the rest again on the way back: same bits, less memory, one more
@@ -214,6 +218,9 @@ class TrainConfig(Section):
     """Computing threads of the trainer; 0 for one a core."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    """As `serve.chat_template_kwargs`, for texts without token ids (imported ones, and where personal data were taken
+    out); none for the same as serving's."""
     tensorboard: bool = False
     """Also write each iteration's figures for TensorBoard, into `train/tensorboard` of the data folder."""
     processes: int = Field(default=1, ge=1, le=64)

@@ -29,7 +29,7 @@ from train.config import TrainConfig
 from train.cycle_state import CycleState, all_cycles, cycles_folder, save_state
 from train.data import Prompts, TrainingData
 from train.errors import BaseMismatch, NotEnoughVotes, PolicyRefused
-from train.evaluate import Evaluation, evaluate, make_probes
+from train.evaluate import Evaluation, evaluate, make_probes, probe_answers
 from train.files import write_json
 from train.full import FullPolicy, publish_policy
 from train.full_publish import next_checkpoint, stated_dtype
@@ -43,6 +43,7 @@ from train.reward.last import LastHead
 from train.reward.mix import MixHead
 from train.reward.refresh import refresh, refresh_last
 from train.reward.votes import Votes
+from train.rollout import Sample
 from train.tools import Tools
 
 __all__ = ["Cycle", "Tools", "load_head"]
@@ -110,10 +111,11 @@ class Cycle:
         counts = {"votes": len(data.votes), "decisive": data.votes.decisive, "prompts": len(data.prompts.distinct)}
         self._tools.status.update(dataset={"snapshot": self._state.snapshot, **counts}, force=True)
         self._log.info("snapshot", id=self._state.snapshot, **counts)
-        if len(data.prompts.distinct) < self._config.schedule.min_prompts:
+        longest, needed = self._config.rollout.max_prompt_tokens, self._config.schedule.min_prompts
+        if sum(len(prompt) <= longest for prompt in data.prompts.distinct) < needed:
             raise NotEnoughVotes(
-                f"the snapshot has {len(data.prompts.distinct)} distinct prompts, PPO needs "
-                f"{self._config.schedule.min_prompts} (train.schedule.min_prompts): chat more"
+                f"the snapshot has {len(data.prompts.distinct)} distinct prompts, PPO needs {needed} "
+                f"(train.schedule.min_prompts) of at most {longest} tokens (train.rollout.max_prompt_tokens): chat more"
             )
         return data
 
@@ -164,7 +166,9 @@ class Cycle:
         folder = cycles_folder(self._tools.paths) / f"{last.number:06d}" / "reward" if last else None
         if folder is None or not (folder / "reward.json").is_file():
             return None
-        return MixHead.load(folder) if json.loads((folder / "reward.json").read_text())["head"] == "mix" else None
+        record = json.loads((folder / "reward.json").read_text())
+        same = record["head"] == "mix" and record["base_fingerprint"] == self._tools.base.fingerprint
+        return MixHead.load(folder) if same else None
 
     def _newer_than_predecessor(self, votes: Votes) -> Callable[[int], bool]:
         last = self._last_published()
@@ -195,6 +199,7 @@ class Cycle:
             temperature=config.rollout.temperature,
             seed=config.seed + 7_919,
             budget=config.ppo.pass_tokens,
+            batch=config.rollout.batch,
         )
         self._chronicle.evaluated(evaluation)
         return evaluation
@@ -214,7 +219,7 @@ class Cycle:
         lineage: dict[str, Any] = {
             "reward_model": head.model_id,
             "snapshot": self._state.snapshot,
-            "probes": make_probes(tools.base, evaluation.after.samples),
+            "probes": make_probes(tools.base, self._probe_answers()),
             "config": {**self._state.config, "cycle": state.number},
             "metrics": self._figures(head, result, evaluation),
         }
@@ -230,6 +235,12 @@ class Cycle:
             base_fingerprint=tools.base.fingerprint,
             lora_rank=self._config.lora.rank,
             **lineage,
+        )
+
+    def _probe_answers(self) -> list[Sample]:
+        config = self._config
+        return probe_answers(
+            self._tools.base, self._tools.texts, temperature=config.rollout.temperature, seed=config.seed
         )
 
     def _figures(self, head: RewardHead, result: PpoResult, evaluation: Evaluation) -> dict[str, float]:
@@ -252,11 +263,14 @@ class Cycle:
 
 def load_head(folder: Path, base: Base, config: TrainConfig) -> RewardHead:
     """A cycle's reward model, as its files hold it."""
-    return LastHead.load(folder, base) if config.reward.head == "last" else MixHead.load(folder)
+    if config.reward.head == "last":
+        return LastHead.load(folder, base)
+    return MixHead.load(folder).fitted_on(base.fingerprint)
 
 
 def _check_ids(data: TrainingData, vocabulary: int) -> None:
-    largest = max((max(a.prompt_ids + a.response_ids) for a in data.votes.answers), default=0)
+    said = (a.prompt_ids + a.response_ids for a in data.votes.answers)
+    largest = max((max(ids) for ids in (*said, *data.prompts.all)), default=0)
     if largest >= vocabulary:
         raise BaseMismatch(
             f"the votes hold token id {largest} and the base model knows {vocabulary} tokens: they were cast on "

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feedback.contracts import utc_now
 from feedback.paths import DataPaths
@@ -15,6 +15,8 @@ from train.config import TrainConfig, with_resources_of
 from train.files import write_json
 
 Outcome = Literal["published", "refused", "failed"]
+HISTORY = 200
+"""Cycles that the Loop page is told of: the status is written twice a second while one runs."""
 
 
 class CycleState(BaseModel):
@@ -72,12 +74,26 @@ def cycles_folder(paths: DataPaths) -> Path:
 
 
 def open_cycle(paths: DataPaths, config: TrainConfig) -> CycleState:
-    """The unfinished cycle if there is one, else a new one."""
+    """The unfinished cycle if there is one, else a new one.
+
+    One that has no snapshot yet has done nothing, and takes today's configuration. One whose configuration this version
+    does not understand (an upgrade came between) has failed.
+    """
     states = all_cycles(paths)
-    for state in states:
-        if state.outcome is None:
+    for at, state in enumerate(states):
+        if state.outcome is not None:
+            continue
+        if state.snapshot is None:
+            return state.model_copy(update={"config": config.model_dump(mode="json")})
+        try:
             kept = with_resources_of(TrainConfig.model_validate(state.config), config).model_dump(mode="json")
-            return state.model_copy(update={"config": kept})
+        except ValidationError as error:
+            odd = ".".join(map(str, error.errors()[0]["loc"]))
+            reason = f"it began with settings that this version does not understand (train.{odd})"
+            states[at] = state.model_copy(update={"outcome": "failed", "reason": reason}).finished()
+            save_state(cycles_folder(paths), states[at])
+            continue
+        return state.model_copy(update={"config": kept})
     state = CycleState(number=max((s.number for s in states), default=0) + 1, config=config.model_dump(mode="json"))
     save_state(cycles_folder(paths), state)
     return state
@@ -85,5 +101,33 @@ def open_cycle(paths: DataPaths, config: TrainConfig) -> CycleState:
 
 def all_cycles(paths: DataPaths) -> list[CycleState]:
     """Every cycle, oldest first."""
-    folders = sorted(path.parent for path in cycles_folder(paths).glob("*/state.json"))
-    return [load_state(folder) for folder in folders]
+    return [load_state(folder) for folder in _folders(paths)]
+
+
+def last_cycle(paths: DataPaths) -> CycleState | None:
+    """The newest cycle. It alone is read: a trainer that waits asks every few seconds, after thousands of cycles."""
+    folders = _folders(paths)
+    return load_state(folders[-1]) if folders else None
+
+
+def history(paths: DataPaths) -> list[dict[str, Any]]:
+    """The newest cycles that have ended, oldest first, as the Loop page shows them."""
+    ended = [state for state in map(load_state, _folders(paths)[-HISTORY:]) if state.outcome is not None]
+    return [
+        {
+            "cycle": state.number,
+            "adapter": state.adapter,
+            "outcome": state.outcome,
+            "reason": state.reason,
+            "reward": state.metrics.get("reward"),
+            "kl": state.metrics.get("policy_kl"),
+            "win_rate": state.metrics.get("reward_win_rate"),
+            "finished_at": state.finished_at,
+            "report": (cycles_folder(paths) / f"{state.number:06d}" / "report.html").is_file(),
+        }
+        for state in ended
+    ]
+
+
+def _folders(paths: DataPaths) -> list[Path]:
+    return sorted(path.parent for path in cycles_folder(paths).glob("*/state.json"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from feedback.dataset import Dataset, Snapshot, SnapshotPurged, Weigh
+from feedback.dataset import Dataset, Snapshot, SnapshotDropped, SnapshotPurged, Weigh
 from feedback.dataset.snapshots import TableName
 from train.demonstrations import Edit, read_edits
 from train.errors import SnapshotGone
@@ -67,7 +67,7 @@ class VotesSource(Protocol):
 
         Raises:
             NotEnoughVotes: it holds nothing usable.
-            SnapshotGone: somebody in it was forgotten.
+            SnapshotGone: somebody in it was forgotten, or it is too old.
         """
 
     def vote_ids(self, snapshot: str) -> frozenset[str]:
@@ -89,7 +89,7 @@ class DatasetVotes:
         """See `VotesSource`."""
         try:
             loaded = self._dataset.load_snapshot(snapshot)
-        except SnapshotPurged as error:
+        except (SnapshotPurged, SnapshotDropped) as error:
             raise SnapshotGone(str(error)) from error
         preferences, ties = self._rows(loaded, "preferences"), self._rows(loaded, "ties")
         votes = read_votes(preferences, ties)

@@ -14,6 +14,8 @@ from __future__ import annotations
 # ├── PolicyRefused        PPO found nothing better than its start within the governor's bounds
 # ├── TrainingDiverged     a loss, a gradient or a reward is not finite
 # ├── RolloutsUnavailable  serving did not sample for the trainer
+# ├── OfficeUnknown        the ledger, which knows the adapter in office, can't be asked now
+# ├── PromptRefused        the base's chat template knows no conversation of this kind
 # ├── TensorBoardMissing   it is asked for and isn't installed
 # ├── TeamFailed           another process of the cycle failed
 # └── CycleInterrupted     the cycle was asked to stop; it resumes where it stood
@@ -86,3 +88,11 @@ class CycleInterrupted(TrainError):
 
 class RolloutsUnavailable(TrainError):
     """Serving did not sample for the trainer, after all attempts."""
+
+
+class PromptRefused(TrainError):
+    """The base's chat template knows no conversation of this kind."""
+
+
+class OfficeUnknown(TrainError):
+    """The ledger, which knows the adapter in office, can't be asked now."""

@@ -13,8 +13,14 @@ from train.base import POLICY, Base, policy_pass, reference_pass
 from train.reward.protocol import TokenRewardModel
 from train.rollout import Sample
 from train.sampler import LocalRollouts
+from train.texts import TextReader
 
-PROBES = 3
+PROBE_QUESTIONS = (
+    "What can you tell me about the sea?",
+    "How do I boil an egg?",
+    "What makes a good friend?",
+)
+"""What the probes ask: nothing that anybody asked here, since an adapter outlives what its voters may take back."""
 PROBE_TOKENS = 16
 
 
@@ -63,6 +69,7 @@ def evaluate(
     temperature: float,
     seed: int,
     budget: int,
+    batch: int = 64,
 ) -> Evaluation:
     """Sample an answer to each prompt from the base and from the policy adapter, and compare.
 
@@ -72,10 +79,11 @@ def evaluate(
         prompts: token ids.
         max_tokens, temperature, seed: of sampling.
         budget: tokens of a pass.
+        batch: answers decoded at once.
     """
     sides = []
     for adapter in (None, POLICY):
-        samples = LocalRollouts(base, adapter=adapter).generate(
+        samples = LocalRollouts(base, adapter=adapter, batch=batch).generate(
             prompts, 1, max_tokens=max_tokens, temperature=temperature, seed=seed
         )
         sides.append(_side(base, reward, samples, temperature, budget))
@@ -104,10 +112,21 @@ def _side(base: Base, reward: TokenRewardModel, samples: list[Sample], temperatu
     return Side(tuple(samples), tuple(scores), mean, kl, length, seen.distinct_within, seen.perplexity)
 
 
+def probe_answers(base: Base, texts: TextReader, *, temperature: float, seed: int) -> list[Sample]:
+    """The policy's short answers to `PROBE_QUESTIONS`.
+
+    Args:
+        base: with the policy adapter in place.
+        texts: reads questions through the base's chat template.
+        temperature, seed: of sampling.
+    """
+    prompts = [texts.prompt_ids([{"role": "user", "content": question}]) for question in PROBE_QUESTIONS]
+    return LocalRollouts(base).generate(prompts, 1, max_tokens=PROBE_TOKENS, temperature=temperature, seed=seed)
+
+
 def make_probes(base: Base, samples: Sequence[Sample]) -> tuple[ProbeRecord, ...]:
-    """Log-probs of a few short answers under the policy and under the base, as the trainer computes them."""
-    shortest = sorted((s for s in samples if s.response_ids), key=lambda s: len(s.prompt_ids))[:PROBES]
-    turns = [Sample(s.prompt_ids, s.response_ids[:PROBE_TOKENS], (), "length") for s in shortest]
+    """Log-probs of the beginnings of some answers under the policy and under the base, as the trainer computes them."""
+    turns = [Sample(s.prompt_ids, s.response_ids[:PROBE_TOKENS], (), "length") for s in samples if s.response_ids]
     with torch.no_grad():
         policy, bare = policy_pass(base, turns), policy_pass(base, turns, adapter=None)
     return tuple(

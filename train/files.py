@@ -15,11 +15,15 @@ def write_text(path: Path, text: str) -> None:
     """Write beside, sync, rename, sync the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("w") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        beside.replace(path)
+    except OSError:  # a full disk: give back what the attempt took
+        beside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

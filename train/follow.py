@@ -74,8 +74,8 @@ def _tools(team: Any, config: TrainConfig, paths: DataPaths, model: str, stop: t
     from train.launch import make_tools
     from train.texts import TextReader
 
-    def votes(tokenizer: Any) -> DatasetVotes:
-        return DatasetVotes(paths.dataset, None, TextReader.of(tokenizer))
+    def votes(texts: TextReader) -> DatasetVotes:
+        return DatasetVotes(paths.dataset, None, texts)
 
     folder = model_folder(model)
     return make_tools(config, paths, folder, team, votes=votes, status=_Silent(), should_stop=stop.is_set)

@@ -20,8 +20,9 @@ from feedback.paths import DataPaths
 from train.base import Base
 from train.config import TrainConfig
 from train.data import VotesSource
-from train.errors import ConfigConflict
+from train.errors import ConfigConflict, ModelUnusable
 from train.team import ALONE, Team
+from train.texts import TextReader
 from train.tools import Tools
 
 PATIENCE = timedelta(days=7)
@@ -81,7 +82,7 @@ def make_tools(
     model: Path,
     team: Team,
     *,
-    votes: Callable[[Any], VotesSource],
+    votes: Callable[[TextReader], VotesSource],
     status: Any,
     should_stop: Callable[[], bool],
     rollouts: Any = None,
@@ -90,15 +91,22 @@ def make_tools(
     """What this process works with in a cycle: the base on its device, the tokenizer, the votes."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelUnusable(f"{model}: its tokenizer can't be read: {str(error).splitlines()[0]}") from error
+    texts = TextReader.of(tokenizer, config.chat_template_kwargs or {})
     sharded = team.size > 1 and config.tuning == "full"
     base = Base.load(model, config.lora, device=str(device_for(config, team)), tuning=config.tuning, sharded=sharded)
+    if not tokenizer.chat_template:
+        raise ModelUnusable(f"{model}: its tokenizer has no chat template; give a model that is made for chat")
     return Tools(
         paths=paths,
         model=model,
         base=base,
         tokenizer=tokenizer,
-        votes=votes(tokenizer),
+        texts=texts,
+        votes=votes(texts),
         status=status,
         rollouts=rollouts,
         incumbent=incumbent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,11 @@ from train.chronicle import Chronicle, rounded
 from train.config import TrainConfig
 from train.data import TrainingData
 from train.demonstrations import Demonstration, encode
+from train.errors import BaseMismatch
 from train.files import write_json
 from train.gold import load_witness
 from train.ppo import PpoResult, PpoTrainer
+from train.publish import MANIFEST
 from train.reward.protocol import TokenRewardModel
 from train.rollout import Rollouts
 from train.sampler import LocalRollouts
@@ -110,7 +113,7 @@ class Learning:
         """The policy that PPO begins with: fresh or the incumbent's, warmed up on people's answers."""
         tools, config = self._tools, self._config
         if incumbent is not None:
-            tools.team.agree(lambda: tools.base.adapters.load(POLICY, incumbent))
+            tools.team.agree(lambda: self._load(incumbent))
             self._advance(parent=incumbent.name)
         demonstrations = self._demonstrations(data)
         least = config.sft.min_demonstrations
@@ -131,6 +134,17 @@ class Learning:
             write_json(self._folder / "sft.json", asdict(warm))
         self._advance(warm_start=warm.metrics())
         self._say("warm_start", **rounded(warm.metrics()))
+
+    def _load(self, incumbent: Path) -> None:
+        """Go on from an adapter that was published for this base; one of the same shape may be for another."""
+        adapters, manifest = self._tools.base.adapters, incumbent / MANIFEST
+        made_for = json.loads(manifest.read_text())["base_fingerprint"] if manifest.is_file() else None
+        if made_for not in {None, self._tools.base.fingerprint}:
+            raise BaseMismatch(
+                f"{incumbent.name} is in office and was made for another base: reject it (hustings releases), or set "
+                'train.schedule.start_from = "base"'
+            )
+        adapters.load(POLICY, incumbent)
 
     def _demonstrations(self, data: TrainingData) -> tuple[Demonstration, ...]:
         tools, tokenizer = self._tools, self._tools.tokenizer

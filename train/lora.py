@@ -198,7 +198,10 @@ class AdapterSet:
         Raises:
             BaseMismatch: it is for another base, other layers or another rank.
         """
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        try:
+            config = json.loads((folder / CONFIG_FILE).read_text())
+        except FileNotFoundError as error:
+            raise BaseMismatch(f'{folder} is gone: bring it back, or set train.schedule.start_from = "base"') from error
         scale = config["lora_alpha"] / config["r"]
         if config["r"] != self.settings.rank or not math.isclose(scale, self.settings.alpha / self.settings.rank):
             raise BaseMismatch(
@@ -223,7 +226,7 @@ class AdapterSet:
             "modules_to_save": None,
             "peft_type": "LORA",
             "r": self.settings.rank,
-            "target_modules": sorted(self.settings.targets),
+            "target_modules": sorted({path.rsplit(".", 1)[-1] for path in self.layers}),
             "task_type": "CAUSAL_LM",
             "use_dora": False,
             "use_rslora": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 import threading
 import time
@@ -19,10 +20,12 @@ from feedback.event_log import EventLog, EventLogError
 from feedback.paths import DataPaths
 from train import tensorboard
 from train.config import TrainConfig
-from train.cycle_state import CycleState, all_cycles, cycles_folder, open_cycle, save_state
-from train.errors import CycleInterrupted, RolloutsUnavailable, TrainError
+from train.cycle_state import CycleState, cycles_folder, history, last_cycle, load_state, open_cycle, save_state
+from train.errors import CycleInterrupted, OfficeUnknown, RolloutsUnavailable, TrainError
+from train.forgetting import Forgetting
 from train.metrics import TrainMetrics
 from train.process import go_second, only_trainer, shortage, signals
+from train.pruning import prune
 from train.publish import announce_missing
 from train.reviewing import Reviews
 from train.status import StatusBoard
@@ -90,6 +93,7 @@ def run(  # noqa: PLR0917 - the command line's call
         stack.enter_context(signals(stop))
         progress = stack.enter_context(TerminalProgress(sys.stderr))
         metrics = TrainMetrics()
+        _clear(paths.rollout_adapters)
         trainer = Trainer(
             config=config,
             feedback=feedback,
@@ -155,14 +159,15 @@ class Trainer:
         self._dataset: Dataset = Dataset(paths.dataset)
         self._log = _event_log(bootstrap, feedback)
         self._status = StatusBoard(paths.train / "status.json", self._changed)
-        self._announced = -ANNOUNCE_EVERY_S
-        self._ahead = Ahead()
+        self._announced, self._ahead, self._worry = -ANNOUNCE_EVERY_S, Ahead(), ""
+        self._forgetting = Forgetting(paths, self._dataset, self._status)
         served = self._through_serving if serve_url and operator_token else None
         self._reviews = Reviews(config, self._dataset, lambda: self._tools(config), self._incumbent, served)
-        self._status.update(cycles=self._history())
+        self._status.update(cycles=history(self._paths))
 
     def run_once(self) -> int:
         """One cycle now (or the end of one that was cut off)."""
+        self._forgetting.look()
         state = self._cycle()
         if state is not None and state.outcome == "published":
             self._announce(force=True)
@@ -174,8 +179,8 @@ class Trainer:
         attempts = 0
         while not self._stop.is_set():
             self._announce()
-            cycles = all_cycles(self._paths)
-            last = cycles[-1] if cycles else None
+            self._forgetting.look()
+            last = last_cycle(self._paths)
             if last is None or last.outcome is not None:
                 new = self._dataset.count_new(last.snapshot if last else None)
                 due = is_due(new, self._config, last)
@@ -183,7 +188,7 @@ class Trainer:
                     phase="idle",
                     progress=0.0,
                     eta_s=None,
-                    message=_idle_message(due.reason, last),
+                    message=_idle_message(due.reason, last, self._worry),
                     dataset=counts(self._dataset, last, new, self._config),
                 )
                 if not due.now:
@@ -213,15 +218,19 @@ class Trainer:
         except CycleInterrupted:
             log.info("cycle_interrupted", cycle=state.number, next="the next start resumes it")
             return None
-        except RolloutsUnavailable as error:
+        except (RolloutsUnavailable, OfficeUnknown) as error:
             self._held_up(str(error))
             return None
         except TrainError as error:
+            if not self._begun(state.number):  # the base or the machine is at fault, and would be for the next cycle
+                self._held_up(str(error))
+                return None
             return self._ended(state.number, "refused", str(error))
         except Exception as error:
             line = shortage(error, TrainConfig.model_validate(state.config), self._doing())
             if line is None:
-                self._ended(state.number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+                if self._begun(state.number):
+                    self._ended(state.number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
                 raise
             self._held_up(line)
             if self._joined is not None:  # the others stand where nobody knows; torchrun starts all of them anew
@@ -230,6 +239,10 @@ class Trainer:
         finally:
             gc.collect()
         return self._ended(state.number, "published", "")
+
+    def _begun(self, number: int) -> bool:
+        """Whether the cycle has taken its votes; before that there is nothing to judge, and it waits."""
+        return load_state(cycles_folder(self._paths) / f"{number:06d}").snapshot is not None
 
     def _read_ahead(self) -> None:
         """Read the answers voted on so far; whatever goes wrong, the cycle will read them itself and say so."""
@@ -240,7 +253,12 @@ class Trainer:
                 data = tools.votes.load(tools.votes.freeze())
                 read_features(tools, self._config, data)
                 log.info("read_ahead", answers=len(data.votes.answers))
-        except (TrainError, OSError, MemoryError) as error:
+            self._worry = ""
+        except Exception as error:
+            line = shortage(error, self._config, "features")
+            if line is None and not isinstance(error, TrainError | OSError):
+                raise
+            self._worry = line or str(error)  # told while votes still come in: a base that can't be trained, say
             log.warning("not_read_ahead", reason=str(error), next="the cycle reads them itself")
         finally:
             gc.collect()
@@ -256,7 +274,7 @@ class Trainer:
         self._say(line)
 
     def _ended(self, number: int, outcome: Any, reason: str) -> CycleState:
-        state = next(s for s in all_cycles(self._paths) if s.number == number)
+        state = load_state(cycles_folder(self._paths) / f"{number:06d}")
         if state.outcome is None:
             state = state.model_copy(update={"outcome": outcome, "reason": reason}).finished()
             save_state(cycles_folder(self._paths), state)
@@ -268,13 +286,13 @@ class Trainer:
             progress=1.0 if published else 0.0,
             eta_s=None,
             message=message,
-            cycles=self._history(),
+            cycles=history(self._paths),
             force=True,
         )
         if not published:
             log.error("cycle_ended", cycle=number, outcome=outcome, reason=reason)
             self._say(reason)
-        self._prune()
+        prune(self._paths, self._dataset, self._config.schedule)
         return state
 
     def _say(self, line: str) -> None:
@@ -287,7 +305,6 @@ class Trainer:
         from feedback.voters import weigher
         from train import launch
         from train.data import DatasetVotes
-        from train.texts import TextReader
 
         self._status.update(phase="snapshot", message="loading the base model", force=True)
         folder = model_folder(self._model)
@@ -301,7 +318,7 @@ class Trainer:
                     self._paths,
                     folder,
                     team,
-                    votes=lambda tokenizer: DatasetVotes(self._paths.dataset, weigh, TextReader.of(tokenizer)),
+                    votes=lambda texts: DatasetVotes(self._paths.dataset, weigh, texts),
                     status=self._status,
                     rollouts=self._serving_rollouts if self._serve_url and self._operator_token else None,
                     incumbent=self._incumbent,
@@ -331,13 +348,16 @@ class Trainer:
         )
 
     def _incumbent(self) -> Path | None:
-        from feedback.ledger import Ledger
+        from feedback.ledger import Ledger, LedgerError
 
-        ledger = Ledger.open(self._feedback.ledger_url or self._paths.ledger_url)
         try:
-            office = ledger.office()
-        finally:
-            ledger.close()
+            ledger = Ledger.open(self._feedback.ledger_url or self._paths.ledger_url)
+            try:
+                office = ledger.office()
+            finally:
+                ledger.close()
+        except LedgerError as error:
+            raise OfficeUnknown(str(error)) from error
         return self._paths.adapters / office if office else None
 
     def _announce(self, *, force: bool = False) -> None:
@@ -350,40 +370,21 @@ class Trainer:
         except EventLogError as error:
             log.warning("adapter_not_announced", reason=str(error), next=f"again in {ANNOUNCE_EVERY_S:.0f} s")
 
-    def _history(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "cycle": state.number,
-                "adapter": state.adapter,
-                "outcome": state.outcome,
-                "reason": state.reason,
-                "reward": state.metrics.get("reward"),
-                "kl": state.metrics.get("policy_kl"),
-                "win_rate": state.metrics.get("reward_win_rate"),
-                "finished_at": state.finished_at,
-                "report": (cycles_folder(self._paths) / f"{state.number:06d}" / "report.html").is_file(),
-            }
-            for state in all_cycles(self._paths)
-            if state.outcome is not None
-        ]
-
     def _changed(self, status: dict[str, Any]) -> None:
         self._metrics.observe(status)
         self._progress.observe(status)
 
-    def _prune(self) -> None:
-        """Drop the checkpoints of old cycles; their reports, metrics and reward models stay."""
-        import shutil
 
-        ended = [s.number for s in all_cycles(self._paths) if s.outcome is not None]
-        for number in ended[: -self._config.schedule.keep_cycles]:
-            shutil.rmtree(cycles_folder(self._paths) / f"{number:06d}" / "ppo", ignore_errors=True)
+def _clear(folder: Path) -> None:
+    """Policies that a killed trainer was handing to serving: each has a name of its own, and nobody else's go there."""
+    for left in folder.iterdir():
+        shutil.rmtree(left, ignore_errors=True)
 
 
-def _idle_message(waiting: str, last: CycleState | None) -> str:
-    if last is None or last.outcome == "published":
-        return waiting
-    return f"cycle {last.number} {last.outcome}: {last.reason}; {waiting}"
+def _idle_message(waiting: str, last: CycleState | None, worry: str = "") -> str:
+    bad = last is not None and last.outcome != "published"
+    past = [f"cycle {last.number} {last.outcome}: {last.reason}"] if bad and last is not None else []
+    return "; ".join([*past, *filter(None, [worry]), waiting])
 
 
 def _event_log(bootstrap: str | None, feedback: FeedbackConfig) -> EventLog | None:

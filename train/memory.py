@@ -9,6 +9,14 @@ import ctypes
 from functools import cache
 from typing import Any
 
+NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
+"""How libraries that raise errors of their own (torch, pyarrow) tell of it."""
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether an error is for want of memory."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
+
 
 def give_back() -> None:
     """Return free memory to the operating system: tcmalloc's where it is preloaded, else the C library's."""

@@ -77,6 +77,7 @@ class TrainMetrics:
         self._cycles = Counter(
             "hustings_train_cycles", "Cycles ended, by outcome.", ["outcome"], registry=self.registry
         )
+        self._cycles.labels("failed")  # there from the start: Prometheus sees no rise in a series that begins at 1
         self._new = self._gauge("new_comparisons", "Decisive votes since the last snapshot.")
 
     def serve(self, port: int, host: str = "127.0.0.1") -> None:

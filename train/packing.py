@@ -173,19 +173,33 @@ def packed_attention(
         key: (1, key-value heads, N, d).
         value: as key.
         attention_mask: unused, the layout has its own.
-        kwargs: `layout`, a `Layout`; `scaling`.
+        kwargs: `layout`, a `Layout`; `scaling`; `sliding_window`.
 
     Returns:
         (1, N, heads, d) and no weights.
     """
     layout: Layout = kwargs["layout"]
-    return layout.attend(int(module.layer_idx), query, key, value, kwargs.get("scaling")), None  # type: ignore[arg-type]
+    view = View(kwargs.get("scaling"), kwargs.get("sliding_window"))
+    return layout.attend(int(module.layer_idx), query, key, value, view), None  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a layer looks at what came before.
+
+    Attributes:
+        scaling: of the scores; None for 1 / sqrt(d).
+        window: a token sees so many, itself among them (a sliding window); None for all.
+    """
+
+    scaling: float | None = None
+    window: int | None = None
 
 
 class Layout(Protocol):
     """How the tokens of a forward pass see each other."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, view: View) -> Tensor:
         """Attend; shapes as in `packed_attention`."""
 
 
@@ -194,22 +208,30 @@ class TreeLayout:
 
     def __init__(self, packed: Packed) -> None:
         self._packed = packed
+        self._masks: dict[int | None, list[Tensor]] = {None: [block.mask for block in packed.blocks]}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, view: View) -> Tensor:
         """Attention block by block: branches see their ancestors and, causally, themselves."""
         heads, tokens, width = query.shape[1:]
         kv_heads = key.shape[1]
         queries = query[0].transpose(0, 1).reshape(tokens, heads * width)
         pairs = torch.cat((key[0], value[0])).transpose(0, 1).reshape(tokens, 2 * kv_heads * width)
         results = []
-        for block in self._packed.blocks:
+        for block, mask in zip(self._packed.blocks, self._within(view.window), strict=True):
             rows, length = block.queries.shape
             q = gather_rows(queries, block.queries).view(rows, length, heads, width).transpose(1, 2)
             kv = gather_rows(pairs, block.keys).view(rows, -1, 2 * kv_heads, width).transpose(1, 2)
-            out = grouped_attention(q, kv[:, :kv_heads], kv[:, kv_heads:], block.mask, scaling)
+            out = grouped_attention(q, kv[:, :kv_heads], kv[:, kv_heads:], mask, view.scaling)
             results.append(out.transpose(1, 2).reshape(rows * length, heads * width))
         joined = torch.cat(results) if len(results) > 1 else results[0]
         return gather_rows(joined, self._packed.place).view(1, tokens, heads, width)
+
+    def _within(self, window: int | None) -> list[Tensor]:
+        """The blocks' masks, made once, for layers that see only so many tokens back."""
+        if window not in self._masks:
+            assert window is not None
+            self._masks[window] = [_windowed(block.mask, window) for block in self._packed.blocks]
+        return self._masks[window]
 
 
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
@@ -289,6 +311,14 @@ def _assemble(
         response_ids=_rectangle([list(turn.response_ids) for turn in turns], width, device),
         response_mask=torch.arange(width, device=device)[None] < lengths,
     )
+
+
+def _windowed(mask: Tensor, window: int) -> Tensor:
+    """A block's mask without the keys further back than the window. Keys stand in their sequence's order."""
+    if window >= mask.shape[-1]:
+        return mask
+    own = mask.sum(-1, keepdim=True) - 1  # a query sees all up to its own place
+    return mask & (torch.arange(mask.shape[-1], device=mask.device) > own - window)
 
 
 def _places(blocks: tuple[Block, ...], tokens: int) -> Tensor:

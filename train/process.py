@@ -16,6 +16,7 @@ from feedback.dataset.errors import DatasetFull
 from feedback.paths import DataPaths
 from feedback.priority import short_waits, step_back
 from train.config import TrainConfig
+from train.memory import no_memory
 
 
 def go_second(niceness: int) -> None:
@@ -59,9 +60,8 @@ def signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
 NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large")
-"""How libraries that raise errors of their own (safetensors, pyarrow, torch) tell of it."""
+"""How libraries that raise errors of their own (safetensors, pyarrow) tell of it."""
 LOWER = {
     "features": ("reward", "batch_tokens"),
     "reward": ("reward", "batch_tokens"),
@@ -84,7 +84,7 @@ def shortage(error: BaseException, config: TrainConfig, phase: str) -> str | Non
         phase: that it was in, or within PPO the part of an iteration.
     """
     text = str(error)
-    if isinstance(error, MemoryError) or any(sign in text for sign in NO_MEMORY):
+    if no_memory(error):
         return _out_of_memory(config, phase)
     full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     if full or isinstance(error, DatasetFull) or any(sign in text for sign in NO_ROOM):

@@ -31,7 +31,6 @@ from train.reward.mix import MixHead
 from train.reward.probe import Array
 from train.reward.votes import Answer
 from train.rollout import Sample, ServingRollouts
-from train.texts import TextReader
 
 IMPORTED = "import_"
 """What the conversations of imported prompts begin with."""
@@ -203,14 +202,13 @@ def prepare_pool(  # noqa: PLR0917  what a cycle left, and where answers come fr
     """
     assert last.snapshot is not None
     assert last.reward_model is not None
-    head = MixHead.load(cycles_folder(tools.paths) / f"{last.number:06d}" / "reward")
+    head = MixHead.load(cycles_folder(tools.paths) / f"{last.number:06d}" / "reward").fitted_on(tools.base.fingerprint)
     if not head.members:
         raise NotEnoughVotes("the reward model has no ensemble to disagree: set train.reward.members")
     seed = int.from_bytes(hashlib.sha256(last.reward_model.encode()).digest()[:4], "big")
-    reader = TextReader.of(tools.tokenizer)
     columns = ["conversation_id", "prompt", "prompt_token_ids"]
     rows = (
-        reader.prompt(row)
+        tools.texts.prompt(row)
         for batch in dataset.load_snapshot(last.snapshot).batches("prompts", columns)
         for row in batch.to_pylist()
     )

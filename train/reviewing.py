@@ -15,6 +15,7 @@ from feedback.dataset.errors import DatasetError
 from train.config import TrainConfig
 from train.cycle_state import CycleState
 from train.errors import TrainError
+from train.process import shortage
 
 if TYPE_CHECKING:
     from feedback.dataset import Dataset
@@ -68,8 +69,11 @@ class Reviews:
                 office = self._office()
                 name = office.name if office else None
                 pairs = prepare_pool(tools, self._config, last, name, self._served(), self._dataset)
-        except (TrainError, DatasetError, OSError, MemoryError) as error:
-            log.warning("reviews_not_prepared", reason=str(error), next=f"again in {RETRY_S:.0f} s")
+        except Exception as error:
+            line = shortage(error, self._config, "features")
+            if line is None and not isinstance(error, TrainError | DatasetError | OSError):
+                raise
+            log.warning("reviews_not_prepared", reason=line or str(error), next=f"again in {RETRY_S:.0f} s")
             return
         finally:
             gc.collect()

@@ -87,7 +87,7 @@ class ServingRollouts:
         client: for tests.
         sleep: waits between tries; for tests.
         """
-        self._client = client or httpx.Client(timeout=timeout_s)
+        self._client = client or httpx.Client(timeout=timeout_s, trust_env=False)
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"}
         self._folder = folder
@@ -108,7 +108,11 @@ class ServingRollouts:
         """
         name = f"rollout-{self._run}-{self._count}"
         self._count += 1
-        self._save(self._folder / name)
+        try:
+            self._save(self._folder / name)
+        except BaseException:  # nothing is loaded yet; a full disk wants its room back
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+            raise
         try:
             self._ask("PUT", f"/v1/rollout-adapters/{name}", None)
             return self._sampled(name, prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train.base import POLICY, Base
 from train.kernels import frozen_linear
-from train.packing import Packed, TreeLayout, gather_rows, grouped_attention, pack
+from train.packing import Packed, TreeLayout, View, gather_rows, grouped_attention, pack
 from train.rollout import Sample
 
 CACHE_BYTES = 512 * 2**20
@@ -198,15 +198,17 @@ class _Cache:
             kept[layer] = self._store[layer].index_select(0, rows)
         self._store, self._lengths, self._seen = kept, self._lengths[rows], self._seen[rows]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, view: View) -> Tensor:
         """Attention of one new token a row, (1, heads, R, d) as `packed_attention` has it."""
         store = self._store[layer]
         store[:, : self._heads, self._column] = key[0].transpose(0, 1)
         store[:, self._heads :, self._column] = value[0].transpose(0, 1)
-        seen = store[:, :, : self._column + 1]
-        mask = self._seen[:, None, None, : self._column + 1]
+        last = self._column + 1
+        first = max(last - view.window, 0) if view.window else 0
+        seen = store[:, :, first:last]
+        mask = self._seen[:, None, None, first:last]
         q = query[0].transpose(0, 1).unsqueeze(2)
-        out = grouped_attention(q, seen[:, : self._heads], seen[:, self._heads :], mask, scaling)
+        out = grouped_attention(q, seen[:, : self._heads], seen[:, self._heads :], mask, view.scaling)
         return out.transpose(1, 2).transpose(0, 1)
 
 
@@ -217,7 +219,7 @@ class _Filling(TreeLayout):
         super().__init__(packed)
         self._cache = cache
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, view: View) -> Tensor:
         """Attend as usual, and note keys and values."""
         self._cache.fill(layer, torch.cat((key[0], value[0])).transpose(0, 1))
-        return super().attend(layer, query, key, value, scaling)
+        return super().attend(layer, query, key, value, view)

@@ -11,7 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from train.files import write_json
+
+log = structlog.get_logger()
 
 PHASES = {"snapshot": 0.0, "features": 0.02, "reward": 0.1, "sft": 0.14, "ppo": 0.15, "evaluate": 0.9, "publish": 0.98}
 """Share of a cycle's time that lies before each phase, as measured on two cores."""
@@ -26,6 +30,7 @@ class StatusBoard:
         self._on_change = on_change
         self._started = 0.0
         self._written = 0.0
+        self._mute = False
         self._status: dict[str, Any] = {"phase": "idle", "progress": 0.0, "message": "", "cycles": [], "samples": []}
 
     @property
@@ -63,6 +68,17 @@ class StatusBoard:
         self._status |= changes
         self._on_change(self._status)
         if force or time.monotonic() - self._written >= _MIN_INTERVAL_S:
-            self._written = time.monotonic()
             self._status["updated_at"] = datetime.now(UTC).isoformat()
+            self._write()
+
+    def _write(self) -> None:
+        """A page that can't be written ends neither a cycle nor the line that says why; the next change tries again."""
+        self._written = time.monotonic()
+        try:
             write_json(self._path, self._status)
+        except OSError as error:
+            if not self._mute:
+                log.warning("status_not_written", reason=str(error), next="with the next change")
+            self._mute = True
+        else:
+            self._mute = False

@@ -13,6 +13,7 @@ from train.data import VotesSource
 from train.rollout import Rollouts
 from train.status import StatusBoard
 from train.team import ALONE, Team
+from train.texts import TextReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Tools:
     Attributes:
         model: path of the base.
         tokenizer: the base's, from transformers.
+        texts: reads what has no token ids through it.
         votes: the dataset.
         rollouts: makes the source of answers for a run's name, given what saves the current policy.
         incumbent: folder of the adapter to go on from, or None.
@@ -33,6 +35,7 @@ class Tools:
     model: Path
     base: Base
     tokenizer: Any
+    texts: TextReader
     votes: VotesSource
     status: StatusBoard
     rollouts: Callable[[Base, str], Rollouts] | None

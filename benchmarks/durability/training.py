@@ -23,7 +23,14 @@ SETTINGS = TrainConfig(
     ppo=PpoConfig(iterations=2, episodes=32, learning_rate=1e-2, kl_coefficient=0.0),
     governor=GovernorConfig(enabled=False),  # answers of a model of noise have no fluency to lose
     rollout=RolloutConfig(max_tokens=8, max_prompt_tokens=160),
-    schedule=ScheduleConfig(new_comparisons=24, poll_s=0.2, eval_prompts=16, metrics_port=0, niceness=0),
+    schedule=ScheduleConfig(
+        new_comparisons=24,
+        poll_s=0.2,
+        eval_prompts=16,
+        keep_snapshots=1_000_000,  # the verdict reads each
+        metrics_port=0,
+        niceness=0,
+    ),
 )
 """Cycles that follow one another: a kill is to find the trainer at work."""
 LONGEST_PROMPT = 4096

@@ -4,6 +4,7 @@
     python -m benchmarks.peer reward --model FOLDER    reward-model pairs a second, held-out accuracy
     python -m benchmarks.peer ppo --model FOLDER       PPO episodes a second, peak memory
     python -m benchmarks.peer learning --model FOLDER --votes FOLDER   true win rate after the same wall time
+    python -m benchmarks.peer curve --model FOLDER --votes FOLDER      accuracy against the number of votes
     python -m benchmarks.peer report --model FOLDER [--out FILE]       the table of all runs on record
 
 Each call runs the sides in turn (A B A B with --repeats 2) and adds to the record in the cache folder; `report` reads
@@ -19,9 +20,11 @@ import sys
 from pathlib import Path
 
 from benchmarks.peer import runs
+from benchmarks.peer.curve import HEADS, curve
 from benchmarks.peer.environment import Peer, default_folder
 from benchmarks.peer.learning import learn
 from benchmarks.peer.report import report
+from benchmarks.reward_curve import COUNTS
 
 LORA = {"rank": 16, "alpha": 32}
 PAIRS = {"train_pairs": 64, "held_out_pairs": 48, "prompts": 16, "seed": 0}
@@ -47,18 +50,22 @@ SIDES = {
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 1 when a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("setup", "reward", "ppo", "learning", "report"))
+    parser.add_argument("what", choices=("setup", "reward", "ppo", "learning", "curve", "report"))
     parser.add_argument("--model", type=Path, help="Hugging Face folder of a Llama-like chat model")
     parser.add_argument("--cache", type=Path, default=default_folder(), help="of the environment and the runs")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--side", action="append", help="only this one; may be given again")
     parser.add_argument("--answers", type=int, action="append", help="answers a prompt (ppo); default 1 and 4")
-    parser.add_argument("--votes", type=Path, help="cache of benchmarks.learning (learning)")
+    parser.add_argument(
+        "--votes", type=Path, help="cache of benchmarks.learning (learning), of benchmarks.reward_head (curve)"
+    )
     parser.add_argument("--utility", default="plain_words", help="the voters' hidden taste (learning)")
     parser.add_argument("--decisive", type=int, default=128, help="votes that name a winner (learning)")
     parser.add_argument("--seed", type=int, default=6, help="of the voters (learning)")
     parser.add_argument("--seconds", type=float, help="TRL's time; default what our cycle took (learning)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of TRL's PPO (learning); 1e-3 is ours")
+    parser.add_argument("--taste", action="append", help="only this one; may be given again (curve)")
+    parser.add_argument("--most", type=int, default=COUNTS[-1], help="decisive votes of each taste at most (curve)")
     parser.add_argument("--out", type=Path, help="where `report` writes its JSON")
     given = parser.parse_args(arguments)
     peer = Peer(given.cache)
@@ -72,9 +79,16 @@ def main(arguments: list[str] | None = None) -> int:
     if given.what == "report":
         return report(runs.kept(work), given.out)
     peer.make()
-    if given.what == "learning" and given.votes is None:
+    if given.what in {"learning", "curve"} and given.votes is None:
         parser.error("--votes is needed")
+    if given.what == "curve" and (unknown := set(given.side or ()) - HEADS.keys()):
+        parser.error(f"--side {unknown.pop()} has no curve; there are {' and '.join(HEADS)}")
+    if given.most < COUNTS[0]:
+        parser.error(f"--most is at least {COUNTS[0]}")
     try:
+        if given.what == "curve":
+            curve(peer, work, given)
+            return 0
         for _ in range(given.repeats):
             measure(peer, work, given)
     except runs.RunFailed as error:

@@ -60,11 +60,11 @@ def reward(job: dict[str, Any]) -> dict[str, Any]:
 def _last(base: Any, job: dict[str, Any], config: Any) -> tuple[dict[str, Any], Any]:
     from train.reward.last import score_all, train_last
 
-    votes = _votes(job["train"])
+    votes = votes_of(job["train"])
     span = usage.Span()
     head = train_last(base, votes, np.arange(len(votes)), config, job["seed"])
     figures = {**span.done(), "peak_gib": usage.peak_gib()}
-    held = _votes(job["held_out"])
+    held = votes_of(job["held_out"])
     scores = score_all(head, held.answers)
     if job["save"]:
         head.save(Path(job["save"]))
@@ -77,7 +77,7 @@ def _mix(base: Any, job: dict[str, Any], config: Any) -> tuple[dict[str, Any], A
     from train.reward.extract import FeatureReader, layers_of, vocabulary_for
     from train.reward.mix import answer_views, fit_weights, make_head
 
-    votes, held = _votes(job["train"]), _votes(job["held_out"])
+    votes, held = votes_of(job["train"]), votes_of(job["held_out"])
     layers = layers_of(base.depth, config.depths)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,8 @@ def _mix(base: Any, job: dict[str, Any], config: Any) -> tuple[dict[str, Any], A
     return figures, difference
 
 
-def _votes(pairs: Sequence[dict[str, Any]]) -> Any:
+def votes_of(pairs: Sequence[dict[str, Any]]) -> Any:
+    """Votes of one voter each way: every pair's chosen answer won."""
     from train.reward.votes import Answer, Votes
 
     index: dict[Any, int] = {}
@@ -197,11 +198,12 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    from benchmarks.peer import learning_data
+    from benchmarks.peer import curve, learning_data
 
     parts = {
         "data": tokens,
         "reward": reward,
+        "curve": curve.ours,
         "ppo": ppo,
         "votes": learning_data.votes,
         "verdict": learning_data.verdict,

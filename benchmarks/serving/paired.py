@@ -26,11 +26,11 @@ from serve.config import ServeConfig
 THROUGHPUT_AIM = 0.97
 FIRST_TOKEN_AIM_MS = 3.0
 TOKENS = 32
-REQUESTS = {1: 4, 8: 16, 32: 32}
-"""Requests of a leg, by how many are asked at a time."""
+REQUESTS = {1: 4, 8: 32, 32: 64}
+"""Requests of a leg, by how many are asked at a time: its end, when fewer and fewer are, is the smaller part of it."""
 FIRSTS = 30
 """Requests a side and round for the first token."""
-ENOUGH_S = 280.0
+ENOUGH_S = 900.0
 """On a busy machine: no leg of a second or later round begins after so many seconds."""
 TOPICS = ("a river", "bread", "the night sky", "an old city", "winter", "a long walk", "a garden", "trains")
 CONFIG = ServeConfig(engine_seed=0, max_model_len=512)

@@ -107,7 +107,7 @@ def make(target: Path, flavour: str, purpose: str) -> None:
     say(f"[1/{steps}] a virtual environment in {shown(target)} (Python {PYTHON_VERSION}, engine build: {flavour})")
     for purpose_name in ("run", "test"):
         stamp_file(target, purpose_name).unlink(missing_ok=True)
-    if not (target / "bin" / "python").exists():
+    if not has_pip(target):
         make_venv(target)
     pip = Pip(target)
     if flavour == "cpu":
@@ -120,10 +120,18 @@ def make(target: Path, flavour: str, purpose: str) -> None:
     say(f"ready in {time.monotonic() - started:.0f} s")
 
 
+def has_pip(target: Path) -> bool:
+    """Whether the environment is there and whole: one whose making was broken off has a Python without pip."""
+    python = target / "bin" / "python"
+    if not python.exists():
+        return False
+    return subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+
+
 def make_venv(target: Path) -> None:
-    """A fresh virtual environment with pip."""
+    """A fresh virtual environment with pip, in place of what a broken off set-up left there."""
     try:
-        venv.create(target, with_pip=True)
+        venv.create(target, with_pip=True, clear=(target / "pyvenv.cfg").exists())
     except (OSError, subprocess.CalledProcessError) as error:
         shutil.rmtree(target, ignore_errors=True)
         raise SetupFailed(

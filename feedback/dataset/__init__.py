@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from feedback.dataset.dataset import Dataset, NewData
-from feedback.dataset.errors import DatasetCorrupt, DatasetError, DatasetFull, SnapshotPurged, UnknownSnapshot
+from feedback.dataset.errors import (
+    DatasetCorrupt,
+    DatasetError,
+    DatasetFull,
+    SnapshotDropped,
+    SnapshotPurged,
+    UnknownSnapshot,
+)
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
 from feedback.dataset.tombstones import Covering, ForgottenVoter
 from feedback.dataset.weighing import Weigh
@@ -17,6 +24,7 @@ __all__ = [
     "ForgottenVoter",
     "NewData",
     "Snapshot",
+    "SnapshotDropped",
     "SnapshotManifest",
     "SnapshotPurged",
     "UnknownSnapshot",

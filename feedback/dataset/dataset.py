@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from feedback.contracts import DeadLetter, PairShown, ThumbGiven, VoteCast, Vote
 from feedback.dataset import export as exporting
 from feedback.dataset import forgetting, snapshots
 from feedback.dataset.errors import UnknownSnapshot
+from feedback.dataset.exported import Exported, places_of, remember
 from feedback.dataset.files import clear_stale, folder_in_the_making, make_folder, write_file
 from feedback.dataset.ids import IdIndex
 from feedback.dataset.ordering import in_order
@@ -120,9 +122,18 @@ class Dataset:
             DatasetFull: no room; do it again when there is.
             DatasetCorrupt: a part was changed.
         """
-        stone = forgetting.forget(event, self._stores(), self._snapshots, self._tombstones)
-        self._notice_tombstones()
+        (stone,) = self.forget_all([event])
         return stone
+
+    def forget_all(self, events: Sequence[VoterForgotten]) -> list[ForgottenVoter]:
+        """`forget` for any number of voters, at the cost of one; a tombstone a voter, in the order of the first events.
+
+        Raises:
+            DatasetFull, DatasetCorrupt: as of `forget`.
+        """
+        stones = forgetting.forget(events, self._stores(), self._snapshots, self._tombstones)
+        self._notice_tombstones()
+        return stones
 
     def take_back(self, name: str) -> ForgottenVoter | None:
         """Take an import out of parts and snapshots, as a voter is forgotten; None where there never was such a one.
@@ -146,6 +157,18 @@ class Dataset:
     def forgotten(self) -> list[ForgottenVoter]:
         """Every voter who was forgotten, with the snapshots that had held them."""
         return self._tombstones.every()
+
+    def unerased(self) -> dict[str, float]:
+        """Marks of forgotten voters whose records the event log may still hold, each with its Unix time."""
+        return self._tombstones.unerased()
+
+    def erased(self, marks: Iterable[str]) -> None:
+        """The event log holds nothing more of these."""
+        self._tombstones.erased(marks)
+
+    def is_erased(self, voter: str) -> bool:
+        """Whether the event log holds nothing more of a forgotten voter, as far as is known."""
+        return self._tombstones.is_erased(voter)
 
     def keep_dead_letter(self, letter: DeadLetter) -> Path:
         """Keep a record that could not be read, as `dead-letters/<digest>.json`; the same one again is kept once.
@@ -251,11 +274,41 @@ class Dataset:
             DatasetFull: no room; no trace is left.
             DatasetCorrupt: a part was changed.
         """
-        manifest = snapshots.build(
-            self._votes, self._pairs, self._snapshots, weigh=self._weigh, forgotten=self._tombstones.covering()
-        )
+        while True:
+            stones = self._tombstones.every()
+            before = {folder.name: snapshots.is_whole(folder) for folder in snapshots.folders(self._snapshots)}
+            forgotten = Covering(stone.event for stone in stones)
+            manifest = snapshots.build(
+                self._votes, self._pairs, self._snapshots, weigh=self._weigh, forgotten=forgotten
+            )
+            if self._tombstones.every() == stones:
+                break
+            # Somebody was forgotten meanwhile, perhaps too late for this one, and too soon to find it.
+            if manifest.id not in before:
+                shutil.rmtree(self._snapshots / manifest.id, ignore_errors=True)
+            elif not before[manifest.id]:
+                snapshots.purge(self._snapshots / manifest.id)
         write_file(self._snapshots / "LATEST", f"{manifest.id}\n".encode())
         return manifest
+
+    def drop_old_tables(self, newest: int, keep: Collection[str] = ()) -> list[str]:
+        """Drop the tables of all but the newest snapshots, and those to keep; manifests and ids stay, as the votes do.
+
+        Every snapshot is a copy of all votes: a small installation's would fill its disk in some weeks.
+
+        Returns:
+            Ids of those that lost their tables.
+
+        Raises:
+            DatasetFull: no room even for the ids.
+        """
+        whole = [one for one in snapshots.folders(self._snapshots) if snapshots.is_whole(one)]
+        by_age = sorted(whole, key=lambda folder: (folder / snapshots.MANIFEST).stat().st_mtime_ns, reverse=True)
+        last = self._latest()
+        old = [folder for folder in by_age[newest:] if folder.name != last and folder.name not in keep]
+        for folder in old:
+            snapshots.drop_tables(folder)
+        return [folder.name for folder in old]
 
     def load_snapshot(self, snapshot_id: str) -> Snapshot:
         """Read a snapshot, verified.
@@ -268,15 +321,23 @@ class Dataset:
 
     def latest_snapshot(self) -> SnapshotManifest | None:
         """The manifest of the snapshot built last, or None."""
-        try:
-            latest = (self._snapshots / "LATEST").read_text().strip()
-        except FileNotFoundError:
-            return None
-        return snapshots.load_manifest(self._folder(latest))
+        latest = self._latest()
+        return None if latest is None else snapshots.load_manifest(self._folder(latest))
 
     def export(self, snapshot: Snapshot, dest: Path, format: exporting.Format = "parquet") -> None:  # noqa: A002
-        """Write a snapshot for others; see `feedback.dataset.export`."""
+        """Write a snapshot for others, and remember where; see `feedback.dataset.export`."""
+        remember(self.root, Exported(snapshot=snapshot.manifest.id, dest=str(dest.absolute()), format=format))
         exporting.export(snapshot, dest, format)
+
+    def exports_of(self, snapshot_ids: Collection[str]) -> tuple[str, ...]:
+        """Where these snapshots were exported to, from this dataset."""
+        return places_of(self.root, snapshot_ids)
+
+    def _latest(self) -> str | None:
+        try:
+            return (self._snapshots / "LATEST").read_text().strip()
+        except FileNotFoundError:
+            return None
 
     def _stores(self) -> forgetting.Stores:
         return forgetting.Stores(self._votes, self._pairs, self._thumbs, self.root / "dead-letters")

@@ -4,7 +4,8 @@ DatasetError
 ├── DatasetFull        no room, or no right, to write
 ├── DatasetCorrupt     a file is not what it was when it was written
 └── UnknownSnapshot    no snapshot of that id
-    └── SnapshotPurged its tables are gone, because somebody in them was forgotten
+    ├── SnapshotPurged its tables are gone, because somebody in them was forgotten
+    └── SnapshotDropped its tables are gone, because it is old and they took room
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class UnknownSnapshot(DatasetError):
 
 class SnapshotPurged(UnknownSnapshot):
     """The snapshot's tables are gone, because somebody in them asked to be forgotten."""
+
+
+class SnapshotDropped(UnknownSnapshot):
+    """The snapshot is old, and its tables were dropped to have room; manifest and ids are there."""
 
 
 def from_os(error: OSError, path: Path) -> DatasetError:

@@ -1,25 +1,32 @@
-"""Taking a voter's events, or an import, out of the parts, and out of the snapshots that hold them."""
+"""Taking voters' events, or an import, out of the parts, and out of the snapshots that hold them.
+
+Serving, the command line and the curator may do so at the same time, one after the other (`Tombstones.locked`), while a
+trainer builds a snapshot: it looks at the tombstones again when its snapshot is there, and we at the snapshots when the
+tombstone is.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections import Counter
-from collections.abc import Callable
+import binascii
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from feedback.contracts import DeadLetter, PairShown, ThumbGiven, VoteCast, VoterForgotten, utc_now
+from feedback.contracts import ContractError, DeadLetter, PairShown, ThumbGiven, VoteCast, VoterForgotten, utc_now
 from feedback.dataset import snapshots
 from feedback.dataset.parts import PartGone, PartRow, PartStore, read_rows
-from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones
+from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones, voters_in
 
-Match = Callable[[PartRow], bool]
-Filters = list[tuple[str, str, Any]]
+Whose = Callable[[PartRow], str | None]
+"""For whose sake a row is to go; None where it stays."""
+Ids = dict[str, str]
+"""Ids of rows that are to go, each with its voter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,36 +40,49 @@ class Stores:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mine:
-    """Tells which rows of each store are to go, and whether a snapshot's table of votes holds such a one."""
+class _Theirs:
+    """Tells whose the rows of each store are, and whether a snapshot's votes tell it by the column `voter`."""
 
-    vote: Match
-    pair: Match
-    thumb: Match
-    among_votes: Filters | None
+    vote: Whose
+    pair: Whose
+    thumb: Whose
+    by_column: bool
 
 
-def forget(event: VoterForgotten, stores: Stores, root: Path, tombstones: Tombstones) -> ForgottenVoter:
-    """Write the tombstone, rewrite the parts without the voter, purge the snapshots that hold them; can be repeated.
+def forget(
+    events: Sequence[VoterForgotten], stores: Stores, root: Path, tombstones: Tombstones
+) -> list[ForgottenVoter]:
+    """Write tombstones, rewrite the parts without the voters, purge the snapshots that hold them; can be repeated.
+
+    However many voters they are, the parts are looked through once.
+
+    Returns:
+        A tombstone a voter, in the order of their first events.
 
     Raises:
         DatasetFull: no room; do it again when there is.
         DatasetCorrupt: a part was changed.
     """
-    covering = Covering([event])
+    latest: dict[str, VoterForgotten] = {}
+    for event in events:
+        latest[event.voter] = max(latest.get(event.voter, event), event, key=lambda each: each.until)
+    covering = Covering(latest.values())
 
     def named(row: PartRow) -> bool:
-        return event.voter.encode() in row.event
+        return any(voter in latest for voter in voters_in(row.event))
 
-    mine = _Mine(
-        vote=lambda row: named(row) and covering.vote(VoteCast.from_bytes(row.event)),
-        pair=lambda row: named(row) and covering.pair(PairShown.from_bytes(row.event)),
-        thumb=lambda row: named(row) and covering.thumb(ThumbGiven.from_bytes(row.event)),
-        among_votes=[("voter", "=", event.voter), ("cast_at", "<=", event.until)],
+    theirs = _Theirs(
+        vote=lambda row: covering.whose_vote(VoteCast.from_bytes(row.event)) if named(row) else None,
+        pair=lambda row: covering.whose_pair(PairShown.from_bytes(row.event)) if named(row) else None,
+        thumb=lambda row: covering.whose_thumb(ThumbGiven.from_bytes(row.event)) if named(row) else None,
+        by_column=True,
     )
-    stone = _take_away(event, mine, stores, root, tombstones)
-    _take_out_letters(stores.dead_letters, event.voter)
-    return stone
+    with tombstones.locked():
+        for event in latest.values():
+            tombstones.mark_unerased(event)
+        stones = _take_away(list(latest.values()), theirs, stores, root, tombstones)
+        _take_out_letters(stores.dead_letters, covering)
+    return stones
 
 
 def take_back(name: str, stores: Stores, root: Path, tombstones: Tombstones) -> ForgottenVoter | None:
@@ -75,19 +95,23 @@ def take_back(name: str, stores: Stores, root: Path, tombstones: Tombstones) -> 
         DatasetFull: no room; do it again when there is.
         DatasetCorrupt: a part was changed.
     """
-
-    def pair(row: PartRow) -> bool:
-        return row.id.startswith("pair_import_") and import_of(PairShown.from_bytes(row.event)) == name
-
-    def vote(row: PartRow) -> bool:
-        return row.id.startswith("vote_import_") and import_of(VoteCast.from_bytes(row.event).pair) == name
-
     voter = f"import_{name}"
-    if not _matching(stores.pairs, pair) and tombstones.of(voter) is None:
-        return None
+
+    def pair(row: PartRow) -> str | None:
+        mine = row.id.startswith("pair_import_") and import_of(PairShown.from_bytes(row.event)) == name
+        return voter if mine else None
+
+    def vote(row: PartRow) -> str | None:
+        mine = row.id.startswith("vote_import_") and import_of(VoteCast.from_bytes(row.event).pair) == name
+        return voter if mine else None
+
     event = VoterForgotten(event_id=f"taken_back_{uuid4().hex}", voter=voter, until=utc_now())
-    mine = _Mine(vote, pair, thumb=lambda row: False, among_votes=None)
-    return _take_away(event, mine, stores, root, tombstones)
+    with tombstones.locked():
+        if not _Search(stores.pairs, pair).look() and tombstones.of(voter) is None:
+            return None
+        theirs = _Theirs(vote, pair, thumb=lambda row: None, by_column=False)
+        (stone,) = _take_away([event], theirs, stores, root, tombstones)
+    return stone
 
 
 def imports(pairs: PartStore) -> Counter[str]:
@@ -102,61 +126,106 @@ def import_of(pair: PairShown) -> str:
 
 
 def _take_away(
-    event: VoterForgotten, mine: _Mine, stores: Stores, root: Path, tombstones: Tombstones
-) -> ForgottenVoter:
-    gone_votes = _matching(stores.votes, mine.vote)
-    gone_pairs = _matching(stores.pairs, mine.pair)
-    pair_ids = {pair for ids in gone_pairs.values() for pair in ids}
-    holding = [folder for folder in snapshots.folders(root) if _holds(folder, mine.among_votes, pair_ids)]
-    stone = tombstones.keep(
-        ForgottenVoter(
-            event=event,
-            snapshots=tuple(folder.name for folder in holding),
-            votes=len({vote for ids in gone_votes.values() for vote in ids}),
-            pairs=len(pair_ids),
-        )
-    )
-    for store, matches in ((stores.votes, mine.vote), (stores.pairs, mine.pair), (stores.thumbs, mine.thumb)):
-        _take_out(store, matches)
-    for folder in holding:
-        snapshots.purge(folder)
-    return stone
+    events: Sequence[VoterForgotten], theirs: _Theirs, stores: Stores, root: Path, tombstones: Tombstones
+) -> list[ForgottenVoter]:
+    votes, pairs = _Search(stores.votes, theirs.vote), _Search(stores.pairs, theirs.pair)
+    ids = votes.look() | pairs.look()
+    gone_votes, gone_pairs = Counter(votes.ids.values()), Counter(pairs.ids.values())
+
+    def holding() -> Mapping[str, list[str]]:
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for folder in snapshots.folders(root):
+            for voter in _held(folder, ids, events if theirs.by_column else ()):
+                found[voter].append(folder.name)
+        return found
+
+    def keep(counted: bool) -> list[ForgottenVoter]:
+        held = holding()
+        return [
+            tombstones.keep(
+                ForgottenVoter(
+                    event=event,
+                    snapshots=tuple(held.get(event.voter, ())),
+                    votes=gone_votes[event.voter] if counted else 0,
+                    pairs=gone_pairs[event.voter] if counted else 0,
+                )
+            )
+            for event in events
+        ]
+
+    keep(counted=True)
+    for search in (votes, pairs, _Search(stores.thumbs, theirs.thumb)):
+        search.take_out()
+    stones = keep(counted=False)  # with the snapshots that came while the tombstones did
+    for name in sorted({name for stone in stones for name in stone.snapshots}):
+        # Also those of an earlier time that a crash cut off: the parts tell no more what such a one held.
+        if (root / name / snapshots.MANIFEST).is_file():
+            snapshots.purge(root / name)
+    return stones
 
 
-def _matching(store: PartStore, matches: Match) -> dict[Path, list[str]]:
-    """Ids of the matching events, by part."""
-    while True:
-        try:
-            found = {path: [row.id for row in read_rows([path]) if matches(row)] for path in store.paths()}
-        except PartGone:
-            continue
-        return {path: ids for path, ids in found.items() if ids}
+class _Search:
+    """The rows of one store that are to go. Parts never change, so that each is looked at once."""
+
+    def __init__(self, store: PartStore, whose: Whose) -> None:
+        self._store = store
+        self._whose = whose
+        self._found: dict[Path, Ids] = {}
+        self._looked: set[Path] = set()
+
+    @property
+    def ids(self) -> Ids:
+        """What was found by the last look."""
+        return {name: voter for ids in self._found.values() for name, voter in ids.items()}
+
+    def look(self) -> Ids:
+        """Look at the parts that are new since the last look; returns all that is to go."""
+        while new := set(there := self._store.paths()) - self._looked:
+            for path in sorted(new):
+                try:
+                    ids = {row.id: voter for row in read_rows([path]) if (voter := self._whose(row)) is not None}
+                except PartGone:
+                    continue
+                self._looked.add(path)
+                if ids:
+                    self._found[path] = ids
+        self._found = {path: ids for path, ids in self._found.items() if path in there}
+        return self.ids
+
+    def take_out(self) -> None:
+        """Rewrite the parts until none holds such a row."""
+        with self._store.locked():
+            while self.look():
+                for path in list(self._found):
+                    self._store.rewrite([path], lambda row: self._whose(row) is None)
 
 
-def _take_out(store: PartStore, matches: Match) -> None:
-    """Rewrite parts until none holds a match: another curator may merge old ones meanwhile."""
-    while holding := _matching(store, matches):
-        for path in holding:
-            try:
-                store.rewrite([path], lambda row: not matches(row))
-            except PartGone:
-                continue
-
-
-def _take_out_letters(folder: Path, voter: str) -> None:
-    """Remove the dead letters that name the voter: records that couldn't be read, so nobody can tell their time."""
+def _take_out_letters(folder: Path, covering: Covering) -> None:
+    """Remove the dead letters of these voters."""
     for path in folder.glob("[!.]*.json"):
-        letter = DeadLetter.from_bytes(path.read_bytes())
-        if voter.encode() in base64.b64decode(letter.value or ""):
+        raw = path.read_bytes()
+        try:
+            value = base64.b64decode(DeadLetter.from_bytes(raw).value or "")
+        except (ContractError, binascii.Error):
+            value = raw  # somebody's own file; it may name the voter too
+        if covering.letter(value):
             path.unlink()
 
 
-def _holds(folder: Path, among_votes: Filters | None, pair_ids: set[str]) -> bool:
-    """Whether a snapshot's tables have a row that is to go."""
-    if snapshots.is_purged(folder):
-        return False
-    for table in ("preferences", "ties") if among_votes else ():
-        if pq.read_table(folder / f"{table}.parquet", columns=["vote_id"], filters=among_votes).num_rows:
-            return True
-    shown = snapshots.column(folder, ["prompts"], "pair_id")
-    return bool(pc.any(pc.is_in(shown, value_set=snapshots.strings(sorted(pair_ids)))).as_py())
+def _held(folder: Path, ids: Ids, events: Sequence[VoterForgotten]) -> set[str]:
+    """Whose rows a snapshot holds, or held before it was purged: by ids, and by the voters of its votes."""
+    held: set[str] = set()
+    wanted = snapshots.strings(sorted(ids))
+    for name in ("vote_id", "pair_id"):
+        there = snapshots.ids_in(folder, name)
+        held |= {ids[one.as_py()] for one in there.filter(pc.is_in(there, value_set=wanted))}
+    until = {event.voter: event.until for event in events}
+    if until and not snapshots.is_purged(folder):
+        mine = [("voter", "in", sorted(until))]
+        for table in ("preferences", "ties"):
+            try:
+                cast = pq.read_table(folder / f"{table}.parquet", columns=["voter", "cast_at"], filters=mine)
+            except FileNotFoundError:
+                break  # it was purged in this moment
+            held |= {row["voter"] for row in cast.to_pylist() if row["cast_at"] <= until[row["voter"]]}
+    return held

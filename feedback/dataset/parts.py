@@ -15,6 +15,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feedback.dataset.errors import DatasetCorrupt, DatasetError, from_os
-from feedback.dataset.files import TEMPORARY_PREFIX, clear_stale, flush_folder, make_folder, sha256_of, write_file
+from feedback.dataset.files import (
+    TEMPORARY_PREFIX,
+    clear_stale,
+    flush_folder,
+    locked,
+    make_folder,
+    sha256_of,
+    write_file,
+)
 from feedback.dataset.ids import IdIndex
 
 PART_SCHEMA = pa.schema(
@@ -92,6 +101,14 @@ class PartStore:
         """Every whole part, in the order of names."""
         return sorted(self.folder.glob("*.parquet"))
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Alone among all who put parts in the place of others, or lock this store for other reasons.
+
+        Raises:
+            DatasetFull: no right, or no room, to write.
+        """
+        return locked(self.folder)
+
     def append(self, rows: Sequence[PartRow]) -> Path | None:
         """Store the rows whose ids no part has, in a new part; None where there are none. Durable on return.
 
@@ -122,7 +139,7 @@ class PartStore:
         merged = 0
         while group := self._group_to_merge():
             paths = [self.folder / name for name in group]
-            with contextlib.suppress(PartGone):  # another process merged it
+            with contextlib.suppress(PartGone), self.locked():  # gone: another process merged it
                 self._merge(paths)
             self.ids()
             merged += len(group)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from feedback.contracts import PairShown, VoteCast
-from feedback.dataset.errors import DatasetCorrupt, SnapshotPurged, UnknownSnapshot
+from feedback.dataset.errors import DatasetCorrupt, SnapshotDropped, SnapshotPurged, UnknownSnapshot
 from feedback.dataset.files import flush_folder, folder_in_the_making, sha256_of, write_file
 from feedback.dataset.ordering import BUCKET_BYTES, in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import PROMPT_SCHEMA, VOTE_SCHEMA, is_decisive, prompt_row, vote_rows
+from feedback.dataset.table_writer import ROWS_AT_ONCE, TableWriter
 from feedback.dataset.tombstones import Covering
 from feedback.dataset.weighing import Weigh, write_weights
 from feedback.voters import BallotBox, ballots_of
@@ -33,8 +34,9 @@ MANIFEST = "manifest.json"
 PARTS = "parts.json"
 PURGED = "purged.parquet"
 """In place of the tables where somebody in them was forgotten: the ids of votes and pairs alone."""
+DROPPED = "dropped.parquet"
+"""The same where the tables of an old snapshot were dropped to have room."""
 TABLES = ("preferences.parquet", "ties.parquet", "prompts.parquet")
-ROWS_AT_ONCE = 1_000
 ATTEMPTS = 10
 """Times that a build begins anew because the curator has merged parts meanwhile."""
 
@@ -109,6 +111,11 @@ class Snapshot:
         """The file of a table."""
         return self.folder / f"{table}.parquet"
 
+    def rows(self, table: TableName) -> int:
+        """How many rows a table has; reads none."""
+        found: int = pq.read_metadata(self.path(table)).num_rows
+        return found
+
     def batches(
         self, table: TableName, columns: list[str] | None = None, rows: int = ROWS_AT_ONCE
     ) -> Iterator[pa.RecordBatch]:
@@ -164,8 +171,21 @@ def _build(
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         names = [path.name for path in (*vote_paths, *pair_paths)]
         (folder / PARTS).write_text(json.dumps(names, indent=1) + "\n")
-        publish(manifest.id)
+        final = publish(manifest.id)
+        if not is_whole(final):
+            _give_back(folder, final)
     return manifest
+
+
+def _give_back(made: Path, final: Path) -> None:
+    """Put tables where they had been taken away: the same rows are there again (an import that was taken back, say)."""
+    for name in TABLES:
+        (made / name).replace(final / name)
+    (final / MANIFEST).touch()  # it is as new as a new one
+    flush_folder(final)
+    for name in (DROPPED, PURGED):
+        (final / name).unlink(missing_ok=True)
+    flush_folder(final)
 
 
 def load_manifest(folder: Path) -> SnapshotManifest:
@@ -186,12 +206,18 @@ def load(folder: Path) -> Snapshot:
     Raises:
         UnknownSnapshot: there is none.
         SnapshotPurged: it held votes of somebody who was forgotten.
+        SnapshotDropped: it is old, and its tables were dropped.
         DatasetCorrupt: a table was changed.
     """
     manifest = load_manifest(folder)
     if is_purged(folder):
         raise SnapshotPurged(
             f"snapshot {folder.name} held votes of somebody who asked to be forgotten, and is gone; build a new one"
+        )
+    if is_dropped(folder):
+        raise SnapshotDropped(
+            f"the tables of snapshot {folder.name} were dropped, newer ones have their room; take a newer one, "
+            "and keep more with train.schedule.keep_snapshots"
         )
     for name, digest in manifest.files.items():
         if sha256_of(folder / name) != digest:
@@ -209,27 +235,61 @@ def is_purged(folder: Path) -> bool:
     return (folder / PURGED).is_file()
 
 
+def is_dropped(folder: Path) -> bool:
+    """Whether the tables went because newer snapshots have their room."""
+    return (folder / DROPPED).is_file()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether its tables are there."""
+    return not is_purged(folder) and not is_dropped(folder)
+
+
 def purge(folder: Path) -> None:
     """Take the tables away for good; manifest and ids stay, so that lineage and counting go on.
 
     Raises:
         DatasetFull: no room; the snapshot is as it was.
     """
-    if not is_purged(folder):
+    _take_tables(folder, PURGED)
+    (folder / DROPPED).unlink(missing_ok=True)
+
+
+def drop_tables(folder: Path) -> None:
+    """The same for want of room: nobody in it need have been forgotten.
+
+    Raises:
+        DatasetFull: no room even for the ids; the snapshot is as it was.
+    """
+    _take_tables(folder, DROPPED)
+
+
+def _take_tables(folder: Path, ids_file: str) -> None:
+    if not (folder / ids_file).is_file():
         ids = {"vote_id": ids_in(folder, "vote_id"), "pair_id": ids_in(folder, "pair_id")}
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table({name: [values.to_pylist()] for name, values in ids.items()}), sink, compression="zstd")
-        write_file(folder / PURGED, sink.getvalue())
+        write_file(folder / ids_file, sink.getvalue())
     for name in TABLES:
         (folder / name).unlink(missing_ok=True)
     flush_folder(folder)
 
 
 def ids_in(folder: Path, name: Literal["vote_id", "pair_id"]) -> pa.ChunkedArray:
-    """Ids of a snapshot's votes, or of its prompts, purged or not."""
-    if is_purged(folder):
-        return pq.read_table(folder / PURGED, columns=[name])[name].combine_chunks().flatten()
-    return column(folder, ("preferences", "ties") if name == "vote_id" else ("prompts",), name)
+    """Ids of a snapshot's votes, or of its prompts, whether its tables are there or not."""
+    tables: tuple[TableName, ...] = ("preferences", "ties") if name == "vote_id" else ("prompts",)
+    for left in (True, False):
+        kept = next((folder / file for file in (PURGED, DROPPED) if (folder / file).is_file()), None)
+        try:
+            return column(folder, tables, name) if kept is None else _listed(kept, name)
+        except FileNotFoundError:  # the tables, or the ids of dropped ones, were taken away in this moment
+            if not left:
+                raise
+    raise AssertionError("the last look returns or raises")
+
+
+def _listed(ids: Path, name: str) -> pa.ChunkedArray:
+    return pq.read_table(ids, columns=[name])[name].combine_chunks().flatten()
 
 
 def strings(values: Sequence[str]) -> pa.Array:
@@ -258,40 +318,10 @@ class _Cast:
         self.last_us = row.at_us
 
 
-class _TableWriter:
-    """Writes rows in groups of a fixed size, so that a table's bytes don't depend on how the rows came."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._file = pq.ParquetWriter(path, schema, compression="zstd")
-        self._rows: list[dict[str, Any]] = []
-
-    def __enter__(self) -> _TableWriter:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        try:
-            if failure[0] is None:
-                self._flush()
-        finally:
-            self._file.close()
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Take one row."""
-        self._rows.append(row)
-        if len(self._rows) == ROWS_AT_ONCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-            self._rows = []
-
-
 def _write_votes(folder: Path, rows: Iterable[PartRow], box: BallotBox | None, forgotten: Covering) -> _Cast:
     cast = _Cast()
     with ExitStack() as stack:
-        decisive, tied = (stack.enter_context(_TableWriter(folder / name, VOTE_SCHEMA)) for name in TABLES[:2])
+        decisive, tied = (stack.enter_context(TableWriter(folder / name, VOTE_SCHEMA)) for name in TABLES[:2])
         for row in rows:
             vote = VoteCast.from_bytes(row.event)
             if forgotten.vote(vote):
@@ -307,7 +337,7 @@ def _write_votes(folder: Path, rows: Iterable[PartRow], box: BallotBox | None, f
 
 
 def _write_prompts(folder: Path, rows: Iterable[PartRow], forgotten: Covering) -> None:
-    with _TableWriter(folder / TABLES[2], PROMPT_SCHEMA) as prompts:
+    with TableWriter(folder / TABLES[2], PROMPT_SCHEMA) as prompts:
         for row in rows:
             pair = PairShown.from_bytes(row.event)
             # A prepared pair's prompt is there already: from where it was taken.

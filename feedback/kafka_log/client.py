@@ -10,6 +10,7 @@ from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
 
+from feedback.broker import VOLATILE_CLUSTER
 from feedback.event_log import EventLogError, EventLogUnavailable, GroupRebalanced, RecordTooLarge, TopicsMissing
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024
@@ -60,6 +61,11 @@ def topic_ids(admin: Any, names: Sequence[str]) -> dict[str, str]:
     """Id of each topic that exists."""
     described = admin.describe_topics(list(names)) if names else []
     return {topic["name"]: str(topic["topic_id"]) for topic in described if topic["error_code"] == 0}
+
+
+def is_volatile(admin: Any) -> bool:
+    """Whether it is the embedded broker, which keeps everything in its memory; after a first answer of the broker."""
+    return (admin._manager.cluster.cluster_id or "").startswith(VOLATILE_CLUSTER)
 
 
 @contextmanager

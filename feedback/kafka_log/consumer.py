@@ -12,7 +12,6 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
-from feedback.broker import VOLATILE_CLUSTER
 from feedback.event_log import EventLogUnavailable, StoredRecord, TopicsMissing
 from feedback.kafka_log.client import (
     CLOSE_TIMEOUT_MS,
@@ -21,6 +20,7 @@ from feedback.kafka_log.client import (
     REQUEST_TIMEOUT_MS,
     admin_client,
     connections,
+    is_volatile,
     quiet_client,
     topic_ids,
     translated,
@@ -193,7 +193,7 @@ def _incarnation(admin: Any, ids: Mapping[str, str]) -> str:
     A member that outlived a restart joins the new broker's group before it knows, as a ghost that leads the group and
     never answers; the embedded broker waits for it for ever. It forgot the group anyway, so each run gets its own.
     """
-    if not (admin._manager.cluster.cluster_id or "").startswith(VOLATILE_CLUSTER):
+    if not is_volatile(admin):
         return ""
     return f".{min(ids.values())[-12:]}"
 

@@ -8,11 +8,20 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kafka import TopicPartition
 from kafka import errors as kafka_errors
+from kafka.admin import OffsetSpec
 
 from feedback.contracts import ADAPTER_TOPIC, FORGOTTEN_TOPIC, RELEASE_TOPIC
-from feedback.event_log import EventConsumer, EventLogError, EventProducer
-from feedback.kafka_log.client import MAX_RECORD_BYTES, REQUEST_TIMEOUT_MS, admin_client, topic_ids, translated
+from feedback.event_log import EventConsumer, EventLogError, EventProducer, Place
+from feedback.kafka_log.client import (
+    MAX_RECORD_BYTES,
+    REQUEST_TIMEOUT_MS,
+    admin_client,
+    is_volatile,
+    topic_ids,
+    translated,
+)
 from feedback.kafka_log.consumer import Consumer
 from feedback.kafka_log.producer import Producer
 
@@ -35,7 +44,7 @@ def addresses(bootstrap: str) -> list[str]:
 
 
 class KafkaEventLog:
-    """Topics of a broker that speaks Kafka's protocol. Implements `feedback.event_log.EventLog`.
+    """Topics of a broker that speaks Kafka's protocol. Implements `feedback.event_log.ErasableEventLog`.
 
     Args:
         bootstrap: `host:port[,host:port]`.
@@ -96,6 +105,51 @@ class KafkaEventLog:
         """
         with translated(self._bootstrap), admin_client(self._servers) as admin:
             admin.list_topics()
+
+    def in_memory(self) -> bool:
+        """Whether it is the embedded broker; see `ErasableEventLog.in_memory`."""
+        with translated(self._bootstrap), admin_client(self._servers) as admin:
+            admin.list_topics()
+            return is_volatile(admin)
+
+    def renew(self, topics: Sequence[str]) -> None:
+        """Empty these topics; see `ErasableEventLog.renew`."""
+        with self._lock, translated(self._bootstrap), admin_client(self._servers) as admin:
+            there = topic_ids(admin, list(topics))
+            if there:
+                admin.delete_topics(sorted(there), timeout_ms=REQUEST_TIMEOUT_MS)
+            self._create(admin, list(topics))
+
+    def ends(self, topics: Sequence[str]) -> Mapping[Place, int]:
+        """Where each partition that holds anything ends; see `ErasableEventLog.ends`."""
+        with translated(self._bootstrap), admin_client(self._servers) as admin:
+            there = [topic for topic in admin.describe_topics(list(topics)) if topic["error_code"] == 0]
+            places = [
+                TopicPartition(one["name"], part["partition_index"]) for one in there for part in one["partitions"]
+            ]
+            first, end = (
+                admin.list_partition_offsets(dict.fromkeys(places, which), timeout_ms=REQUEST_TIMEOUT_MS)
+                for which in (OffsetSpec.EARLIEST, OffsetSpec.LATEST)
+            )
+        return {
+            (place.topic, place.partition): end[place].offset
+            for place in places
+            if end[place].offset > first[place].offset
+        }
+
+    def erase(self, ends: Mapping[Place, int], read_by: str | None) -> bool:
+        """Delete what a group has read; see `ErasableEventLog.erase`."""
+        if not ends:
+            return True
+        with translated(self._bootstrap), admin_client(self._servers) as admin:
+            if read_by is not None:
+                committed = admin.list_group_offsets(read_by)[read_by]
+                read = {(place.topic, place.partition): found.offset for place, found in committed.items()}
+                if any(read.get(place, 0) < end for place, end in ends.items()):
+                    return False
+            wanted = {TopicPartition(*place): end for place, end in ends.items()}
+            admin.delete_records(wanted, timeout_ms=REQUEST_TIMEOUT_MS)
+        return True
 
     def _create(self, admin: Any, names: list[str]) -> list[str]:
         """Make topics one by one, so that one which another process made in the same moment doesn't spoil the rest."""

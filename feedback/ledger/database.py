@@ -21,6 +21,16 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S = 15.0
 """How long a writer waits for another process's transaction before it gives up."""
 
+POSTGRES_PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""How libpq finds out that the network ate a server: else a vote would wait for a quarter of an hour. In seconds, but
+for the last. What the ledger's URL says of them goes before."""
+
 LARGEST_GROUP = 256
 """Writes that share a commit at most."""
 
@@ -211,7 +221,8 @@ def _checked_url(text: str) -> URL:
 
 
 def _postgres_engine(url: URL) -> Engine:
-    return create_engine(url, pool_size=16, max_overflow=48, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+    told = {name: value for name, value in POSTGRES_PATIENCE.items() if name not in url.query}
+    return create_engine(url, pool_size=16, max_overflow=48, pool_pre_ping=True, connect_args=told)
 
 
 def _sqlite_engine(url: URL) -> Engine:

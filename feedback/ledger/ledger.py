@@ -78,6 +78,11 @@ class Ledger:
             raise
         return cls(database, redactor)
 
+    @property
+    def shared(self) -> bool:
+        """Whether servings on other machines may keep it too: a database server, not a file."""
+        return not self._database.is_sqlite
+
     def close(self) -> None:
         """Close every connection."""
         self._database.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from uuid import uuid4
 
 from sqlalchemy import Connection, Row, insert, select, text, update
@@ -57,6 +58,8 @@ def record(connection: Connection, change: ReleaseChanged, manifest: AdapterMani
 def require_states(connection: Connection, changes: Sequence[ReleaseChanged]) -> None:
     """Pass where every release that changes is in the state that its first change begins at; others wait until the end.
 
+    Who takes office does so from the present office-holder, which is among those that change, or from the base.
+
     Raises:
         ReleaseConflict: one isn't: another process has moved it.
     """
@@ -67,6 +70,9 @@ def require_states(connection: Connection, changes: Sequence[ReleaseChanged]) ->
         state = connection.execute(select(releases.c.state).where(releases.c.name == name)).scalar_one_or_none()
         if state != before:
             raise ReleaseConflict(name, before)
+    holder = office(connection)
+    if holder not in {None, *expected} and any(change.after is ReleaseState.IN_OFFICE for change in changes):
+        raise ReleaseConflict(str(holder), "out of office")
 
 
 def record_gate(connection: Connection, change: GateChanged) -> None:
@@ -110,7 +116,13 @@ def history(connection: Connection, name: str | None) -> list[ReleaseChanged]:
     query = select(release_history.c.event).order_by(release_history.c.change)
     if name is not None:
         query = query.where(release_history.c.name == name)
-    return [ReleaseChanged.from_bytes(event) for event in connection.execute(query).scalars()]
+    return [_read(event) for event in connection.execute(query).scalars()]
+
+
+@lru_cache(maxsize=1 << 16)
+def _read(event: bytes) -> ReleaseChanged:
+    """A change, which never changes: servings ask for the whole history every few seconds, for ever."""
+    return ReleaseChanged.from_bytes(event)
 
 
 def _release(row: Row[tuple[object, ...]]) -> Release:

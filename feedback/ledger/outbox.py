@@ -186,7 +186,8 @@ def mark_confirmed(connection: Connection, event_ids: Iterable[str]) -> int:
     """The curator has these; returns how many were news. Unknown ids are another ledger's and are passed over."""
     open_rows = (outbox.c.state != "confirmed", outbox.c.topic.in_(RECEIPTED_TOPICS))
     seqs: list[int] = []
-    for ids in _chunks(event_ids):
+    # A stranger's record may be named with NUL, which PostgreSQL can't even look for; its receipt names ours too.
+    for ids in _chunks(event_id for event_id in event_ids if "\x00" not in event_id):
         seqs += connection.execute(select(outbox.c.seq).where(outbox.c.event_id.in_(ids), *open_rows)).scalars()
     news = 0
     for chunk in _chunks(sorted(seqs)):

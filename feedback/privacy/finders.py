@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -60,15 +61,17 @@ def find(text: str, kinds: Collection[Kind], phone_regions: Sequence[str]) -> li
         kinds: what to look for.
         phone_regions: whose national phone numbers are known.
     """
-    taken: list[Span] = []
+    taken: list[Span] = []  # from left to right
     for kind, finder in _FINDERS.items():
         if kind not in kinds:
             continue
         places = _phones(text, phone_regions) if kind == "phone" else finder(text)
         for start, end in places:
-            if not any(start < span.end and span.start < end for span in taken):
-                taken.append(Span(start, end, kind))
-    return sorted(taken, key=lambda span: span.start)
+            # None of them overlap, so that only the two beside it can be in its way: a text may hold thousands.
+            at = bisect_left(taken, start, key=lambda span: span.start)
+            if (at == 0 or taken[at - 1].end <= start) and (at == len(taken) or end <= taken[at].start):
+                taken.insert(at, Span(start, end, kind))
+    return taken
 
 
 def _keys(text: str) -> Iterator[tuple[int, int]]:

@@ -118,7 +118,7 @@ def run(config: SimulateConfig) -> SimulateReport:
 async def simulate(config: SimulateConfig, http: httpx.AsyncClient | None = None) -> SimulateReport:
     """`run` in an event loop; `http` replaces the client that is made for `config.url`."""
     limits = httpx.Limits(max_connections=config.concurrency)
-    client = http or httpx.AsyncClient(base_url=config.url, timeout=config.timeout_s, limits=limits)
+    client = http or httpx.AsyncClient(base_url=config.url, timeout=config.timeout_s, limits=limits, trust_env=False)
     async with client:
         with make_progress(config.votes, wanted=config.progress) as progress:
             return await _Simulation(config, client, progress).run()

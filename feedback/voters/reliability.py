@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feedback.config import VotersConfig
-from feedback.voters.cells import Cells, Floats, Records
+from feedback.voters.cells import Floats, Ints, Records
 
 _SIDE_SPREAD = 24.0
 _ONE_SIDED = 0.95
@@ -39,8 +39,38 @@ _HASTE_OTHERS = 0.5
 these: a script can wait. So patience is never held against anybody."""
 _ROUNDS = 200
 _CONVERGED = 1e-9
+_TINY = 1e-300
 HONEST, RANDOM, LEFT, RIGHT = 0, 1, 2, 3
 NAMED = ("honest", "random", "left", "right")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Posterior:
+    """(V, K) probabilities of each class for each voter, without the many that follow from few.
+
+    Of promoters and detractors of an adapter that never stood before a voter, that voter's votes say nothing: their
+    probability is the class's share times a number that is the voter's own. So the memory goes with the votes; voters
+    times adapters grow with their square.
+
+    Attributes:
+        named: (V, 4) of the classes in `NAMED`.
+        voter, adapter: (E,) who met whom.
+        met: (E, 2) of promoter and detractor there.
+        elsewhere: (V,) what the share of any other class is multiplied by.
+    """
+
+    named: Floats
+    voter: Ints
+    adapter: Ints
+    met: Floats
+    elsewhere: Floats
+
+    def dense(self, shares: Floats) -> Floats:
+        """(V, K), with the shares (K,) that it was computed from; for looking at few voters."""
+        size = len(self.named)
+        partial = np.outer(self.elsewhere, shares[len(NAMED) :]).reshape(size, -1, 2)
+        partial[self.voter, self.adapter] = self.met
+        return np.hstack([self.named, partial.reshape(size, -1)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +79,6 @@ class Reliability:
 
     Attributes:
         classes: names of the K classes: `NAMED`, then `promoter:X` and `detractor:X` for each adapter X.
-        posterior: (V, K) probability of each class for each voter; rows add up to 1.
         shares: (K,) estimated share of each class among the voters.
         rates: (M,) p_m of each contest: how often an honest voter prefers the first adapter.
         gold_rate: a.
@@ -57,16 +86,21 @@ class Reliability:
     """
 
     classes: tuple[str, ...]
-    posterior: Floats
     shares: Floats
     rates: Floats
     gold_rate: float
     log_likelihood: float
+    found: Posterior
+
+    @property
+    def posterior(self) -> Floats:
+        """(V, K) probability of each class for each voter; rows add up to 1. As large as that says."""
+        return self.found.dense(self.shares)
 
     @property
     def honest(self) -> Floats:
         """(V,) probability of being honest."""
-        return self.posterior[:, HONEST]
+        return self.found.named[:, HONEST]
 
 
 def fit(records: Records, adapters: tuple[str, ...], config: VotersConfig) -> Reliability:
@@ -86,45 +120,71 @@ class _Em:
         self._prior = np.full(self._size, config.suspicion / (self._size - 1))
         self._prior[HONEST] = 1 - config.suspicion
         self._fixed = self._coins()
-        self._promoted = _promoted(records.cells, len(records), self._number)
+        self._meet()
+
+    def _meet(self) -> None:
+        """Number the pairs of a voter and an adapter that stood before them: E of them, two a cell at most."""
+        cells = self._records.cells
+        sides = [cells.voter * self._number + names[cells.contest] for names in (cells.first, cells.second)]
+        both, place = np.unique(np.concatenate(sides), return_inverse=True)
+        self._first, self._second = place.reshape(2, -1)
+        self._voter, self._adapter = np.divmod(both, max(self._number, 1))
+        self._met_all = np.bincount(self._voter, minlength=len(self._records)) == self._number
+        yes, no = np.log(_ONE_SIDED), np.log(1 - _ONE_SIDED)
+        won = self._sum_met(cells.wins, cells.losses)
+        lost = self._sum_met(cells.losses, cells.wins)
+        self._promoted = np.column_stack([won * yes + lost * no, won * no + lost * yes])
+
+    def _sum_met(self, of_first: Any, of_second: Any) -> Floats:
+        """(E,) sum of the cells' values (C,) over the contests of an adapter, as its first side and as its second."""
+        size = len(self._voter)
+        summed: Floats = np.bincount(self._first, of_first, minlength=size).astype(np.float64)
+        return summed + np.bincount(self._second, of_second, minlength=size)
 
     def run(self) -> Reliability:
-        posterior = np.zeros((len(self._records), self._size))
-        posterior[:, HONEST] = 1.0
+        size = len(self._records)
+        named = np.zeros((size, len(NAMED)))
+        named[:, HONEST] = 1.0
+        now = Posterior(named, self._voter, self._adapter, np.zeros((len(self._voter), 2)), np.zeros(size))
+        shares = np.zeros(self._size)
         before = -np.inf
         for _ in range(_ROUNDS):
-            shares = self._shares(posterior)
-            rates, gold, haste, side = self._estimates(posterior)
-            joint = self._log_likelihoods(rates, gold, haste, side) + np.log(shares)
-            top = joint.max(axis=1, keepdims=True)
-            evidence = top[:, 0] + np.log(np.exp(joint - top).sum(axis=1))
-            posterior = np.exp(joint - evidence[:, None])
+            shares = self._shares(now, shares)
+            rates, gold, haste, side = self._estimates(now)
+            now, evidence = self._expected(shares, rates, gold, haste, side)
             total = float(evidence.sum()) + self._log_prior(shares, rates, gold)
             if abs(total - before) < _CONVERGED * (1 + abs(total)):
                 break
             before = total
-        return Reliability(self._classes, posterior, shares, rates, gold, total)
+        return Reliability(self._classes, shares, rates, gold, total, now)
 
-    def _shares(self, posterior: Floats) -> Floats:
-        counted = posterior.sum(axis=0) + _PRIOR_VOTERS * self._prior
+    def _shares(self, now: Posterior, before: Floats) -> Floats:
+        """(K,) from the voters; `before` are the shares that their probabilities were computed from."""
+        counted = _PRIOR_VOTERS * self._prior
+        counted[: len(NAMED)] += now.named.sum(axis=0)
+        for kind in (0, 1):
+            met = np.bincount(self._adapter, now.met[:, kind], minlength=self._number)
+            elsewhere = now.elsewhere.sum() - np.bincount(
+                self._adapter, now.elsewhere[self._voter], minlength=self._number
+            )
+            counted[len(NAMED) + kind :: 2] += met + before[len(NAMED) + kind :: 2] * np.maximum(elsewhere, 0)
         shares: Floats = counted / counted.sum()
         return shares
 
-    def _estimates(self, posterior: Floats) -> tuple[Floats, float, float, float]:
+    def _estimates(self, now: Posterior) -> tuple[Floats, float, float, float]:
         """Rates of the contests; gold pairs right, votes hasty and votes left, of honest voters."""
-        found, sane = self._records, 1 - posterior[:, RANDOM : RIGHT + 1].sum(axis=1)
+        found, sane = self._records, 1 - now.named[:, RANDOM:].sum(axis=1)
         gold = _rate(sane @ found.gold_right, sane @ found.gold_wrong, _GOLD_PRIOR)
-        honest: Floats = posterior[:, HONEST]
+        honest: Floats = now.named[:, HONEST]
         haste = _rate(honest @ found.hasty, honest @ found.unhurried, _HASTE_PRIOR)
         side = _rate(sane @ found.self_left, sane @ found.self_right, (5.0, 5.0))
-        return self._contest_rates(posterior, sane), gold, haste, side
+        return self._contest_rates(now, sane), gold, haste, side
 
-    def _contest_rates(self, posterior: Floats, sane: Floats) -> Floats:
+    def _contest_rates(self, now: Posterior, sane: Floats) -> Floats:
         """Mean over voters that are honest in the contest; a voter's n votes count n k / (n + k), as they agree."""
         cells = self._records.cells
-        partial = posterior[:, RIGHT + 1 :].reshape(len(sane), self._number, 2).sum(axis=2)
-        first, second = cells.first[cells.contest], cells.second[cells.contest]
-        trusted = sane[cells.voter] - partial[cells.voter, first] - partial[cells.voter, second]
+        partial = now.met.sum(axis=1)
+        trusted = sane[cells.voter] - partial[self._first] - partial[self._second]
         weight = np.clip(trusted, 0, 1) * self._spread / (self._spread + cells.wins + cells.losses)
         size = len(cells.first)
         wins = np.bincount(cells.contest, weight * cells.wins, minlength=size)
@@ -132,8 +192,10 @@ class _Em:
         rates: Floats = (wins + 1.0) / (wins + losses + 2.0)
         return rates
 
-    def _log_likelihoods(self, rates: Floats, gold: float, haste: float, side: float) -> Floats:
-        """(V, K) log-probability of each voter's record under each class."""
+    def _expected(
+        self, shares: Floats, rates: Floats, gold: float, haste: float, side: float
+    ) -> tuple[Posterior, Floats]:
+        """The posterior, and (V,) log-probability of each voter's record."""
         found, cells = self._records, self._records.cells
         in_contest = _beta_binomial(cells.wins, cells.losses, cells.contest, self._spread * rates, self._spread)
         everywhere = np.zeros(len(found.self_left), dtype=np.int64)
@@ -145,12 +207,27 @@ class _Em:
         rate = max(haste, _HASTE_OTHERS)
         scripted = found.hasty * np.log(rate) + found.unhurried * np.log(1 - rate)
         others = np.logaddexp(hurried, scripted) - np.log(2)
-        out = np.empty((len(found), self._size))
-        out[:, HONEST] = careful + hurried
-        out[:, RANDOM : RIGHT + 1] = self._fixed + others[:, None]
-        instead = self._promoted - _by_adapter(cells, in_contest, len(found), self._number)[:, :, None]
-        out[:, RIGHT + 1 :] = (careful + others)[:, None] + instead.reshape(len(found), -1)
-        return out
+
+        named = np.column_stack([careful + hurried, self._fixed + others[:, None]]) + np.log(shares[: len(NAMED)])
+        partial = shares[len(NAMED) :].reshape(-1, 2)
+        instead = self._promoted - self._sum_met(in_contest, in_contest)[:, None]
+        met = (careful + others)[self._voter][:, None] + instead + np.log(partial[self._adapter])
+        share_met = np.bincount(self._voter, partial.sum(axis=1)[self._adapter], minlength=len(found))
+        rest = np.where(self._met_all, _TINY, np.maximum(partial.sum() - share_met, _TINY))
+        elsewhere = careful + others + np.log(rest)
+        top = np.maximum(named.max(axis=1), elsewhere)
+        np.maximum.at(top, self._voter, met.max(axis=1))
+        sums = np.exp(named - top[:, None]).sum(axis=1) + np.exp(elsewhere - top)
+        sums += np.bincount(self._voter, np.exp(met - top[self._voter][:, None]).sum(axis=1), minlength=len(found))
+        evidence = top + np.log(sums)
+        now = Posterior(
+            named=np.exp(named - evidence[:, None]),
+            voter=self._voter,
+            adapter=self._adapter,
+            met=np.exp(met - evidence[self._voter][:, None]),
+            elsewhere=np.where(self._met_all, 0, np.exp(np.where(self._met_all, 0, careful + others - evidence))),
+        )
+        return now, evidence
 
     def _coins(self) -> Floats:
         """(V, 3) log-probability of the record under random, left and right."""
@@ -183,9 +260,11 @@ def _beta_binomial(
         kind: (C,) which of `alphas` (M,) belongs to a row.
     """
     out = np.zeros(len(wins))
+    order = np.argsort(kind, kind="stable")
+    starts = np.searchsorted(kind[order], np.arange(len(alphas) + 1))
     together = _rising(np.array([spread]), int((wins + losses).max(initial=0)))[0]
     for index, alpha in enumerate(alphas):
-        rows = kind == index
+        rows = order[starts[index] : starts[index + 1]]
         up = _rising(np.array([alpha]), int(wins[rows].max(initial=0)))[0]
         down = _rising(np.array([spread - alpha]), int(losses[rows].max(initial=0)))[0]
         out[rows] = up[wins[rows]] + down[losses[rows]] - together[wins[rows] + losses[rows]]
@@ -196,22 +275,3 @@ def _rising(start: Floats, most: int) -> Floats:
     """(S, most + 1) logarithms of the rising factorials start (start + 1) … (start + n - 1)."""
     steps = np.log(start[:, None] + np.arange(most))
     return np.concatenate([np.zeros((len(start), 1)), np.cumsum(steps, axis=1)], axis=1)
-
-
-def _promoted(cells: Cells, voters: int, adapters: int) -> Floats:
-    """(V, A, 2) log-probability of the contests of each adapter if the voter promotes, or fights, it."""
-    yes, no = np.log(_ONE_SIDED), np.log(1 - _ONE_SIDED)
-    out = np.zeros((voters, adapters, 2))
-    for names, won, lost in ((cells.first, cells.wins, cells.losses), (cells.second, cells.losses, cells.wins)):
-        place = (cells.voter, names[cells.contest])
-        np.add.at(out[:, :, 0], place, won * yes + lost * no)
-        np.add.at(out[:, :, 1], place, won * no + lost * yes)
-    return out
-
-
-def _by_adapter(cells: Cells, values: Floats, voters: int, adapters: int) -> Floats:
-    """(V, A) sum of the cells' values over the contests that an adapter is in."""
-    out = np.zeros(voters * adapters)
-    for names in (cells.first, cells.second):
-        out += np.bincount(cells.voter * adapters + names[cells.contest], values, minlength=voters * adapters)
-    return out.reshape(voters, adapters)

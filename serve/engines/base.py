@@ -11,7 +11,8 @@ from typing import Protocol
 from feedback.contracts import FinishReason, Message
 
 # EngineError
-# ├── EngineUnavailable     the engine is starting, stopped or dead            -> 503
+# ├── EngineUnavailable     the engine is starting, stopped or away            -> 503
+# │   └── EngineLost        and won't come back in this process              (serving ends, to be started again)
 # ├── EngineOverloaded      its queue is full                                  -> 429
 # ├── PromptTooLong         prompt and max_tokens exceed the model's context   -> 400
 # ├── InvalidSampling       a parameter that the engine refuses                -> 400
@@ -25,7 +26,11 @@ class EngineError(Exception):
 
 
 class EngineUnavailable(EngineError):
-    """The engine is starting, stopped or dead."""
+    """The engine is starting, stopped or away; it may come back."""
+
+
+class EngineLost(EngineUnavailable):
+    """The engine won't come back in this process: serving has to be started again."""
 
 
 class EngineOverloaded(EngineError):
@@ -164,6 +169,23 @@ class EngineLoad:
     by_adapter: dict[str, int] = field(default_factory=dict)
 
 
+CHARACTERS_A_TOKEN = 32
+"""More of them than this no conversation has on the average; prose has four to five."""
+
+
+def check_text(messages: Sequence[Message], limit: int) -> None:
+    """Whether a conversation may fit, asked before it is tokenized: a megabyte takes half a second of everybody's time.
+
+    Raises:
+        PromptTooLong: it has more characters than `limit` tokens ever stand for.
+    """
+    size = sum(len(message.content) for message in messages)
+    if size > limit * CHARACTERS_A_TOKEN:
+        raise PromptTooLong(
+            f"The conversation has {size} characters, far more than the model's context of {limit} tokens; shorten it."
+        )
+
+
 def check_length(prompt: int, wanted: int, limit: int) -> None:
     """Whether a prompt and its answer can fit, all in tokens.
 
@@ -195,6 +217,7 @@ class Engine(Protocol):
 
         Raises:
             EngineUnavailable: it cannot; the message says why.
+            EngineLost: and never will again in this process.
         """
 
     async def tokenize(self, messages: Sequence[Message]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ import structlog
 
 from feedback.contracts import Message
 from serve.config import ServeConfig
+from serve.engines import greedy
 from serve.engines.admission import Admission
 from serve.engines.base import (
     AdapterLoadFailed,
@@ -24,17 +26,19 @@ from serve.engines.base import (
     EngineError,
     EngineInfo,
     EngineLoad,
+    EngineLost,
     EngineUnavailable,
     GenerationRequest,
     Priority,
     Sampling,
     TopLogprob,
     check_length,
+    check_text,
 )
 from serve.engines.http_wire import AiohttpWire, HttpWire
 from serve.engines.registry import AdapterRegistry, folder_digest
 from serve.engines.vllm_attempts import Attempts
-from serve.engines.vllm_server import ServerLost, VllmServer
+from serve.engines.vllm_server import CantLoad, VllmServer
 from serve.engines.vllm_translate import FINISH_REASONS
 from serve.engines.vllm_wire import completion_body, likeliest, prompt_logprobs, scoring_body
 
@@ -62,7 +66,7 @@ class VllmHttpEngine:
     ) -> None:
         self._config = config
         self._wire = wire or AiohttpWire({"Authorization": f"Bearer {api_key}"} if api_key else {})
-        self._servers = tuple(VllmServer(url, self._wire) for url in urls)
+        self._servers = tuple(VllmServer(url, self._wire, config.chat_template_kwargs) for url in urls)
         self._registry = AdapterRegistry(config.max_loras)
         slots = config.max_num_seqs * len(self._servers)
         reserved = config.reserved_seqs * len(self._servers)
@@ -90,8 +94,8 @@ class VllmHttpEngine:
             async with asyncio.timeout(self._config.engine_start_timeout_s):
                 await self._first_answer()
         except TimeoutError as error:
-            urls = ", ".join(server.url for server in self._servers)
-            raise EngineUnavailable(f"no vLLM server answers ({urls}); start them or mend serve.engine_urls") from error
+            told = "; ".join(server.trouble or server.url for server in self._servers)
+            raise EngineUnavailable(f"no vLLM server answers ({told}); start them or mend serve.engine_urls") from error
         up = [server for server in self._servers if server.up]
         if len({server.base for server in up}) > 1:
             raise EngineUnavailable(f"the vLLM servers serve different models: {sorted({each.base for each in up})}")
@@ -117,14 +121,18 @@ class VllmHttpEngine:
         """Return if a server can answer.
 
         Raises:
-            EngineUnavailable: none can.
+            EngineUnavailable: none can just now.
+            EngineLost: nobody looks after them any longer.
         """
         _ = self.info
+        if self._watcher is not None and self._watcher.done() and not self._watcher.cancelled():
+            raise EngineLost(f"the watch over the vLLM servers has ended: {self._watcher.exception()!r}")
         if not any(server.up for server in self._servers):
             raise EngineUnavailable("no vLLM server answers; they are asked again all the time")
 
     async def tokenize(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The prompt's ids, by a server's chat template."""
+        check_text(messages, self.info.max_model_len)
         return await self._anywhere(None, 0, lambda server: server.tokenize(messages))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
@@ -134,7 +142,9 @@ class VllmHttpEngine:
             EngineError: one of the tree; after the first chunk `EngineUnavailable` where the server was lost.
         """
         await self.check_health()
-        sampling = request.sampling
+        wanted, sampling = request.sampling, greedy.written(request.sampling)
+        if sampling is not wanted:
+            request = replace(request, sampling=sampling)
         check_length(len(request.prompt_token_ids), sampling.max_tokens, self.info.max_model_len)
         async with self._admission.enter(request.priority, sampling.n):
             with self._registry.use(request.adapter):
@@ -145,7 +155,12 @@ class VllmHttpEngine:
                             async for event in events:
                                 for choice in event["choices"]:
                                     attempts.begun = True
-                                    yield await self._chunk(choice, sampling, server)
+                                    chunk = await self._chunk(choice, sampling, server)
+                                    if sampling is wanted:
+                                        yield chunk
+                                        continue
+                                    for copy in greedy.copies(chunk, wanted.n):
+                                        yield copy
                         return
 
     async def score(self, token_ids: Sequence[int], adapter: str | None) -> tuple[float, ...]:
@@ -166,7 +181,7 @@ class VllmHttpEngine:
 
         Raises:
             AdapterLoadFailed: a server refused it; none keeps it.
-            EngineUnavailable: no server is up.
+            EngineUnavailable: no server is up, or none of them can load adapters.
         """
         await self.check_health()
         digest = await asyncio.to_thread(folder_digest, path)
@@ -177,14 +192,13 @@ class VllmHttpEngine:
             up = [server for server in self._servers if server.up]
             done = await asyncio.gather(*(each.load(name, str(adapter.path)) for each in up), return_exceptions=True)
             failures = [error for error in done if isinstance(error, BaseException)]
-            refused = next((error for error in failures if not isinstance(error, ServerLost)), None)
+            refused = next((error for error in failures if not isinstance(error, EngineUnavailable)), None)
             if refused is None and len(failures) < len(up):
                 self._registry.admit(adapter)
                 return
             await self._unload(name)
-            if isinstance(refused, AdapterLoadFailed) or refused is None:
-                raise refused or EngineUnavailable("every vLLM server was lost while the adapter was loaded")
-            raise AdapterLoadFailed(f"{name}: {refused}") from refused
+            unable = next((error for error in failures if isinstance(error, CantLoad)), None)
+            raise refused or unable or EngineUnavailable("every vLLM server was lost while the adapter was loaded")
 
     async def unload_adapter(self, name: str) -> None:
         """Take no new request for the adapter, wait for its running ones to end, then free it. Unknown names pass."""
@@ -243,31 +257,49 @@ class VllmHttpEngine:
 
     async def _look_at(self, server: VllmServer) -> None:
         """See whether a server is well; one that has come back (empty) gets the adapters that it lacks."""
-        was_up = server.up
+        trouble = ""
         try:
             await server.check()
             async with self._swap:
-                await self._reconcile(server)
+                trouble = await self._reconcile(server)
             server.up = True
         except EngineError as error:
             server.up = False
-            if was_up:
-                log.warning("a vLLM server is lost", server=server.url, reason=str(error))
+            trouble = str(error)
+        if trouble and trouble != server.trouble:  # told once, not at every look
+            log.warning("trouble with a vLLM server", server=server.url, up=server.up, reason=trouble)
+        server.trouble = trouble
 
-    async def _reconcile(self, server: VllmServer) -> None:
-        """Under the swap lock: what the server holds becomes what the registry says."""
+    async def _reconcile(self, server: VllmServer) -> str:
+        """Under the swap lock: what the server holds becomes what the registry says; returns what it wouldn't take.
+
+        Raises:
+            EngineUnavailable: it serves something else than the others.
+        """
         held = await server.models()
+        self._require_same(server)
         server.confirmed &= held.keys()
         for name in sorted(server.leftover & held.keys() - self._registry.names()):
             await server.unload(name)
         server.leftover.clear()
+        trouble = ""
         for name in sorted(self._registry.names() - server.confirmed):
             adapter = self._registry.find(name)
             try:
                 if adapter is not None:
                     await server.load(name, str(adapter.path))
-            except AdapterLoadFailed as error:
-                log.error("a vLLM server refuses an adapter that others hold", server=server.url, reason=str(error))
+            except (AdapterLoadFailed, CantLoad) as error:
+                trouble = f"it doesn't take an adapter that others hold: {error}"
+        return trouble
+
+    def _require_same(self, server: VllmServer) -> None:
+        """One that comes (back) later must be as those that serving began with."""
+        info = self._info
+        if info is not None and (server.base != info.model or server.max_model_len < info.max_model_len):
+            raise EngineUnavailable(
+                f"{server.url} serves {server.base} with a context of {server.max_model_len} tokens, not {info.model}"
+                f" with {info.max_model_len}; it is left alone"
+            )
 
     async def _chunk(self, choice: dict[str, Any], sampling: Sampling, server: VllmServer) -> Chunk:
         ids = tuple(choice.get("token_ids") or ())

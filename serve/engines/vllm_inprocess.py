@@ -16,7 +16,7 @@ import structlog
 
 from feedback.contracts import Message
 from serve.config import ServeConfig
-from serve.engines import vllm_logprobs, vllm_settings, vllm_translate
+from serve.engines import greedy, vllm_logprobs, vllm_settings, vllm_translate
 from serve.engines.admission import Admission
 from serve.engines.base import (
     AdapterLoadFailed,
@@ -24,10 +24,12 @@ from serve.engines.base import (
     EngineError,
     EngineInfo,
     EngineLoad,
+    EngineLost,
     EngineUnavailable,
     GenerationRequest,
     Priority,
     check_length,
+    check_text,
 )
 from serve.engines.registry import AdapterRegistry, folder_digest
 
@@ -99,20 +101,25 @@ class VllmEngine:
         """Return if the engine can answer.
 
         Raises:
-            EngineUnavailable: it is starting, closed, or its core process has died.
+            EngineUnavailable: it is starting or closed.
+            EngineLost: its core process has died.
         """
         if self._dead is not None:
             raise EngineUnavailable(self._dead)
         if self._llm.errored:
-            raise EngineUnavailable("the engine's core process has died; restart serving")
+            raise EngineLost("the engine's core process has died; restart serving")
 
     async def tokenize(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The prompt's ids: chat template applied, generation prompt added."""
         await self.check_health()
+        check_text(messages, self.info.max_model_len)
         turns = [{"role": message.role, "content": message.content} for message in messages]
         tokenizer = self._llm.get_tokenizer()
+        told = self._config.chat_template_kwargs
         try:
-            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+            ids = tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=True, return_dict=False, **told
+            )
         except Exception as error:  # a template is a program of the model's authors: it raises what it likes
             raise vllm_translate.template_refusal(error) from error
         return tuple(ids)
@@ -124,7 +131,7 @@ class VllmEngine:
             EngineError: one of the tree in `serve.engines.base`.
         """
         await self.check_health()
-        sampling = request.sampling
+        wanted, sampling = request.sampling, greedy.written(request.sampling)
         check_length(len(request.prompt_token_ids), sampling.max_tokens, self.info.max_model_len)
         parameters = vllm_translate.sampling_parameters(sampling)
         async with self._admission.enter(request.priority, sampling.n):
@@ -139,7 +146,11 @@ class VllmEngine:
                 async with aclosing(stream):
                     async for output in stream:
                         for chunk in vllm_translate.chunks(output, sampling):
-                            yield chunk
+                            if sampling is wanted:
+                                yield chunk
+                                continue
+                            for copy in greedy.copies(chunk, wanted.n):
+                                yield copy
 
     async def score(self, token_ids: Sequence[int], adapter: str | None) -> tuple[float, ...]:
         """Natural-log probability of each id but the first, given those before it, at temperature 1."""

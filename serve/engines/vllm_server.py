@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from feedback.config import TemplateValue
 from feedback.contracts import Message
 from serve.engines.base import (
     AdapterLoadFailed,
@@ -29,8 +30,16 @@ LOAD_S = 300.0
 """Seconds that a server may take to load or free an adapter."""
 
 
+NOT_THE_ADAPTERS_FAULT = frozenset({401, 403, 404, 405, 429, 502, 503, 504})
+"""Statuses of a refused load that tell of the server: its key, its routes, what it sees of the folder, its load."""
+
+
 class ServerLost(EngineUnavailable):
     """The server could not be reached, or went away in the middle; another may do."""
+
+
+class CantLoad(EngineUnavailable):
+    """The server takes no adapters as it is set up, or can't see this one's folder; nothing is wrong with it."""
 
 
 class VllmServer:
@@ -43,9 +52,10 @@ class VllmServer:
         confirmed: adapters that it has told us it holds.
         leftover: adapters that it should have freed but couldn't be told to.
         base: the name under which it serves the base model.
+        trouble: what was last logged of it; "" when all is well.
     """
 
-    def __init__(self, url: str, wire: HttpWire) -> None:
+    def __init__(self, url: str, wire: HttpWire, template: Mapping[str, TemplateValue] | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.up = False
         self.in_flight = 0
@@ -53,7 +63,9 @@ class VllmServer:
         self.leftover: set[str] = set()
         self.base = ""
         self.max_model_len = 0
+        self.trouble = ""
         self._wire = wire
+        self._template = dict(template or {})
 
     async def check(self) -> None:
         """Ask whether it is well.
@@ -68,11 +80,15 @@ class VllmServer:
     async def models(self) -> dict[str, str]:
         """Path of each adapter that it holds, by name; learns the base's name and context length on the way."""
         adapters: dict[str, str] = {}
-        for card in (await self._json("GET", "/v1/models", deadline_s=HEALTH_S))["data"]:
-            if card.get("parent") is None:
-                self.base, self.max_model_len = card["id"], int(card["max_model_len"])
-            else:
-                adapters[card["id"]] = str(card.get("root"))
+        told_of = await self._json("GET", "/v1/models", deadline_s=HEALTH_S)
+        try:
+            for card in told_of["data"]:
+                if card.get("parent") is None:
+                    self.base, self.max_model_len = card["id"], int(card["max_model_len"])
+                else:
+                    adapters[card["id"]] = str(card.get("root"))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ServerLost(f"{self.url}/v1/models doesn't answer as a vLLM server's does") from error
         return adapters
 
     async def version(self) -> str:
@@ -83,6 +99,8 @@ class VllmServer:
         """Ids of the prompt with the chat template applied."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         body = {"model": self.base, "messages": turns, "add_generation_prompt": True}
+        if self._template:
+            body["chat_template_kwargs"] = self._template
         return tuple((await self._json("POST", "/tokenize", body))["tokens"])
 
     async def token_text(self, token_id: int) -> str:
@@ -94,12 +112,19 @@ class VllmServer:
 
         Raises:
             AdapterLoadFailed: it refused, or holds another one under the name.
+            CantLoad: it would refuse any, or doesn't see the folder.
             ServerLost: it went away.
         """
         try:
             async with self._answer(
                 "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, LOAD_S
             ) as response:
+                if response.status in NOT_THE_ADAPTERS_FAULT:
+                    why = f"{response.status}: {told(await response.read())}"
+                    raise CantLoad(
+                        f"{self.url} can't load {name} ({why}); start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and"
+                        f" let it see {path}"
+                    )
                 if response.status >= 400:
                     raise AdapterLoadFailed(f"{name}: {self.url} refused it: {told(await response.read())}")
         except AdapterLoadFailed:
@@ -158,8 +183,12 @@ class VllmServer:
     ) -> dict[str, Any]:
         async with self._answer(method, path, body, deadline_s) as response:
             await raise_for(response, self.url)
-            found: dict[str, Any] = orjson.loads(await response.read())
-            return found
+            content = await response.read()
+        try:
+            found: dict[str, Any] = orjson.loads(content)
+        except orjson.JSONDecodeError as error:  # a proxy's page, say
+            raise ServerLost(f"{self.url}{path} answers what is no JSON") from error
+        return found
 
     @asynccontextmanager
     async def _answer(
@@ -206,6 +235,8 @@ def refusal(status: int, content: bytes, url: str) -> EngineError:
         return AdapterNotLoaded(f"{url}: {text}")
     if status in {429, 503}:
         return EngineOverloaded(f"{url}: {text}")
+    if status in {401, 403}:
+        return ServerLost(f"{url} wants another key ({status}); give it in HUSTINGS_ENGINE_KEY")
     if status >= 500:
         return ServerLost(f"{url} failed: {text}")
     too_long = "maximum context length" in text or "maximum model length" in text or "max_model_len" in text

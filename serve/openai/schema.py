@@ -28,6 +28,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
 }
 """OpenAI parameters that do nothing here, with the values that ask for nothing."""
+_NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "refusal": (None,),
+    "tool_calls": (None, []),
+}
+"""The same of a message: an answer comes back in the next turn with every field that its object has."""
 
 
 class Unsupported(ValueError):
@@ -38,6 +46,20 @@ class Unsupported(ValueError):
     def __init__(self, param: str) -> None:
         super().__init__(f"'{param}' is not supported by Hustings; leave it out")
         self.param = param
+
+
+def _without(data: Any, neutral: dict[str, tuple[Any, ...]]) -> Any:
+    """Take away what asks for nothing.
+
+    Raises:
+        Unsupported: something is asked for that isn't here.
+    """
+    if not isinstance(data, dict):
+        return data
+    for name, values in neutral.items():
+        if name in data and data[name] not in values:
+            raise Unsupported(name)
+    return {name: value for name, value in data.items() if name not in neutral}
 
 
 Content = Annotated[Text, Field(max_length=MAX_TEXT)]
@@ -61,6 +83,11 @@ class ChatMessage(BaseModel):
     content: Content | Annotated[list[TextPart], Field(min_length=1, max_length=100)]
     name: str | None = Field(default=None, max_length=64)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        return _without(data, _NEUTRAL_IN_MESSAGE)
+
     def to_message(self) -> Message:
         """As the chat template takes it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -80,13 +107,13 @@ Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
 class ChatCompletionRequest(BaseModel):
-    """Body of `POST /v1/chat/completions`. `user` and `metadata` are taken and have no effect."""
+    """Body of `POST /v1/chat/completions`. What only names the caller or a cache is taken and has no effect."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: Text = Field(min_length=1, max_length=128)
     messages: list[ChatMessage] = Field(min_length=1)
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -103,22 +130,17 @@ class ChatCompletionRequest(BaseModel):
     user: str | None = Field(default=None, max_length=256)
     safety_identifier: str | None = Field(default=None, max_length=256)
     prompt_cache_key: str | None = Field(default=None, max_length=256)
+    prompt_cache_retention: str | None = Field(default=None, max_length=64)
     metadata: dict[str, str] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, data: Any) -> Any:
-        """Take away what asks for nothing; refuse what asks for something that isn't here."""
-        if not isinstance(data, dict):
-            return data
-        for name, neutral in _NEUTRAL.items():
-            if name in data and data[name] not in neutral:
-                raise Unsupported(name)
-        return {name: value for name, value in data.items() if name not in _NEUTRAL}
+        return _without(data, _NEUTRAL)
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatCompletionRequest:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream to be true")

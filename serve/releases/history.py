@@ -34,6 +34,12 @@ def canary(history: Sequence[ReleaseChanged]) -> str | None:
     return max(now, key=lambda change: change.changed_at).name if now else None
 
 
+def verified(history: Sequence[ReleaseChanged]) -> str | None:
+    """The newest adapter that has proved itself and waits for an operator."""
+    last = {change.name: change.after for change in history}
+    return max((name for name, state in last.items() if state is ReleaseState.VERIFIED), default=None)
+
+
 def since(history: Sequence[ReleaseChanged], name: str) -> datetime:
     """When this adapter came into its present state."""
     return next(change.changed_at for change in reversed(history) if change.name == name)

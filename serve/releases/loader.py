@@ -12,7 +12,7 @@ from serve.deps import ServeDeps, on_thread
 from serve.engines.base import AdapterLoadFailed
 from serve.releases import history as told
 from serve.releases.desk import Desk
-from serve.releases.errors import ReleaseRefused
+from serve.releases.errors import NotHere, ReleaseRefused, Unsuited
 from serve.releases.probe import ProbeReport, judge, probe
 from serve.releases.store import AdapterStore, StoredAdapter
 
@@ -50,17 +50,11 @@ class Loader:
 
         Raises:
             ReleaseRefused, AdapterLoadFailed: something is wrong with the adapter itself.
+            NotHere: it doesn't fit this serving, which is one of several.
             EngineError: the engine can't do it now.
         """
         deps = self._deps
-        fingerprint = await on_thread(deps.base_fingerprint)
-        stored = await on_thread(
-            self._store.verify,
-            name,
-            manifest_sha256=manifest_sha256,
-            base_fingerprint=fingerprint,
-            max_rank=deps.engine.info.max_lora_rank,
-        )
+        stored = await self._verified(name, manifest_sha256)
         fresh = name not in deps.engine.adapters()
         if fresh:
             await self._make_room()
@@ -75,8 +69,24 @@ class Loader:
         log.info("adapter verified", adapter=name, probe=str(report))
         return BroughtUp(stored, report)
 
+    async def _verified(self, name: str, manifest_sha256: str | None) -> StoredAdapter:
+        deps = self._deps
+        fingerprint = await on_thread(deps.base_fingerprint)
+        try:
+            return await on_thread(
+                self._store.verify,
+                name,
+                manifest_sha256=manifest_sha256,
+                base_fingerprint=fingerprint,
+                max_rank=deps.engine.info.max_lora_rank,
+            )
+        except Unsuited as error:
+            if deps.ledger.shared:  # a missing mount or a wrong --model here must not decide for all
+                raise NotHere(str(error)) from error
+            raise
+
     async def unload_the_rest(self) -> None:
-        """Unload, each after its last stream, whoever is not in office, to be called back soon, or a canary."""
+        """Unload, each after its last stream, whoever is not in office, to be called back soon, or on the way there."""
         keep = self._keep(await self._desk.history())
         for name in self._deps.engine.adapters():
             if name.startswith("policy-") and name not in keep:
@@ -92,11 +102,12 @@ class Loader:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _make_room(self) -> None:
-        """Unload idle former office-holders, the oldest first, until one more adapter fits."""
+        """Unload who idles until one more fits: those that never held office first, then former holders, the oldest."""
         deps = self._deps
         needed = {deps.office.holder, *deps.office.canaries}
-        idle = sorted(n for n in deps.engine.adapters() if n.startswith("policy-") and n not in needed)
-        for name in idle:
+        idle = [name for name in deps.engine.adapters() if name.startswith("policy-") and name not in needed]
+        former = set(told.office_stack(await self._desk.history()))
+        for name in sorted(idle, key=lambda name: (name in former, name)):
             if len(deps.engine.adapters()) < deps.config.max_loras:
                 return
             if not deps.office.in_use(name):
@@ -106,6 +117,8 @@ class Loader:
         config = self._deps.config.releases
         wanted = 2 if config.keep_previous or config.gate == "votes" else 1
         names = {*told.office_stack(history)[-wanted:], told.canary(history), self._deps.office.holder}
+        if config.gate == "operator":  # who wants to look first asks for it by name
+            names.add(told.verified(history))
         return {name for name in names if name is not None}
 
     async def _drain(self, name: str) -> None:

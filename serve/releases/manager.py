@@ -138,7 +138,8 @@ class ReleaseManager:
             await self._consider(item)
             return
         for name in await on_thread(self._store.names):
-            await self._consider(_Heard(name, self._announced.get(name), time.monotonic()))
+            async with self._put_off_by_trouble("release", adapter=name):  # trouble with one is none with the next
+                await self._consider(_Heard(name, self._announced.get(name), time.monotonic()))
 
     @asynccontextmanager
     async def _put_off_by_trouble(self, what: str, **about: str | None) -> AsyncIterator[None]:
@@ -200,6 +201,8 @@ class ReleaseManager:
         if self._deps.config.releases.gate == "probes":
             await self._succession.install(heard.name, ReleaseState.VERIFIED, "verified", AUTO)
             self._deps.metrics.release_seconds.observe(time.monotonic() - heard.at)
+        else:  # of those that wait for an operator the newest stays loaded: the trainer needs a place too
+            await self._loader.unload_the_rest()
 
     # Operators
 
@@ -239,6 +242,8 @@ class ReleaseManager:
                 raise Conflict(f"{name} is rejected already: {release.reason}.")
             if name == self._deps.office.holder:
                 await self._succession.step_back(reason, actor, leaving=ReleaseState.REJECTED)
+            elif release.state is ReleaseState.IN_OFFICE:
+                await self._succession.depose(name, reason, actor)
             else:
                 await self._succession.reject(name, release.state, reason, actor)
 

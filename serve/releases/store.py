@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from feedback.contracts import ADAPTER_NAME_PATTERN, AdapterManifest
-from serve.releases.errors import VerificationFailed
+from serve.releases.errors import Unsuited, VerificationFailed
 
 MANIFEST = "manifest.json"
 CONFIG = "adapter_config.json"
@@ -60,13 +60,11 @@ class AdapterStore:
         if manifest.name != name:
             raise VerificationFailed(f"the manifest in {name} is of {manifest.name}")
         if manifest.base_fingerprint != base_fingerprint:
-            raise VerificationFailed(
+            raise Unsuited(
                 f"{name} was trained on another base ({manifest.base_model}); serve that one, or train on this one"
             )
         if manifest.lora_rank > max_rank:
-            raise VerificationFailed(
-                f"{name} has rank {manifest.lora_rank}, serving takes {max_rank}; raise serve.max_lora_rank"
-            )
+            raise Unsuited(f"{name} has rank {manifest.lora_rank}, serving takes {max_rank}; raise serve.max_lora_rank")
         _check_files(folder, manifest)
         _check_weights(folder / WEIGHTS)
         _check_rank(folder / CONFIG, manifest.lora_rank)
@@ -77,7 +75,7 @@ class AdapterStore:
             raise VerificationFailed("an adapter's name is policy- and six digits")
         folder = self._root / name
         if folder.is_symlink() or not folder.is_dir():
-            raise VerificationFailed(f"there is no adapter folder {name}")
+            raise Unsuited(f"there is no adapter folder {name}")
         return folder
 
 

@@ -15,6 +15,7 @@ from serve.deps import ServeDeps
 from serve.engines.base import EngineError
 from serve.releases import history as told
 from serve.releases.desk import AUTO, Desk, change
+from serve.releases.errors import NotHere
 from serve.releases.loader import REFUSALS, Loader
 
 log = structlog.get_logger(__name__)
@@ -38,13 +39,15 @@ class Succession:
         *,
         leaving: ReleaseState = ReleaseState.RETIRED,
         figures: dict[str, float] | None = None,
+        old: str | None = None,
     ) -> None:
         """Put an adapter that has been brought up (None: the base) in the office-holder's place.
 
         Args:
             leaving: what becomes of the present office-holder.
+            old: that one, where it never came into office here.
         """
-        old = self._deps.office.holder
+        old = old or self._deps.office.holder
         changes = []
         if name is not None:
             changes.append(change(name, before, ReleaseState.IN_OFFICE, reason, actor, figures=figures))
@@ -72,6 +75,22 @@ class Succession:
         await self.install(None, None, reason, actor, leaving=leaving, figures=figures)
         return None
 
+    async def depose(self, holder: str, reason: str, actor: str) -> None:
+        """Reject an office-holder that this serving couldn't follow; the next that can be had here takes over."""
+        for name in reversed(told.office_stack(await self._desk.history())[:-1]):
+            try:
+                await self._loader.bring_up(name)
+            except (*REFUSALS, NotHere) as error:
+                log.warning("not called back", adapter=name, reason=str(error))
+                continue
+            successor: str | None = name
+            break
+        else:
+            successor = None
+        leaving = ReleaseState.REJECTED
+        await self.install(successor, ReleaseState.RETIRED, reason, actor, leaving=leaving, old=holder)
+        self._level()
+
     async def reject(
         self,
         name: str,
@@ -90,11 +109,18 @@ class Succession:
             await self._loader.unload_the_rest()
 
     async def restore(self) -> None:
-        """Office-holders by turns, the last first, until one can be loaded and proves itself; else the base."""
+        """Office-holders by turns, the last first, until one can be loaded and proves itself; else the base.
+
+        One that this serving alone can't have stays in office; the serving isn't ready until it can, or is told.
+        """
         holder = await self._desk.office()
         while holder is not None:
             try:
                 await self._loader.bring_up(holder)
+            except NotHere as error:
+                self._lag()
+                self._fall_behind(holder, str(error))
+                return
             except REFUSALS as error:
                 holder = await self._fall_back(holder, f"could not be restored: {error}")
                 continue
@@ -115,8 +141,7 @@ class Succession:
         if wanted == self._deps.office.holder:
             self._level()
             return
-        self._deps.metrics.release_behind.set(1)
-        self._behind_since = self._behind_since or time.monotonic()
+        lagging_s = self._lag()
         try:
             if wanted is not None:
                 await self._loader.bring_up(wanted)
@@ -124,8 +149,10 @@ class Succession:
             self._fall_behind(wanted, str(error))
             return
         except EngineError as error:
-            if time.monotonic() - self._behind_since >= self._deps.config.releases.follow_grace_s:
+            if lagging_s >= self._deps.config.releases.follow_grace_s or self._deps.readiness.behind:
                 self._fall_behind(wanted, str(error))
+                if isinstance(error, NotHere):  # no passing trouble: who mends it must get through
+                    return
             raise
         log.info("office followed", before=self._deps.office.holder or "base", after=wanted or "base")
         self._switch(wanted)
@@ -147,6 +174,13 @@ class Succession:
         office.switch(name)
         self._deps.metrics.office_number.set(int(name.rpartition("-")[2]) if name else 0)
 
+    def _lag(self) -> float:
+        """Seconds for which another has been in office by the ledger than here."""
+        self._deps.metrics.release_behind.set(1)
+        now = time.monotonic()
+        self._behind_since = self._behind_since or now
+        return now - self._behind_since
+
     def _level(self) -> None:
         if self._behind_since is not None:
             self._deps.readiness.set_behind(None)
@@ -154,8 +188,10 @@ class Succession:
         self._deps.metrics.release_behind.set(0)
 
     def _fall_behind(self, wanted: str | None, reason: str) -> None:
-        log.error("the adapter in office can't be loaded here", adapter=wanted, reason=reason)
-        self._deps.readiness.set_behind(f"{wanted} is in office and can't be loaded here: {reason}")
+        told_so = f"{wanted} is in office and can't be loaded here: {reason}"
+        if told_so != self._deps.readiness.behind:  # once, not at every look
+            log.error("the adapter in office can't be loaded here", adapter=wanted, reason=reason)
+        self._deps.readiness.set_behind(told_so)
 
     async def _fall_back(self, failed: str, reason: str) -> str | None:
         """Reject an office-holder in the ledger; the one before takes over there, and its name (None: base) returns."""

@@ -27,12 +27,14 @@ class PrometheusText(Response):
     media_type = CONTENT_TYPE_LATEST
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=None)
 async def healthz() -> Response:
     """The process answers. Says nothing of the engine: that is /readyz."""
     return FastJSON({"status": "alive"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=None, responses={503: PROBLEMS[503]})
 async def readyz(deps: Deps) -> Response:
     """The engine is up, the office-holder is loaded and probed, the ledger answers."""

@@ -39,6 +39,7 @@ FILES = _Revalidated(directory=WEB)
 """Everything below `/web`."""
 
 
+@router.head("/")
 @router.get("/")
 async def index(request: Request, deps: Deps) -> Response:
     """The chat page, which is told how many answers to expect."""
@@ -50,6 +51,7 @@ async def index(request: Request, deps: Deps) -> Response:
     return Response(told, media_type="text/html", headers={"Cache-Control": "no-cache"})
 
 
+@router.head("/loop")
 @router.get("/loop")
 async def loop(request: Request) -> Response:
     """The Loop page."""

@@ -14,6 +14,7 @@ from serve.errors import NotFound, NotReady
 from serve.http import FastJSON
 from serve.routes.problems import PROBLEMS
 from serve.routes.releases import Operator
+from serve.text import Text
 
 router = APIRouter(tags=["people"])
 
@@ -33,7 +34,7 @@ async def forget_voter(body: ForgetRequest, deps: Deps) -> Response:
 
 
 @router.get("/v1/lineage/{id}", response_model=None, responses=PROBLEMS, dependencies=Operator)
-async def lineage(id: Annotated[str, Path(min_length=1, max_length=128)], deps: Deps) -> Response:  # noqa: A002
+async def lineage(id: Annotated[Text, Path(min_length=1, max_length=128)], deps: Deps) -> Response:  # noqa: A002
     """Where an adapter, snapshot, pair, vote or forgotten voter comes from and where it went."""
     return FastJSON(await on_thread(_trace, deps, id))
 

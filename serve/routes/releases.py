@@ -120,8 +120,8 @@ async def promote(name: ReleaseName, deps: Deps, manager: Manager, why: Reason =
 
 @router.post("/v1/releases/{name}/reject", response_model=None, responses=PROBLEMS, dependencies=Operator)
 async def reject(name: ReleaseName, deps: Deps, manager: Manager, why: Reason = None) -> Response:
-    """Reject a release; if it is in office, the one before takes over."""
-    deps.readiness.require()
+    """Reject a release; if it is in office, the one before takes over, also where this serving couldn't load it."""
+    deps.readiness.require_engine()
     given = why or Why()
     await manager.reject(name, given.reason, given.by)
     return FastJSON({"office": deps.office.holder})
@@ -130,7 +130,7 @@ async def reject(name: ReleaseName, deps: Deps, manager: Manager, why: Reason = 
 @router.get("/v1/leaderboard", response_model=None, responses=PROBLEMS)
 async def leaderboard(deps: Deps) -> Response:
     """Contenders by strength at equal length, with 95% intervals; position bias; what was left out (docs/voting.md)."""
-    tallies = await on_thread(deps.ledger.tallies)
+    tallies = await on_thread(deps.tallies)
     board = (await on_thread(deps.book.news)).board
     found = asdict(board) | {
         "contenders": [asdict(standing) | {"votes": standing.votes} for standing in board.contenders],

@@ -56,6 +56,20 @@ def test_a_person_asks_reads_votes_by_mouse_and_goes_on_with_the_better_answer(o
     assert len(page.locator(".turn").all()) == 2
 
 
+def test_a_conversation_goes_on_for_who_has_lost_the_cookie_that_began_it(open_page: OpenPage, site: Site) -> None:
+    page = open_page(expected=("403",))
+    ask(page)
+    ballot(page)
+    page.get_by_role("button", name="Tie").click()
+    expect(page.get_by_text("You called it a tie.")).to_be_visible()
+    page.context.clear_cookies()
+    assert [message["role"] for message in last_request(page)] == ["user", "assistant", "user"]
+    ballot(page)
+    page.get_by_role("button", name="Tie").click()
+    expect(page.get_by_text("You called it a tie.")).to_have_count(2)
+    assert site.votes() == 2
+
+
 def test_nothing_tells_who_speaks_before_the_vote(open_page: OpenPage) -> None:
     page = open_page()
     ask(page)

@@ -6,17 +6,21 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from deploy import cli, presence
-from deploy.config import load
+from deploy.config import load, to_toml
 from deploy.default_model import resolve
 from deploy.errors import AlreadyRunning, ModelError, PortInUse
 from deploy.launch import common_environment, preload, serve_url, specs
 from deploy.ports import free_port, require_free
+from deploy.up import _write_privately
 from feedback.paths import DataPaths
+from feedback.simulator import SimulateConfig
+from feedback.simulator.client import ServerGone
 
 VERBS = ["up", "serve", "curate", "train", "simulate", "export", "replay", "releases", "doctor", "config"]
 
@@ -84,6 +88,17 @@ def test_failures_are_one_line(
     assert error.startswith("hustings: ")
 
 
+def test_people_who_wait_for_serving_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(config: SimulateConfig) -> None:
+        raise ServerGone(f"{config.url} gave no answer")
+
+    monkeypatch.setattr("feedback.simulator.run", away)
+    assert run(monkeypatch, "simulate", "--url", "http://127.0.0.1:9") == 1
+    assert "serving isn't ready at http://127.0.0.1:9; waiting 300 s for it" in capsys.readouterr().err
+
+
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise KeyError("a fault")
@@ -140,6 +155,43 @@ def test_others_find_a_running_up_and_no_dead_one(tmp_path: Path) -> None:
     assert presence.read(paths) is None
 
 
+def test_a_process_that_has_the_number_of_an_up_that_was_killed_is_none(tmp_path: Path) -> None:
+    """After a new start of the machine, or in a container where it always is number 1."""
+    paths = DataPaths(tmp_path / "x")
+    with presence.hold(paths):
+        pass
+    presence.write(paths, presence.Presence(os.getpid(), "http://127.0.0.1:1", "127.0.0.1:2", {}))
+    assert presence.read(paths) is None
+
+
+def test_asking_whether_one_runs_keeps_none_from_starting(tmp_path: Path) -> None:
+    paths = DataPaths(tmp_path / "x")
+    with presence.hold(paths):
+        presence.write(paths, presence.Presence(os.getpid(), "", "", {}))
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            presence.write(paths, presence.Presence(os.getpid(), "", "", {}))
+            presence.read(paths)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(50):
+            with presence.hold(paths):
+                pass
+    finally:
+        stop.set()
+        asking.join()
+
+
+def test_an_address_that_is_not_ours_is_not_called_in_use() -> None:
+    for host in ("192.0.2.1", "no-such-host.invalid"):
+        with pytest.raises(PortInUse, match=f"nothing can listen on {host} here"):
+            require_free(host, 8000, "choose another")
+
+
 def test_a_port_in_use_names_who_holds_it() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -173,6 +225,24 @@ def test_children_start_in_order_and_wait_passively(tmp_path: Path, monkeypatch:
     outside = specs(config, tmp_path / "c.toml", broker_port=None, say=print, coloured=False)
     assert [child.name for child in outside] == ["serve", "curate", "train"]
     assert outside[0].after_ready == ()
+
+
+def test_children_are_as_up_was_told_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up --port 8001 --data-dir X` beside variables that say otherwise: serving listened and wrote elsewhere."""
+    given = {"HUSTINGS_SERVE_PORT": "8000", "HUSTINGS_DATA_DIR": "/elsewhere", "HUSTINGS_MODEL": "other"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    wanted = load(
+        direct={"serve.port": 8001, "data_dir": tmp_path / "x", "model": "some/model", "feedback.kafka": "k:1"}
+    )
+    file = tmp_path / "resolved.toml"
+    _write_privately(file, to_toml(wanted))
+    assert file.stat().st_mode & 0o777 == 0o600
+    for child in specs(wanted, file, broker_port=None, say=print, coloured=False):
+        environment = {**os.environ, **child.environment}
+        assert load(file, environment=environment) == wanted
 
 
 def test_what_the_caller_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,31 @@ def test_a_wrong_value_is_explained_in_one_line(override: str, fragment: str) ->
     assert "\n" not in str(caught.value)
 
 
+def test_the_trainer_tells_the_chat_template_what_serving_tells_it() -> None:
+    told = 'serve.chat_template_kwargs={ enable_thinking = false, language = "en" }'
+    config = load(overrides=[told], environment=NOTHING)
+    assert config.serve.chat_template_kwargs == {"enable_thinking": False, "language": "en"}
+    assert config.train.chat_template_kwargs == config.serve.chat_template_kwargs
+    apart = load(overrides=[told, "train.chat_template_kwargs={}"], environment=NOTHING)
+    assert apart.train.chat_template_kwargs == {}
+    with pytest.raises(ConfigError, match="add_generation_prompt is given by Hustings itself"):
+        load(overrides=["serve.chat_template_kwargs={ add_generation_prompt = false }"], environment=NOTHING)
+
+
+def test_serving_takes_adapters_of_the_rank_that_is_trained() -> None:
+    assert load(environment=NOTHING).serve.max_lora_rank == 16
+    assert load(overrides=["train.lora.rank=32"], environment=NOTHING).serve.max_lora_rank == 32
+    assert (
+        load(overrides=["train.lora.rank=8", "serve.max_lora_rank=64"], environment=NOTHING).serve.max_lora_rank == 64
+    )
+    with pytest.raises(ConfigError, match=r"train\.lora\.rank is 32, serve\.max_lora_rank 16"):
+        load(overrides=["train.lora.rank=32", "serve.max_lora_rank=16"], environment=NOTHING)
+
+
+def test_a_file_that_windows_saved_is_read(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "\ufeffmodel = 'x'\r\n"), environment=NOTHING).model == "x"
+
+
 @pytest.mark.parametrize("text", ["serve = [", "\x00"])
 def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"given\.toml"):

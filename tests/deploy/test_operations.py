@@ -17,7 +17,7 @@ from helm_python.chart import lint
 from prometheus_client import REGISTRY, CollectorRegistry
 
 import feedback.curator  # noqa: F401 (registers the curator's metrics)
-from deploy.config import keys
+from deploy.config import keys, load
 from feedback.relay import RelayMetrics
 from serve.engines.base import EngineLoad
 from serve.metrics import Metrics
@@ -65,6 +65,22 @@ def test_queries_use_series_that_exist(file: Path) -> None:
     used = names_in(file.read_text(encoding="utf-8"))
     assert used
     assert used <= set(series())
+
+
+def test_what_an_alert_waits_to_see_rise_is_there_from_the_start() -> None:
+    """A counter that is born with its first event is 1 and never rises: the first rejection was unsaid."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    exported = {
+        (sample.name, *sorted(sample.labels.items()))
+        for each in (registry, REGISTRY, TrainMetrics().registry)
+        for metric in each.collect()
+        for sample in metric.samples
+    }
+    rising = re.findall(r'increase\((hustings_\w+)\{(\w+)="(\w+)"\}', RULES.read_text(encoding="utf-8"))
+    assert len(rising) == 3
+    for name, label, value in rising:
+        assert any(found[0] == name and (label, value) in found[1:] for found in exported), (name, value)
 
 
 def test_dashboard_panels_have_queries_and_do_not_overlap() -> None:
@@ -185,6 +201,28 @@ def test_the_chart_renders_every_process_with_valid_arguments() -> None:
         assert {"name": "HUSTINGS_KAFKA", "value": "kafka:9092"} in container["env"]
     assert found["train"]["args"][:3] == ["train", "--serve-url", "http://demo-hustings"]
     assert {"PersistentVolumeClaim", "Secret", "Service", "Deployment"} == {part["kind"] for part in parts}
+
+
+def test_the_chart_hands_on_every_kind_of_value() -> None:
+    """A list came out as Go prints it, which no key takes: no chart could name engine servers."""
+    given = {
+        "serve.engine_urls": ["http://a:1", "http://b:2"],
+        "serve.releases.keep_previous": False,
+        "train.schedule.max_hours": 0.5,
+        "train.schedule.new_comparisons": 1_000_000,
+        "serve.chat.mode": "chat",
+        "serve.engine_seed": "none",
+    }
+    key = {"name": "HUSTINGS_ENGINE_KEY", "value": "k"}
+    for container in containers(rendered({**GIVEN, "config": given, "extraEnv": [key]})):
+        arguments = container["args"]
+        settings = [arguments[n + 1] for n, argument in enumerate(arguments) if argument == "--set"]
+        config = load(None, settings, environment={})
+        assert config.serve.engine_urls == ("http://a:1", "http://b:2")
+        assert config.serve.releases.keep_previous is False
+        assert (config.train.schedule.max_hours, config.train.schedule.new_comparisons) == (0.5, 1_000_000)
+        assert (config.serve.chat.mode, config.serve.engine_seed) == ("chat", None)
+        assert key in container["env"]
 
 
 def test_the_chart_takes_existing_parts_and_options() -> None:

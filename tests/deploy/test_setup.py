@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import venv
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,17 @@ def test_a_stamp_is_good_until_something_changes(tmp_path: Path) -> None:
     assert not environment.is_done(tmp_path, "cuda", "run")
     environment.stamp_file(tmp_path, "test").write_text("of another state", encoding="utf-8")
     assert not environment.is_done(tmp_path, "cpu", "test")
+
+
+def test_an_environment_whose_making_was_broken_off_is_made_again(tmp_path: Path) -> None:
+    """Ctrl-C while pip was being put in: every later `make up` failed for want of pip."""
+    target = tmp_path / "venv"
+    venv.create(target, with_pip=False)
+    assert (target / "bin" / "python").exists()
+    assert not environment.has_pip(target)
+    environment.make_venv(target)
+    assert environment.has_pip(target)
+    assert not environment.has_pip(tmp_path / "nothing")
 
 
 def test_a_full_disk_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
+from deploy import supervisor
 from deploy.child import ChildSpec, describe_status, telling_line
 from deploy.console import Console, LogFile, lines_of, plain
 from deploy.errors import ChildFailed
@@ -108,8 +110,8 @@ async def test_a_child_that_ends_is_started_again_and_the_reason_said(tmp_path: 
 
 async def test_a_killed_child_is_started_again_and_its_own_children_are_cleared(tmp_path: Path) -> None:
     code = "import subprocess, sys\n"
-    # the inner child is to outlive its parent by far, unless it is cleared: that is what is tested
-    code += "inner = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'])\n"
+    # the inner child is to outlive its parent, unless it is cleared: that is what is tested
+    code += "inner = subprocess.Popen([sys.executable, '-S', '-c', 'import signal; signal.pause()'])\n"
     code += "print('inner', inner.pid, flush=True)\n" + POLITE
     stage = Stage(tmp_path, [ChildSpec("one", python(code))])
     running = asyncio.create_task(stage.supervisor.run())
@@ -210,11 +212,17 @@ asyncio.run(Supervisor(specs, Path(sys.argv[1]), Console()).run())
 """
 
 
-def supervised(folder: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+def supervised(folder: Path, *before: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """A supervisor in a process of its own, and all the processes that it has."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISED, str(folder), POLITE, STUBBORN], stdout=subprocess.PIPE, text=True
-    )
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests by nohup hands an ignored one on
+    try:
+        process = subprocess.Popen(
+            [*before, sys.executable, "-c", SUPERVISED, str(folder), POLITE, STUBBORN],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, ours)
     assert process.stdout is not None
     ups = 0
     for line in process.stdout:
@@ -233,6 +241,17 @@ def test_no_orphan_is_left_however_the_supervisor_ends(tmp_path: Path, number: s
     assert alive == []
     status = process.wait(20)
     assert status == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_who_started_it_by_nohup_may_close_the_terminal(tmp_path: Path) -> None:
+    process, children = supervised(tmp_path, "nohup")
+    process.send_signal(signal.SIGHUP)
+    _, alive = psutil.wait_procs(children, timeout=1)
+    assert set(alive) == set(children)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
     assert process.stdout is not None
     process.stdout.close()
 
@@ -271,6 +290,26 @@ def test_files_hold_no_colours_and_are_rotated(tmp_path: Path) -> None:
     assert (tmp_path / "x.log.1").read_text(encoding="utf-8") == "line 8 long\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.log", "x.log.1", "x.log.2", "x.log.3"]
     assert plain("\x1b[1;31mred\x1b[0m") == "red"
+
+
+async def test_a_log_that_cannot_be_rotated_does_not_cut_off_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full just then: the next line met a closed file, and the process a pipe that nobody read."""
+    monkeypatch.setattr(supervisor, "LogFile", partial(LogFile, rotate_bytes=10))
+    talking = "import time\nfor n in range(2000): print(f'line {n} of very many', flush=True)\n" + POLITE
+    stage = Stage(tmp_path, [ChildSpec("talker", python(talking))])
+    (tmp_path / "talker.log.1").mkdir()
+    (tmp_path / "talker.log.1" / "in the way").touch()
+    (tmp_path / "talker.log.2").mkdir()
+    (tmp_path / "talker.log.2" / "in the way").touch()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.until("talker: up")
+    stage.supervisor.request_stop()
+    await run
+    assert "talker: line 1999 of very many" in stage.said()
+    assert stage.said().count("can't be written") >= 1
+    assert "starting it again" not in stage.said()
 
 
 def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -60,8 +61,8 @@ def snapshot_votes(stack: Stack) -> list[str]:
 def settled(stack: Stack) -> bool:
     """Whether nothing will change who is in office: no cycle runs or is due, and the last adapter has taken it."""
     loop = stack.get("/v1/loop")
-    votes = loop["dataset"]  # during a cycle it tells of the snapshot instead
-    idle = stack.phase() in {"idle", "failed"} and "new" in votes and votes["new"] < votes["needed"]
+    training, votes = loop["training"] or {}, loop["dataset"] or {}  # nothing yet of a trainer that has just begun
+    idle = training.get("phase") in {"idle", "failed"} and votes.get("new", math.inf) < votes.get("needed", 0)
     return idle and loop["office"]["adapter"] == stack.published()  # serving hears of it up to a second later
 
 

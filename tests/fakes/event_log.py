@@ -18,6 +18,8 @@ class FakeEventLog:
         max_record_bytes: larger values are refused.
         send_faults: errors by event id, each used once: the record is refused with it.
         ensured: how often ensure_topics answered.
+        memory: it is a broker that keeps everything in its memory.
+        renewed, erased: how often that was done.
     """
 
     def __init__(self, partitions: int = 3, max_record_bytes: int = 1_000_000) -> None:
@@ -26,12 +28,16 @@ class FakeEventLog:
         self.down = False
         self.send_faults: dict[str, EventLogError] = {}
         self.ensured = 0
+        self.memory = False
+        self.renewed = 0
+        self.erased = 0
         self.changed = threading.Condition()
         self._seen: dict[str, list[list[StoredRecord]]] = {}
         self._topics: dict[str, list[list[StoredRecord]]] = {}
         self._committed: dict[tuple[str, str, int], int] = {}
         self._members: dict[str, list[FakeConsumer]] = {}
         self._lives = 0
+        self._begins: dict[tuple[str, int], int] = {}
 
     def check(self) -> None:
         if self.down:
@@ -66,13 +72,49 @@ class FakeEventLog:
         with self.changed:
             self._topics.clear()
             self._committed.clear()
+            self._begins.clear()
             self._lives += 1
             self.changed.notify_all()
+
+    def in_memory(self) -> bool:
+        self.check()
+        return self.memory
+
+    def renew(self, topics: Sequence[str]) -> None:
+        with self.changed:
+            self.check()
+            assert self.memory
+            self.renewed += 1
+            for where in [(topic, n) for topic in topics for n in range(self.partitions)]:
+                self._begins.pop(where, None)
+                for group, topic, number in [*self._committed]:
+                    if (topic, number) == where:
+                        del self._committed[group, topic, number]
+            self._topics.update({topic: [[] for _ in range(self.partitions)] for topic in topics})
+            self._lives += 1
+            self.changed.notify_all()
+
+    def ends(self, topics: Sequence[str]) -> Mapping[tuple[str, int], int]:
+        with self.changed:
+            self.check()
+            ends = {(topic, n): len(held) for topic in topics for n, held in enumerate(self._topics.get(topic, []))}
+            return {where: end for where, end in ends.items() if end > self._begins.get(where, 0)}
+
+    def erase(self, ends: Mapping[tuple[str, int], int], read_by: str | None) -> bool:
+        with self.changed:
+            self.check()
+            if read_by and any(self._committed.get((read_by, *where), 0) < end for where, end in ends.items()):
+                return False
+            self._begins.update(ends)
+            self.erased += 1
+            self.changed.notify_all()
+            return True
 
     def records(self, topic: str) -> list[StoredRecord]:
         """What a topic holds, partition by partition."""
         with self.changed:
-            return [record for partition in self._topics.get(topic, []) for record in partition]
+            partitions = enumerate(self._topics.get(topic, []))
+            return [record for n, held in partitions for record in held[self._begins.get((topic, n), 0) :]]
 
     def wait_for(self, predicate, timeout_s: float = 5.0) -> bool:
         """Wait until `predicate()` is true after some change of the log."""
@@ -179,7 +221,7 @@ class FakeConsumer:
             self._positions.clear()
             self._life = self._log._lives
         committed = self._log._committed.get((self._group or "", topic, number), 0)
-        return self._positions.get((topic, number), committed)
+        return max(self._positions.get((topic, number), committed), self._log._begins.get((topic, number), 0))
 
     def _rebalance(self) -> None:
         for member in self._log._members.get(self._group or "", []):

@@ -106,6 +106,22 @@ def test_a_postgres_that_is_not_there_says_what_to_do_and_keeps_the_password():
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_postgres_that_the_network_ate_is_given_up_in_half_a_minute_unless_the_url_says_otherwise(postgres):
+    def told(url):
+        ledger = Ledger.open(url)
+        try:
+            driver = ledger._database.write(lambda connection: connection.connection.driver_connection)
+            found = driver.info.get_parameters()
+        finally:
+            ledger.close()
+        return {name: found.get(name) for name in ("keepalives_idle", "tcp_user_timeout")}
+
+    url = postgres.new_database("patient")
+    assert told(url) == {"keepalives_idle": "15", "tcp_user_timeout": "30000"}
+    more = "&" if "?" in url else "?"
+    assert told(f"{url}{more}tcp_user_timeout=90000") == {"keepalives_idle": "15", "tcp_user_timeout": "90000"}
+
+
 def test_sqlite_is_set_to_lose_nothing(tmp_path):
     ledger = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
 

@@ -56,6 +56,13 @@ def test_marking_more_rows_than_one_statement_takes_marks_all(ledger):
     assert ledger.mark_confirmed([*(f"none_{n}" for n in range(1_100)), *(row.event_id for row in rows)]) == 30
 
 
+def test_a_receipt_that_names_a_stranger_with_nul_confirms_ours_all_the_same(ledger):
+    """Anybody who may write to the topic can have it written; the relay would read it again and again."""
+    rows = filled(ledger, 2)
+    ledger.mark_sent([row.seq for row in rows])
+    assert ledger.mark_confirmed(["pair_0", "vote\x00stranger", "pair_1"]) == 2
+
+
 def test_a_lost_topic_sends_its_unconfirmed_rows_again_in_their_order(ledger):
     rows = filled(ledger, 4)
     release(ledger)

@@ -68,6 +68,19 @@ def test_each_change_goes_to_the_event_log_keyed_by_name(ledger):
     assert [ReleaseChanged.from_bytes(row.value) for row in rows] == changes
 
 
+def test_what_was_read_once_is_not_read_out_of_its_bytes_again(ledger, monkeypatch):
+    """Servings ask for the history every few seconds: a thousand adapters made that a third of a second."""
+    steps = [change("policy-000001", ReleaseState.CANDIDATE), change("policy-000001", ReleaseState.IN_OFFICE)]
+    ledger.record_releases(steps)
+    assert ledger.release_history() == steps
+
+    def read(value):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(ReleaseChanged, "from_bytes", read)
+    assert ledger.release_history() == steps
+
+
 def test_a_handover_of_office_is_one_transaction(ledger):
     ledger.record_release(change("policy-000001", ReleaseState.IN_OFFICE))
     ledger.record_releases(
@@ -110,6 +123,19 @@ def test_a_change_from_a_state_that_is_past_is_refused_whole(ledger):
     with pytest.raises(ReleaseConflict, match="policy-000001 is no longer unknown"):
         ledger.record_releases([change("policy-000001", candidate)], compare=True)
     assert [release.state for release in ledger.releases()] == [verified]
+
+
+def test_who_takes_office_takes_it_from_the_present_holder(ledger):
+    verified, office = ReleaseState.VERIFIED, ReleaseState.IN_OFFICE
+    for name in ("policy-000001", "policy-000002"):
+        ledger.record_releases([change(name, verified)], compare=True)
+    first = change("policy-000001", office, verified)
+    ledger.record_releases([first], compare=True)
+    late = change("policy-000002", office, verified)
+    with pytest.raises(ReleaseConflict, match="policy-000001 is no longer out of office"):
+        ledger.record_releases([late], compare=True)
+    ledger.record_releases([late, change("policy-000001", ReleaseState.RETIRED, office)], compare=True)
+    assert [release.state.value for release in ledger.releases()] == ["retired", "in_office"]
 
 
 def test_of_servings_that_move_one_release_at_once_one_does(ledger, url):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
-from feedback.privacy import PrivacyConfig, find
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feedback.privacy import Kind, PrivacyConfig, Span, find, finders
 
 POLICY = PrivacyConfig()
 
@@ -70,3 +75,22 @@ def test_only_the_kinds_asked_for_are_sought() -> None:
     assert find("a@example.com from 93.184.216.34", ("ip",), ()) == find(
         "............. from 93.184.216.34", ("ip",), ()
     )
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=12), min_size=6, max_size=6))
+def test_what_overlaps_something_found_before_is_left_to_it(places: list[list[tuple[int, int]]]) -> None:
+    found = dict(zip(finders._FINDERS, places, strict=True))
+    told: list[Span] = []
+    for kind, spans in found.items():
+        for start, length in spans:
+            if not any(start < one.end and one.start < start + length for one in told):
+                told.append(Span(start, start + length, kind))
+
+    def finder(kind: Kind) -> Callable[..., Iterator[tuple[int, int]]]:
+        return lambda *_: ((start, start + length) for start, length in found[kind])
+
+    with (
+        patch.object(finders, "_FINDERS", {kind: finder(kind) for kind in found}),
+        patch.object(finders, "_phones", finder("phone")),
+    ):
+        assert find("", tuple(found), ()) == sorted(told, key=lambda span: span.start)

@@ -156,6 +156,16 @@ async def test_a_seed_makes_an_answer_repeat(engine: Engine) -> None:
     assert first != other
 
 
+async def test_several_answers_at_temperature_zero_are_one_and_the_same(engine: Engine) -> None:
+    """vLLM refuses to write one answer twice; a pair at temperature 0 was refused with it."""
+    alone = (await ask(engine, steady(16, temperature=0.0, logprobs=0)))[0]
+    both = await ask(engine, steady(16, temperature=0.0, logprobs=0, n=2))
+    assert set(both) == {0, 1}
+    assert [answer.ids for answer in both.values()] == [alone.ids] * 2
+    assert [answer.text for answer in both.values()] == [alone.text] * 2
+    assert [answer.finish_reasons for answer in both.values()] == [["length"]] * 2
+
+
 async def test_temperature_zero_always_gives_the_same(engine: Engine) -> None:
     first, again = [(await ask(engine, steady(16, temperature=0.0)))[0].ids for _ in range(2)]
     assert first == again

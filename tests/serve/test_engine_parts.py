@@ -9,18 +9,24 @@ from types import SimpleNamespace
 
 import pytest
 
+from feedback.contracts import Message
 from serve.config import ServeConfig
 from serve.engines import vllm_settings
 from serve.engines.admission import Admission
 from serve.engines.base import (
     AdapterLoadFailed,
     AdapterNotLoaded,
+    EngineInfo,
     EngineOverloaded,
     NoRoomForAdapter,
     Priority,
+    PromptTooLong,
     Sampling,
+    check_text,
 )
 from serve.engines.registry import AdapterRegistry, folder_digest
+from serve.engines.vllm_http import VllmHttpEngine
+from serve.engines.vllm_inprocess import VllmEngine
 from serve.engines.vllm_translate import chunks
 
 
@@ -180,3 +186,20 @@ def test_of_the_chunks_of_one_step_all_but_the_last_say_that_more_follows() -> N
     found = list(chunks(output, Sampling(max_tokens=4, n=4)))
     assert [(each.index, each.more) for each in found] == [(0, True), (2, True), (3, False)]
     assert [each.more for each in chunks(SimpleNamespace(outputs=[part(0, "a", (1,))]), Sampling(4))] == [False]
+
+
+@pytest.mark.parametrize("kind", ["in process", "over HTTP"])
+async def test_a_conversation_that_can_never_fit_is_refused_untokenized(kind: str) -> None:
+    """Tokenizing a megabyte held up every stream for half a second."""
+    engine: VllmEngine | VllmHttpEngine
+    if kind == "in process":
+        engine = VllmEngine("model", ServeConfig())
+        engine._dead, engine._llm = None, SimpleNamespace(errored=False)
+    else:
+        engine = VllmHttpEngine(["http://nowhere"], ServeConfig())
+    engine._info = EngineInfo("model", "1", "float32", max_model_len=100, max_lora_rank=8)
+    with pytest.raises(PromptTooLong, match="3201 characters"):
+        await engine.tokenize([Message(role="user", content="x" * 3200), Message(role="user", content="y")])
+    check_text([Message(role="user", content="x" * 3200)], 100)
+    if isinstance(engine, VllmHttpEngine):
+        await engine.close()

@@ -21,7 +21,10 @@ from feedback.ledger import LedgerUnavailable
 from feedback.paths import DataPaths
 from feedback.privacy import Redactor
 from serve.config import ServeConfig
+from serve.deps import ServeDeps
+from serve.engines.base import EngineLost, EngineUnavailable
 from serve.main import CannotStart, listen
+from tests.fakes.engine import FakeEngine
 
 SCRIPT = """
 import sys
@@ -145,6 +148,35 @@ def test_a_ledger_that_is_away_ends_the_start_with_the_status_of_a_passing_failu
     assert process.returncode == 1
     assert "unable to open" in errors
     assert "Traceback" not in errors
+
+
+async def test_an_engine_that_is_away_is_waited_for_and_one_that_is_lost_ends_serving(
+    engine: FakeEngine, deps: ServeDeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM servers are restarted now and then; ending with them would take the pages and the votes away too."""
+    monkeypatch.setattr(serve.main, "WATCH_S", 0.001)
+    found: list[EngineUnavailable | None] = [None]
+
+    async def health() -> None:
+        if found[0] is not None:
+            raise found[0]
+
+    monkeypatch.setattr(engine, "check_health", health)
+    server = serve.main._Server(deps.config, FeedbackConfig(), deps.paths, "none", "127.0.0.1:1")
+    watching = asyncio.create_task(server._watch(deps))
+
+    async def until(reason: str | None) -> None:
+        async with asyncio.timeout(5):
+            while deps.readiness.reason != reason:
+                await asyncio.sleep(0.001)
+
+    found[0] = EngineUnavailable("no vLLM server answers")
+    await until("no vLLM server answers")
+    found[0] = None
+    await until(None)
+    found[0] = EngineLost("the core process has died")
+    with pytest.raises(EngineLost):
+        await asyncio.wait_for(watching, 5)
 
 
 async def test_answers_on_a_kept_connection_do_not_wait_for_the_clients_acknowledgement() -> None:

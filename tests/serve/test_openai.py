@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -188,6 +188,49 @@ async def test_parameters_that_ask_for_nothing_are_taken(ai: openai.AsyncOpenAI)
     await ai.chat.completions.create(
         model="hustings", messages=ASK, response_format={"type": "text"}, tools=[], user="me", store=False
     )
+
+
+async def test_an_answer_goes_back_into_the_next_turn_as_it_came(ai: openai.AsyncOpenAI, engine: FakeEngine) -> None:
+    """The client's own idiom for several turns: its message object has fields beside role and content."""
+    said = (await ai.chat.completions.create(model="hustings", messages=ASK)).choices[0].message
+    for turn in (said, said.model_dump()):
+        more: Any = [*ASK, turn, {"role": "user", "content": "And then?"}]
+        await ai.chat.completions.create(model="hustings", messages=more)
+        prompt = bytes(engine.requests[-1].prompt_token_ids).decode()
+        assert prompt == "<user>Hello?\n<assistant>One two three.\n<user>And then?\n<assistant>"
+
+
+async def test_a_message_that_asks_for_tools_is_refused_by_name(ai: openai.AsyncOpenAI) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns: Any = [*ASK, {"role": "assistant", "content": "", "tool_calls": [call]}, *ASK]
+    with pytest.raises(openai.BadRequestError) as caught:
+        await ai.chat.completions.create(model="hustings", messages=turns)
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tool_calls")
+
+
+@pytest.mark.parametrize(
+    "extra", [{"stream": None}, {"logprobs": False, "top_logprobs": 0}, {"prompt_cache_retention": "in_memory"}]
+)
+async def test_what_openai_takes_as_nothing_is_nothing_here(ai: openai.AsyncOpenAI, extra: dict[str, Any]) -> None:
+    answer = await ai.chat.completions.create(model="hustings", messages=ASK, extra_body=extra)
+    assert answer.choices[0].message.content == "One two three."
+
+
+async def test_the_clients_stream_helper_gathers_the_answers(ai: openai.AsyncOpenAI) -> None:
+    async with ai.chat.completions.stream(model="hustings", messages=ASK, n=2) as stream:
+        found = await stream.get_final_completion()
+    assert [choice.message.content for choice in found.choices] == ["One two three."] * 2
+
+
+async def test_routes_of_openais_that_are_not_here_say_so_in_the_clients_words(ai: openai.AsyncOpenAI) -> None:
+    calls: tuple[Callable[[], Awaitable[object]], ...] = (
+        lambda: ai.responses.create(model="hustings", input="Hello?"),
+        lambda: ai.completions.create(model="hustings", prompt="Hello?"),
+        lambda: ai.embeddings.create(model="hustings", input="Hello?"),
+    )
+    for call in calls:
+        with pytest.raises(openai.NotFoundError, match="chat completions and models"):
+            await call()
 
 
 async def test_a_prompt_that_is_too_long_says_so(ai: openai.AsyncOpenAI) -> None:

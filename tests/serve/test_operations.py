@@ -116,6 +116,12 @@ async def test_the_pages_are_served_under_a_strict_policy(client: httpx.AsyncCli
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize("path", ["/", "/loop", "/healthz", "/readyz"])
+async def test_a_load_balancer_may_ask_for_the_head_alone(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.head(path)
+    assert answer.status_code == 200
+
+
 async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient) -> None:
     for answer in (await client.get("/v1/nothing"), await client.get("/v1/pairs")):
         assert answer.status_code in {404, 405}

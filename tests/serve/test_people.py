@@ -40,3 +40,8 @@ async def test_lineage_is_told_and_the_unknown_is_404(app: FastAPI, paths: DataP
         missing = await operator.get("/v1/lineage/vote_none")
         assert missing.status_code == 404
         assert "vote_none" in missing.json()["detail"]
+
+
+async def test_an_id_that_no_database_could_hold_is_refused(app: FastAPI) -> None:
+    async with client_of(app, Authorization=f"Bearer {TOKEN}") as operator:
+        assert (await operator.get("/v1/lineage/a%00b")).status_code == 422

@@ -367,6 +367,28 @@ async def test_without_auto_promotion_the_operator_decides(
     await manager.close()
 
 
+async def test_of_adapters_that_wait_for_an_operator_the_newest_stays_loaded(
+    make_deps: MakeDeps, ledger: Ledger, paths: DataPaths
+) -> None:
+    """They filled all places, and the trainer's own adapter found none: no cycle could sample through serving."""
+    deps = make_deps(releases={"gate": "operator"}, max_loras=4)
+    manager = ReleaseManager(deps)
+    await manager.start()
+    for number in (1, 2):
+        manager.hear(publish(paths.adapters, number))
+        name = f"policy-{number:06d}"
+        await eventually(lambda name=name: states(ledger).get(name) == "verified")  # type: ignore[misc]
+        await manager.promote(name, "good")
+    await deps.engine.load_adapter("rollout-1", paths.adapters / ONE)
+    for number in (3, 4, 5, 6):
+        manager.hear(publish(paths.adapters, number))
+        name = f"policy-{number:06d}"
+        await eventually(lambda name=name: states(ledger).get(name) == "verified")  # type: ignore[misc]
+        await eventually(lambda: len(deps.engine.adapters()) == 4)
+    assert deps.engine.adapters() == {ONE, TWO, "policy-000006", "rollout-1"}
+    await manager.close()
+
+
 async def test_the_follower_hears_of_adapters_through_an_event_log_that_comes_and_goes(
     manager: ReleaseManager, deps: ServeDeps, paths: DataPaths
 ) -> None:

@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from feedback.contracts import Message
 from serve.config import ServeConfig
 from serve.engines.base import (
     AdapterLoadFailed,
+    EngineLost,
     EngineOverloaded,
     EngineUnavailable,
     GenerationRequest,
@@ -35,6 +37,9 @@ class StubServer:
         self.served: list[str] = []
         self.refuse: tuple[int, str] | None = None
         self.refuse_load = False
+        self.load_status = 200
+        self.models: Reply | None = None
+        self.base = "base"
         self.cut_after: int | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -59,7 +64,7 @@ class Reply:
 
     def __init__(self, status: int, body: object = None, content: AsyncIterator[bytes] | None = None) -> None:
         self.status = status
-        self._body = json.dumps(body).encode()
+        self._body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self._content = content
 
     async def read(self) -> bytes:
@@ -94,7 +99,9 @@ class Servers:
 
     def _answer(self, server: StubServer, path: str, body: dict[str, str]) -> Reply:
         if path == "/v1/models":
-            cards = [{"id": "base", "max_model_len": 64, "parent": None}]
+            if server.models is not None:
+                return server.models
+            cards = [{"id": server.base, "max_model_len": 64, "parent": None}]
             cards += [{"id": name, "root": root, "parent": "base"} for name, root in server.adapters.items()]
             return Reply(200, {"data": cards})
         if path == "/version":
@@ -108,6 +115,8 @@ class Servers:
         return Reply(200)
 
     def _load(self, server: StubServer, body: dict[str, str]) -> Reply:
+        if server.load_status != 200:
+            return Reply(server.load_status, {"detail": "Not Found"})
         if server.refuse_load or body["lora_name"] in server.adapters:
             return Reply(400, {"error": {"message": "has already been loaded", "code": 400}})
         server.adapters[body["lora_name"]] = body["lora_path"]
@@ -258,6 +267,71 @@ async def test_a_server_that_was_away_during_an_unload_frees_the_adapter_later(
     await until(lambda: not servers["one"].adapters)
 
 
+@pytest.mark.parametrize("body", [b"<html>Down for maintenance</html>", {"data": [{"id": "base"}]}, ["no"], {}])
+async def test_a_server_that_answers_nonsense_is_lost_and_found_again(
+    engine: VllmHttpEngine, servers: Servers, body: object
+) -> None:
+    """A proxy's page in its place ended the watch over all of them, and none was ever found again."""
+    for name in ("one", "two"):
+        servers[name].models = Reply(200, body)
+    await until(lambda: not any(server.up for server in engine._servers))
+    for name in ("one", "two"):
+        servers[name].models = None
+    await until(lambda: all(server.up for server in engine._servers))
+    assert await ask(engine, request()) == [0, 1, 2]
+
+
+async def test_a_server_that_comes_back_with_another_model_is_left_alone(
+    engine: VllmHttpEngine, servers: Servers
+) -> None:
+    servers["one"].base = "another"
+    await until(lambda: not engine._servers[0].up)
+    assert "serves another" in engine._servers[0].trouble
+    await asyncio.gather(*(ask(engine, request()) for _ in range(3)))
+    assert servers["one"].served == []
+    servers["one"].base = "base"
+    await until(lambda: engine._servers[0].up)
+
+
+@pytest.mark.parametrize("status", [401, 404, 503])
+async def test_a_server_that_loads_nothing_says_nothing_of_the_adapter(
+    engine: VllmHttpEngine, servers: Servers, folder: Path, status: int
+) -> None:
+    """No route to load by, no sight of the folder: the server's set-up. One that can't is passed over."""
+    servers["one"].load_status = status
+    await engine.load_adapter("policy-000001", folder)
+    assert [await ask(engine, request("policy-000001")) for _ in range(2)] == [[0, 1, 2]] * 2
+    await until(lambda: "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in engine._servers[0].trouble)
+    assert engine._servers[0].up
+    servers["two"].load_status = status
+    with pytest.raises(EngineUnavailable, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        await engine.load_adapter("policy-000002", folder)
+    servers["one"].load_status = 200
+    await until(lambda: "policy-000001" in servers["one"].adapters and not engine._servers[0].trouble)
+
+
+async def test_a_wrong_key_is_told_at_the_start() -> None:
+    network = Servers("one")
+    network["one"].models = Reply(401, {"error": "Unauthorized"})
+    config = ServeConfig(engine_poll_s=0.01, engine_start_timeout_s=0.05)
+    engine = VllmHttpEngine(["http://one"], config, wire=network)
+    with pytest.raises(EngineUnavailable, match="HUSTINGS_ENGINE_KEY"):
+        await engine.start()
+    await engine.close()
+
+
+async def test_an_engine_whose_watch_has_ended_is_lost(
+    engine: VllmHttpEngine, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(server: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(engine, "_look_at", broken)
+    await until(lambda: engine._watcher is not None and engine._watcher.done())
+    with pytest.raises(EngineLost, match="a defect"):
+        await engine.check_health()
+
+
 @pytest.mark.parametrize(
     ("status", "message", "expected"),
     [
@@ -299,3 +373,23 @@ async def test_servers_that_never_answer_are_named() -> None:
     with pytest.raises(EngineUnavailable, match="http://one"):
         await engine.start()
     await engine.close()
+
+
+async def test_servers_are_told_what_their_chat_template_is_to_be_told() -> None:
+    heard: list[dict[str, object]] = []
+
+    class Listening:
+        @asynccontextmanager
+        async def send(
+            self, method: str, url: str, body: bytes | None, *, within_s: float | None
+        ) -> AsyncIterator[Reply]:
+            heard.append(json.loads(body or b"{}"))
+            yield Reply(200, {"tokens": [1, 2]})
+
+        async def close(self) -> None: ...
+
+    for told in ({"enable_thinking": False}, {}):
+        engine = VllmHttpEngine(["http://one"], ServeConfig(chat_template_kwargs=told), wire=Listening())
+        (server,) = engine._servers
+        assert await server.tokenize([Message(role="user", content="hi")]) == (1, 2)
+    assert [body.get("chat_template_kwargs") for body in heard] == [{"enable_thinking": False}, None]

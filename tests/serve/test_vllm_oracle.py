@@ -17,6 +17,7 @@ from tests.serve.test_engine_contract import ask, next_name, prompt_of, steady
 torch = pytest.importorskip("torch")
 
 if TYPE_CHECKING:
+    from serve.engines.vllm_http import VllmHttpEngine
     from serve.engines.vllm_inprocess import VllmEngine
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
@@ -68,6 +69,46 @@ async def test_the_prompt_is_what_the_models_own_template_makes(vllm_engine: Vll
         [message.model_dump() for message in messages], add_generation_prompt=True, return_dict=False
     )
     assert list(await vllm_engine.tokenize(messages)) == expected
+
+
+async def test_the_template_is_told_what_the_configuration_says_by_both_engines(
+    vllm_engine: VllmEngine, vllm_http_engine: VllmHttpEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [Message(role="user", content="hi")]
+    plain = await vllm_engine.tokenize(messages)
+    told = vllm_engine._config.model_copy(update={"chat_template_kwargs": {"quick": True}})
+    monkeypatch.setattr(vllm_engine, "_config", told)
+    (server,) = vllm_http_engine._servers
+    monkeypatch.setattr(server, "_template", {"quick": True})
+    quick = await vllm_engine.tokenize(messages)
+    assert quick[: len(plain)] == plain
+    assert len(quick) > len(plain)
+    assert await vllm_http_engine.tokenize(messages) == quick
+
+
+async def test_an_adapter_for_another_family_is_served_as_peft_has_it(tiny_model: Path, tmp_path: Path) -> None:
+    """Gemma 3: layers with a window, scaled embeddings, norms of queries and keys; the trainer's view of it is tested
+    in tests/train/test_architectures.py against the same oracle."""
+    from serve.config import ServeConfig
+    from serve.engines.vllm_inprocess import VllmEngine
+    from tests.tiny_model import make_tiny_adapter
+    from tests.train.families import make
+
+    settings = {"head_dim": 32, "sliding_window": 16, "_sliding_window_pattern": 2, "vocab_size": 304}
+    folder = make("Gemma3", settings, tmp_path / "gemma", tiny_model)
+    adapter = make_tiny_adapter(folder, tmp_path / "adapter")
+    config = ServeConfig(max_model_len=256, max_num_seqs=4, reserved_seqs=1, kv_cache_gib=0.0625)
+    engine = VllmEngine(str(folder), config)
+    await engine.start()
+    try:
+        await engine.load_adapter("other", adapter)
+        ids = tuple(range(40, 100))
+        said, bare = oracle(folder, adapter, ids), oracle(folder, None, ids)
+        assert max(abs(a - b) for a, b in zip(said, bare, strict=True)) > 0.1
+        assert await engine.score(ids, "other") == pytest.approx(said, abs=1e-3)
+        assert await engine.score(ids, None) == pytest.approx(bare, abs=1e-3)
+    finally:
+        await engine.close()
 
 
 async def test_a_dead_core_process_ends_streams_with_an_error_and_fails_the_health_check(tiny_model: Path) -> None:

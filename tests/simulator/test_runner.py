@@ -1,5 +1,6 @@
 """Simulated people against a small serving app in memory."""
 
+import asyncio
 import itertools
 
 import httpx
@@ -126,6 +127,23 @@ async def test_a_server_that_stays_away_ends_the_run_with_its_address():
     serving.faults = [("pair", 503, {})] * 500
     with pytest.raises(SimulateError, match=r"http://serving.*no answer"):
         await ran(serving, votes=1, patience_s=0.01)
+
+
+async def test_a_proxy_of_the_environment_is_not_asked_for_the_way_to_serving(monkeypatch: pytest.MonkeyPatch):
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 422 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    async with await asyncio.start_server(hear, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(SimulateError, match="422"):
+            await simulate(SimulateConfig(votes=1, url=url, concurrency=1, patience_s=0, progress=False))
 
 
 async def test_a_connection_that_breaks_is_tried_again():

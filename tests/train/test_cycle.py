@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from feedback.dataset import Dataset
 from feedback.paths import DataPaths
 from feedback.voters import weigher
 from tests.fakes.event_log import FakeEventLog
+from tests.train.families import make
+from tests.train.tiny_trainer import make_trainer
 from train import cycle, main, process, publish
 from train.config import TrainConfig
 from train.cycle_state import all_cycles
@@ -129,6 +132,8 @@ def test_a_cycle_publishes_an_adapter_with_its_lineage_and_raises_the_reward(
     assert manifest.metrics["policy_reward"] > manifest.metrics["base_reward"]
     assert len(manifest.probes) == 3
     assert manifest.probes[0].policy_logprobs != manifest.probes[0].base_logprobs
+    asked = {tuple(pair.prompt_token_ids or ()) for pair in Dataset(paths.dataset).pairs()}
+    assert not asked & {probe.prompt_token_ids for probe in manifest.probes}  # nothing that anybody asked
     cycle = paths.train / "cycles" / "000001"
     assert [json.loads(line)["iteration"] for line in (cycle / "metrics.jsonl").read_text().splitlines()] == [
         0,
@@ -282,34 +287,41 @@ def test_a_second_trainer_on_the_same_folder_is_told_so(
     assert "another trainer works in" in capsys.readouterr().err
 
 
+def wait_for_votes(paths: DataPaths, model: Path, seen: Callable[[dict[str, Any]], bool]) -> None:
+    """A trainer that has seven tenths of the votes it needs watches until `seen` says so of its status."""
+    decisive = Dataset(paths.dataset).count_new(None).decisive
+    waiting = {**CONFIG["schedule"], "new_comparisons": round(decisive / 0.7), "poll_s": 0.1}
+    stop = threading.Event()
+
+    def observe(status: dict[str, Any]) -> None:
+        if seen(status):
+            stop.set()
+
+    make_trainer(paths, model, {**CONFIG, "schedule": waiting}, stop, observe=observe).watch()
+
+
+def test_a_base_that_cannot_be_trained_is_told_of_while_votes_still_come_in(
+    paths: DataPaths, tiny_model: Path, tmp_path: Path
+) -> None:
+    fill(paths, tiny_model)
+    other = make("Phi", {}, tmp_path / "phi", tiny_model)
+    messages: list[str] = []
+
+    def told(status: dict[str, Any]) -> bool:
+        messages.append(f"{status['phase']}: {status['message']}")
+        return "log-probs that differ" in messages[-1]
+
+    wait_for_votes(paths, other, told)
+    assert messages[-1].startswith("idle: ")
+    assert "; waiting for votes: " in messages[-1]
+    assert all_cycles(paths) == []
+
+
 def test_the_votes_so_far_are_read_while_a_cycle_still_waits(paths: DataPaths, tiny_model: Path) -> None:
     from safetensors.numpy import load_file
 
     fill(paths, tiny_model)
-    decisive = Dataset(paths.dataset).count_new(None).decisive
-    config = TrainConfig.model_validate(CONFIG)
-    waiting = config.schedule.model_copy(update={"new_comparisons": round(decisive / 0.7)})
-    stop = threading.Event()
-
-    class Progress(main.TerminalProgress):
-        def observe(self, status: dict[str, Any]) -> None:
-            if any((paths.train / "reward").glob("features-*")):
-                stop.set()
-
-    import sys
-
-    main.Trainer(
-        config=config.model_copy(update={"schedule": waiting}),
-        feedback=FeedbackConfig(),
-        paths=paths,
-        model=str(tiny_model),
-        bootstrap=None,
-        serve_url=None,
-        operator_token=None,
-        stop=stop,
-        metrics=main.TrainMetrics(),
-        progress=Progress(sys.stderr),
-    ).watch()
+    wait_for_votes(paths, tiny_model, lambda _status: any((paths.train / "reward").glob("features-*")))
     (cache,) = (paths.train / "reward").glob("features-*")
     assert all_cycles(paths) == []
     assert len(load_file(cache)["keys"]) == 2 * 96  # every answer is another
@@ -323,28 +335,13 @@ def test_watching_runs_a_cycle_when_enough_votes_have_come_and_announces_it_even
     stop = threading.Event()
     seen: list[str] = []
 
-    class Progress(main.TerminalProgress):
-        def observe(self, status: dict[str, Any]) -> None:
-            seen.append(f"{status['phase']}: {status['message']}")
-            if status["phase"] == "idle" and status["cycles"]:
-                stop.set()
-
-    import sys
+    def observe(status: dict[str, Any]) -> None:
+        seen.append(f"{status['phase']}: {status['message']}")
+        if status["phase"] == "idle" and status["cycles"]:
+            stop.set()
 
     fill(paths, tiny_model)
-    trainer = main.Trainer(
-        config=TrainConfig.model_validate(CONFIG),
-        feedback=FeedbackConfig(),
-        paths=paths,
-        model=str(tiny_model),
-        bootstrap="fake",
-        serve_url=None,
-        operator_token=None,
-        stop=stop,
-        metrics=main.TrainMetrics(),
-        progress=Progress(sys.stderr),
-    )
-    trainer.watch()
+    make_trainer(paths, tiny_model, CONFIG, stop, observe=observe, bootstrap="fake").watch()
     assert "publish: reward" in " ".join(seen)
     records = [r for r in broker.consumer([ADAPTER_TOPIC], None).poll(1.0) if r.value is not None]
     assert [AdapterPublished.from_bytes(r.value).name for r in records if r.value] == ["policy-000001"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import random
-import threading
 from pathlib import Path
 
 import httpx
@@ -19,7 +17,7 @@ from feedback.paths import DataPaths
 from serve.reviews import ReviewShelf
 from tests.train.test_cycle import CONFIG, fill, train_once
 from tests.train.test_reward_ensemble import doubting_head
-from train.config import TrainConfig
+from tests.train.tiny_trainer import make_trainer
 from train.cycle_state import all_cycles
 from train.review import choose, draw, questions
 from train.reward.acquisition import chances, information, leads_of
@@ -117,8 +115,6 @@ def imported(paths: DataPaths, count: int) -> None:
 
 @pytest.mark.slow
 def test_a_cycles_reward_model_fills_the_shelf_that_serving_takes_from(tmp_path: Path, tiny_model: Path) -> None:
-    from feedback.config import FeedbackConfig
-    from train import main
 
     paths = DataPaths(tmp_path / "data")
     paths.create()
@@ -147,19 +143,7 @@ def test_a_cycles_reward_model_fills_the_shelf_that_serving_takes_from(tmp_path:
         run="review",
         client=httpx.Client(transport=httpx.MockTransport(serving)),
     )
-    trainer = main.Trainer(
-        config=TrainConfig.model_validate(config),
-        feedback=FeedbackConfig(),
-        paths=paths,
-        model=str(tiny_model),
-        bootstrap=None,
-        serve_url="http://serving",
-        operator_token="secret",
-        stop=threading.Event(),
-        metrics=main.TrainMetrics(),
-        progress=main.TerminalProgress(io.StringIO()),
-    )
-    reviews = trainer._reviews
+    reviews = make_trainer(paths, tiny_model, config, serve_url="http://serving")._reviews
     reviews._served = lambda: served
     assert reviews.due(cycle)
     reviews.prepare(cycle)

@@ -11,7 +11,7 @@ import torch
 
 from train.base import Base
 from train.reward.config import RewardConfig
-from train.reward.last import LastHead, normalised, score_all, train_last
+from train.reward.last import LastHead, normalised, score_all, scores_of, train_last
 from train.reward.votes import Answer, Votes
 
 
@@ -58,3 +58,18 @@ def test_it_learns_what_the_last_token_tells_and_scores_unseen_answers(base: Bas
     raw = score_all(head, [Answer((3, 4, 5), (11, 7)), Answer((3, 4), (12, 13, 9))])
     np.testing.assert_allclose(rewards.sum(dim=1).numpy(), (raw - head.shift) / head.scale, rtol=1e-4)
     assert again.model_id == head.model_id
+
+
+def test_whoever_watches_hears_of_each_step_and_may_judge_the_head_as_it_then_is(base: Base) -> None:
+    votes = planted_votes(20)
+    heard: list[tuple[int, np.ndarray]] = []
+
+    def watch(seen: int, weight: torch.Tensor) -> None:
+        heard.append((seen, scores_of(base, votes.answers, weight, lora=True)))
+
+    config = RewardConfig(head="last", learning_rate=0.02, batch_pairs=8)
+    head = train_last(base, votes, np.arange(20), config, seed=0, watch=watch)
+    assert heard[-1][0] == 20
+    assert [seen for seen, _ in heard] == sorted({seen for seen, _ in heard})
+    np.testing.assert_array_equal(heard[-1][1], score_all(head, votes.answers))
+    assert np.abs(heard[0][1] - heard[-1][1]).max() > 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -269,3 +270,27 @@ def test_a_coin_passes_for_a_reward_model_one_time_in_ten(accuracy: float, fit: 
     else:
         with pytest.raises(RewardRefused, match=r"above 0\.56 is needed"):
             judge.refuse_unless_fit(judged, 0.9, 100)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.05])
+def test_voters_who_are_not_trusted_cannot_have_every_reward_model_refused(weight: float) -> None:
+    pooled, votes = planted(160)
+    contrary = np.arange(160) >= 80
+    voted = replace(
+        votes,
+        first=np.where(contrary, votes.second, votes.first),
+        second=np.where(contrary, votes.first, votes.second),
+        weight=np.where(contrary, weight, 1.0),
+    )
+    made = {"layers": LAYERS, "vocabulary": tables(), "base_fingerprint": "b"}
+    judged = refresh(pooled, voted, RewardConfig(), **made).judgement
+    assert judged.accuracy < 0.5
+    assert judged.trusted_accuracy > 0.8
+
+
+def test_trusted_votes_are_counted_by_hand() -> None:
+    difference = np.array([1.0, -1.0, 0.0, 2.0])
+    # weights 2, 1, 1, 0: right are 2 + 1/2 of 4; 16 / 6 votes of one weight
+    assert judge.trusted(difference, np.array([2.0, 1.0, 1.0, 0.0])) == (pytest.approx(2.5 / 4), pytest.approx(16 / 6))
+    assert judge.trusted(difference, np.full(4, 0.3)) == (pytest.approx(2.5 / 4), pytest.approx(4.0))
+    assert judge.trusted(difference, np.zeros(4))[1] == 0.0

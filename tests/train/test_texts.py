@@ -8,9 +8,13 @@ import pytest
 
 from feedback.contracts import VoterForgotten
 from feedback.dataset import Dataset
+from feedback.paths import DataPaths
 from tests.feedback.events import pair, vote
+from train.config import TrainConfig
 from train.data import DatasetVotes
 from train.errors import SnapshotGone
+from train.launch import make_tools
+from train.team import ALONE
 from train.texts import DROPPED, TextReader
 
 END = 0
@@ -42,6 +46,37 @@ def test_only_what_is_lacking_is_read_and_a_finished_answer_gets_its_end() -> No
     assert filled["rejected_token_ids"] == [7, 8]
     cut = READER.vote({**row, "chosen_finish_reason": "length"})
     assert cut["chosen_token_ids"] == ids("So")
+
+
+def test_the_template_is_told_what_the_configuration_says(tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    question = [{"role": "user", "content": "Why?"}]
+    opening = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(TextReader.of(tokenizer).prompt_ids(question)) == opening
+    assert tokenizer.decode(TextReader.of(tokenizer, {"quick": True}).prompt_ids(question)) == f"{opening}at once: "
+
+
+def test_a_cycle_reads_texts_as_the_configuration_says(tiny_model: Path, tmp_path: Path) -> None:
+    read: list[TextReader] = []
+
+    def votes(texts: TextReader) -> DatasetVotes:
+        read.append(texts)
+        return DatasetVotes(tmp_path, None, texts)
+
+    tools = make_tools(
+        TrainConfig(chat_template_kwargs={"quick": True}),
+        DataPaths(tmp_path),
+        tiny_model,
+        ALONE,
+        votes=votes,
+        status=None,
+        should_stop=lambda: False,
+    )
+    assert read == [tools.texts]
+    ids = tools.texts.prompt_ids([{"role": "user", "content": "Why?"}])
+    assert tools.tokenizer.decode(ids).endswith("<|im_start|>assistant\nat once: ")
 
 
 def test_what_was_dropped_whole_stays_without_ids() -> None:

@@ -17,6 +17,9 @@ from train.report.plots import Line, Plot, calibration, draw, wilson
 _CSS = Path(__file__).with_name("report.css")
 _PHASES = {"sample": "sampling", "score": "scoring", "old": "log-probs", "update": "update"}
 _TURN = re.compile(r"(?:^|\n)user\n")
+_ANSWERS = "<h2>Answers before and after</h2>"
+_REWARD_MODEL = "<h2>Reward model, on votes that it had not seen</h2>"
+_TAKEN_OUT = "<p>Taken out: somebody in the votes of this cycle asked to be forgotten.</p>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +67,8 @@ def write_report(path: Path, report: CycleReport) -> None:
         f'<h2>Training</h2><section class="plots">{plots}</section>',
         _governor(report.iterations, report.chosen),
         _times(report.iterations),
-        "<h2>Answers before and after</h2>" + _samples(report.samples) if report.samples else "",
-        "<h2>Reward model, on votes that it had not seen</h2>"
-        f'<section class="plots pair">{calibration(report.judgement["calibration"])}'
+        _ANSWERS + _samples(report.samples) if report.samples else "",
+        f'{_REWARD_MODEL}<section class="plots pair">{calibration(report.judgement["calibration"])}'
         f'<div class="wide">{_slices(report.judgement)}</div></section>',
         f"<details><summary>Every figure</summary>{_figures(report.figures)}</details>",
         f"<details><summary>Settings</summary><pre>{escape(json.dumps(report.config, indent=1))}</pre></details>",
@@ -77,6 +79,16 @@ def write_report(path: Path, report: CycleReport) -> None:
         f"<style>{_CSS.read_text()}</style>"
     )
     write_text(path, f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n')
+
+
+def without_samples(page: str) -> str:
+    """A written page without what people asked and models answered; one that has none comes back as it is.
+
+    Quoted text is escaped, so a heading can't be in it.
+    """
+    before, answers, rest = page.partition(_ANSWERS)
+    _, reward_model, after = rest.partition(_REWARD_MODEL)
+    return f"{before}{answers}{_TAKEN_OUT}{reward_model}{after}" if answers and reward_model else page
 
 
 def _facts(facts: Mapping[str, str]) -> str:

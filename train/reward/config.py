@@ -83,6 +83,9 @@ class ScheduleConfig(Section):
     """Prompts sampled before and after training for the report."""
     keep_cycles: int = Field(default=5, ge=1)
     """Finished cycles whose checkpoints are kept; reports and metrics stay for ever."""
+    keep_snapshots: int = Field(default=10, ge=1)
+    """Snapshots whose tables are kept, the newest, besides the last cycle's: each is a copy of all votes. Of older ones
+    manifest and ids stay, and the votes in any case."""
     metrics_host: str = "127.0.0.1"
     """Address of the trainer's /metrics: in a container, where Prometheus asks from another, 0.0.0.0."""
     metrics_port: int = Field(default=9102, ge=0, le=65535)

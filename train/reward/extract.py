@@ -34,7 +34,7 @@ def layers_of(depth: int, shares: Sequence[float]) -> tuple[int, ...]:
 
 
 def vocabulary_for(folder: Path, tokenizer: object, size: int, prompts: Sequence[tuple[int, ...]]) -> Vocabulary:
-    """The tables for features, kept in `folder` until the number of distinct prompts has doubled.
+    """The tables for features, kept in `folder` until there are twice as many prompts, or another tokenizer.
 
     How rare a token is among prompts drifts with every chat; were it recomputed each cycle, no cached feature would
     stay valid.
@@ -43,8 +43,10 @@ def vocabulary_for(folder: Path, tokenizer: object, size: int, prompts: Sequence
     distinct = sorted(set(prompts))
     if path.is_file():
         kept = load_file(path)
-        if len(kept["rarity"]) == size and len(distinct) < 2 * int(kept["prompts"][0]):
-            return Vocabulary(torch.from_numpy(kept["surface"]), torch.from_numpy(kept["rarity"]))
+        surface = torch.from_numpy(kept["surface"])
+        same = len(kept["rarity"]) == size and tokens.is_surface_of(surface, tokenizer)
+        if same and len(distinct) < 2 * int(kept["prompts"][0]):
+            return Vocabulary(surface, torch.from_numpy(kept["rarity"]))
     made = Vocabulary(tokens.surface_table(tokenizer, size), features.prompt_rarity(distinct, size))
     arrays = {"surface": made.surface.numpy(), "rarity": made.rarity.numpy(), "prompts": np.array([len(distinct)])}
     folder.mkdir(parents=True, exist_ok=True)

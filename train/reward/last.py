@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -132,10 +132,26 @@ def raw_scores(base: Base, turns: Sequence[Answer], weight: Tensor, *, lora: boo
     return gather_rows(states, last).float() @ weight
 
 
-def train_last(base: Base, votes: Votes, rows: Rows, config: RewardConfig, seed: int) -> LastHead:
+def train_last(
+    base: Base,
+    votes: Votes,
+    rows: Rows,
+    config: RewardConfig,
+    seed: int,
+    *,
+    watch: Callable[[int, Tensor], None] = lambda seen, weight: None,
+) -> LastHead:
     """Train head (and LoRA) with the ties-aware pairwise loss on the votes of `rows`.
 
     Comparisons of one prompt stay in one batch (InstructGPT): apart, a prompt seen again would be overfitted.
+
+    Args:
+        base: the frozen model; gets an adapter `reward` where `config.last_lora`.
+        votes: the snapshot's.
+        rows: comparisons to learn from.
+        config: settings.
+        seed: of the head, the LoRA and the order.
+        watch: called after each step with the comparisons learnt from so far and the head's weight, (d,).
 
     Raises:
         TrainingDiverged: a loss is not finite.
@@ -150,6 +166,7 @@ def train_last(base: Base, votes: Votes, rows: Rows, config: RewardConfig, seed:
     optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     share = float(votes.tied[rows].mean())
     nu = 2 * share / max(1 - share, 1e-3)
+    seen = 0
     for _ in range(config.epochs):
         for batch in _batches(votes, rows, config.batch_pairs, generator):
             turns = [votes.answers[at] for row in batch for at in (votes.first[row], votes.second[row])]
@@ -164,15 +181,21 @@ def train_last(base: Base, votes: Votes, rows: Rows, config: RewardConfig, seed:
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimiser.step()
+            seen += len(batch)
+            watch(seen, weight.detach())
     return LastHead(base, weight.detach(), 0.0, 1.0, config.last_lora, {})
 
 
-def score_all(head: LastHead, answers: Sequence[Answer], size: int = 16) -> Array:
+def score_all(head: LastHead, answers: Sequence[Answer]) -> Array:
     """Unnormalised scores of answers, (answers,)."""
+    return scores_of(head.base, answers, head.weight, lora=head.lora)
+
+
+def scores_of(base: Base, answers: Sequence[Answer], weight: Tensor, *, lora: bool, size: int = 16) -> Array:
+    """`raw_scores` of any number of answers, `size` at a time and without gradients, (answers,)."""
     with torch.no_grad():
         parts = [
-            raw_scores(head.base, answers[at : at + size], head.weight, lora=head.lora).cpu()
-            for at in range(0, len(answers), size)
+            raw_scores(base, answers[at : at + size], weight, lora=lora).cpu() for at in range(0, len(answers), size)
         ]
     return np.asarray(torch.cat(parts).double().numpy())
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from train.errors import OneSidedVotes
+from train.errors import BaseMismatch, OneSidedVotes
 from train.reward import ensemble, features, tokens
 from train.reward.families import View, structures, views
 from train.reward.features import Sequences, Vocabulary
@@ -174,6 +174,16 @@ class MixHead:
             pessimism=float(record.get("pessimism", 0.0)),
             doubt=float(record.get("doubt", 0.0)),
         )
+
+    def fitted_on(self, base_fingerprint: str) -> MixHead:
+        """The head itself.
+
+        Raises:
+            BaseMismatch: it was fitted on another base.
+        """
+        if self.base_fingerprint != base_fingerprint:
+            raise BaseMismatch(f"the reward model {self.model_id} is of another base model: it can't judge this one")
+        return self
 
     def _tables(self, device: torch.device) -> Vocabulary:
         return Vocabulary(self.vocabulary.surface.to(device), self.vocabulary.rarity.to(device))

@@ -216,6 +216,7 @@ def judgement(predicted: Array, scores: Array, votes: Votes, held: Rows | None =
     lengths = response_lengths(votes)
     longer, _ = judge.longer_share(lengths[votes.first[decisive]], lengths[votes.second[decisive]])
     bins, ece = judge.calibration(difference)
+    trusted_accuracy, trusted_votes = judge.trusted(difference, votes.weight[decisive])
     return Judgement(
         accuracy=judge.accuracy(difference),
         log_loss=judge.log_loss(difference, votes.weight[decisive]),
@@ -229,6 +230,8 @@ def judgement(predicted: Array, scores: Array, votes: Votes, held: Rows | None =
             judge.without_length(difference, (lengths[votes.first] - lengths[votes.second])[decisive].astype(float))
         ),
         slices=_slices(difference, votes, decisive, lengths),
+        trusted_accuracy=trusted_accuracy,
+        trusted_votes=trusted_votes,
     )
 
 

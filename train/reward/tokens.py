@@ -36,15 +36,25 @@ ALPHABETIC = -1
 def surface_table(tokenizer: Any, vocabulary: int) -> Tensor:
     """The table, (vocabulary, len(COLUMNS) + 1) float32; ids that the tokenizer doesn't know are all zero."""
     known = min(vocabulary, len(tokenizer))
+    table = torch.zeros(vocabulary, len(COLUMNS) + 1)
+    table[:known] = _surface(tokenizer, range(known))
+    return table
+
+
+def is_surface_of(table: Tensor, tokenizer: Any) -> bool:
+    """Whether a table is this tokenizer's, by some hundreds of its ids: another's may be as large."""
+    known = min(len(table), len(tokenizer))
+    some = range(0, known, max(1, known // 512))
+    return table.shape[1] == len(COLUMNS) + 1 and torch.allclose(table[list(some)], _surface(tokenizer, some))
+
+
+def _surface(tokenizer: Any, ids: range) -> Tensor:
     special = {int(i) for i in tokenizer.all_special_ids}
     # decoded after a letter, because some tokenizers drop a leading space at the start of a text
     anchor = tokenizer.encode("a", add_special_tokens=False)
-    texts = tokenizer.batch_decode([[*anchor, i] for i in range(known)], clean_up_tokenization_spaces=False)
+    texts = tokenizer.batch_decode([[*anchor, i] for i in ids], clean_up_tokenization_spaces=False)
     start = len(tokenizer.decode(anchor))
-    rows = [_row(text[start:], i, special=i in special) for i, text in enumerate(texts)]
-    table = torch.zeros(vocabulary, len(COLUMNS) + 1)
-    table[:known] = torch.tensor(rows)
-    return table
+    return torch.tensor([_row(text[start:], i, special=i in special) for i, text in zip(ids, texts, strict=True)])
 
 
 def _row(text: str, token_id: int, *, special: bool) -> list[float]:

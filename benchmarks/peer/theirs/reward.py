@@ -1,7 +1,8 @@
 """TRL's RewardTrainer with a PEFT LoRA and a scalar head, float32, on given token ids.
 
 Job: model, train and held_out (lists of {prompt_ids, chosen_ids, rejected_ids}), batch, micro, learning_rate, schedule,
-seed, rank, alpha, save (folder or null), evaluate. Only the training loop is timed.
+seed, rank, alpha, save (folder or null), evaluate. Only the training loop is timed. With `judged` (prompt and response
+ids of answers) and `counts` (pairs learnt from) it also tells those answers' scores on the way, inside the time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
+import torch
 import usage
 from datasets import Dataset
 from peft import LoraConfig
@@ -43,6 +45,7 @@ def main() -> None:
         dataloader_pin_memory=False,
     )
     clock = Clock()
+    watch = Watch(job, tokenizer.pad_token_id) if "judged" in job else None
     trainer = RewardTrainer(
         model=job["model"],
         args=arguments,
@@ -56,7 +59,7 @@ def main() -> None:
             target_modules="all-linear",
             modules_to_save=["score"],
         ),
-        callbacks=[clock],
+        callbacks=[clock, *([watch] if watch else [])],
     )
     trainer.train()
     figures: dict[str, Any] = {**clock.figures, "pairs": len(job["train"]), "peak_gib": usage.peak_gib()}
@@ -64,6 +67,8 @@ def main() -> None:
     if job["evaluate"]:
         judged = trainer.evaluate(rows(job["held_out"]))
         figures |= {"accuracy": judged["eval_accuracy"], "log_loss": judged["eval_loss"]}
+    if watch:
+        figures["scores"] = watch.scores
     if job["save"]:
         merged = trainer.model.merge_and_unload()
         merged.config.pad_token_id = tokenizer.pad_token_id
@@ -89,6 +94,37 @@ class Clock(TrainerCallback):
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Stop."""
         self.figures = self._span.done()
+
+
+class Watch(TrainerCallback):
+    """Scores of given answers after so many pairs."""
+
+    def __init__(self, job: dict[str, Any], pad: int) -> None:
+        self._answers = sorted(enumerate([*p, *r] for p, r in job["judged"]), key=lambda item: len(item[1]))
+        self._counts, self._batch, self._pad = job["counts"], job["batch"], pad
+        self.scores: list[list[float]] = []
+
+    def on_step_end(self, _arguments: Any, state: Any, _control: Any, **more: Any) -> None:
+        """Judge when the next count is reached."""
+        reached = state.global_step * self._batch
+        if len(self.scores) < len(self._counts) and reached >= self._counts[len(self.scores)]:
+            self.scores.append(self._score(more["model"]))
+
+    def _score(self, model: Any) -> list[float]:
+        found = [0.0] * len(self._answers)
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, len(self._answers), 16):
+                part = self._answers[start : start + 16]
+                longest = max(len(ids) for _, ids in part)
+                ids = torch.tensor([one + [self._pad] * (longest - len(one)) for _, one in part])
+                mask = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for _, one in part])
+                logits = model(input_ids=ids, attention_mask=mask).logits[:, 0]
+                for (at, _), score in zip(part, logits.tolist(), strict=True):
+                    found[at] = score
+        model.train(training)
+        return found
 
 
 if __name__ == "__main__":

@@ -76,6 +76,21 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
 }
 
 /**
+ * The stream of a turn. Who has lost the cookie that began a conversation (a year is over, or it was cleared) begins
+ * another with the same messages: the server would refuse this one for ever.
+ */
+async function begin(body, signal, onWait) {
+  const options = { method: "POST", body, signal, headers: { Accept: "text/event-stream" } };
+  try {
+    return await sendWhenReady("v1/turns", options, onWait);
+  } catch (error) {
+    if (error.status !== 403 || !body.conversation_id) throw error;
+    delete body.conversation_id;
+    return sendWhenReady("v1/turns", options, onWait);
+  }
+}
+
+/**
  * Ask, and yield what the server streams: `{event: "pair" | "answer" | "delta" | "done", data}`; the first event tells
  * whether several answers come (to be voted on) or one (for a thumb).
  * An `error` event, or a stream that ends without `done`, throws a Problem. While the model is being loaded, the
@@ -84,8 +99,7 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
 export async function* streamTurn({ messages, conversationId }, signal, onWait = () => {}) {
   const body = { messages, stream: true };
   if (conversationId) body.conversation_id = conversationId;
-  const options = { method: "POST", body, signal, headers: { Accept: "text/event-stream" } };
-  const response = await sendWhenReady("v1/turns", options, onWait);
+  const response = await begin(body, signal, onWait);
   try {
     for await (const { event, data } of events(response.body)) {
       if (data === "[DONE]") break;

@@ -61,6 +61,9 @@ env:
     valueFrom: {secretKeyRef: {name: {{ include "hustings.secret" .root }}, key: voter-key}}
   - name: HUSTINGS_OPERATOR_TOKEN
     valueFrom: {secretKeyRef: {name: {{ include "hustings.secret" .root }}, key: operator-token}}
+  {{- with .root.Values.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 volumeMounts:
   - {name: data, mountPath: /data}
   - {name: scratch, mountPath: /tmp}

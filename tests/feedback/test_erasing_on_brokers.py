@@ -1,0 +1,111 @@
+"""Erasing on real brokers: Apache Kafka deletes what was read, the embedded broker gives its memory back."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from feedback.broker import EmbeddedBroker
+from feedback.config import FeedbackConfig
+from feedback.curator import Curator
+from feedback.dataset import Dataset
+from feedback.event_log import OutgoingRecord
+from feedback.kafka_log import KafkaEventLog
+from feedback.ledger import Ledger
+from feedback.relay import Relay
+from tests.feedback.brokers import ApacheKafka
+from tests.feedback.events import pair
+
+pytestmark = pytest.mark.slow
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)  # other processes tell nothing; bounded by timeout_s
+    return False
+
+
+def test_kafka_deletes_what_a_group_has_read_and_keeps_the_rest(apache_broker: ApacheKafka, unique: str) -> None:
+    log = KafkaEventLog(apache_broker.address, partitions=3)
+    log.ensure_topics([unique])
+    assert log.ends([unique, f"{unique}-missing"]) == {}
+
+    def send(*names: str) -> None:
+        with closing(log.producer()) as producer:
+            assert producer.send([OutgoingRecord(unique, name, name.encode()) for name in names]) == [None] * len(names)
+
+    def read(group: str | None, count: int) -> set[str]:
+        found: set[str] = set()
+        with closing(log.consumer([unique], group)) as consumer:
+            assert wait_for(
+                lambda: found.update(r.value.decode() for r in consumer.poll(0.2) if r.value) or len(found) >= count, 30
+            )
+            consumer.poll(0.2)
+            consumer.commit()
+        return found
+
+    early = {f"early{number}" for number in range(20)}
+    send(*early)
+    ends = log.ends([unique])
+    assert sum(ends.values()) == 20
+    assert read(f"{unique}-other", 20) == early
+    assert log.erase(ends, f"{unique}-group") is False  # it has read nothing
+    assert read(f"{unique}-group", 20) == early
+    send("late1", "late2")
+    assert log.erase(ends, f"{unique}-group") is True
+    assert read(None, 2) == {"late1", "late2"}
+    assert log.erase(ends, f"{unique}-group") is True  # once more does no harm
+    assert log.in_memory() is False
+    assert read(f"{unique}-group", 2) == {"late1", "late2"}
+
+
+def resident_mb(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_the_embedded_broker_stays_small_and_every_vote_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 MiB of pairs and votes; some 8 at a time stay in the broker."""
+    monkeypatch.setattr("feedback.erasing.LOOK_S", 0.2)
+    monkeypatch.setattr("feedback.relay.TOPICS_CHECK_S", 0.5)
+    broker = EmbeddedBroker(0)
+    log = KafkaEventLog(broker.start(), partitions=1)
+    config = FeedbackConfig(curate_linger_s=0.0, broker_holds_mb=8, relay_idle_s=0.1)
+    ledger = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    dataset = Dataset(tmp_path / "dataset")
+    relay, stop = Relay(ledger, log, config), threading.Event()
+    curating = threading.Thread(target=Curator(KafkaEventLog(broker.address, 1), dataset, config).run, args=(stop,))
+    assert broker.pid is not None
+    try:
+        relay.start()
+        curating.start()
+        before, largest = resident_mb(broker.pid), 0.0
+        for number in range(32):
+            shown = pair(number)
+            noise = os.urandom(256 * 1024).hex()
+            left = shown.completions[0].model_copy(update={"text": noise})
+            shown = shown.model_copy(update={"completions": (left, shown.completions[1])})
+            ledger.record_pair(shown)
+            ledger.record_vote(pair_id=shown.pair_id, voter=shown.voter, choice="a")
+            if number % 8 == 7:  # 8 MiB more
+                assert wait_for(lambda: ledger.outbox_stats().unconfirmed + ledger.outbox_stats().pending == 0, 90)
+                largest = max(largest, resident_mb(broker.pid) - before)
+    finally:
+        stop.set()
+        relay.stop()
+        curating.join(20)
+        ledger.close()
+        broker.stop()
+    votes = [one.vote_id for one in Dataset(tmp_path / "dataset").votes()]
+    assert (len(votes), len(set(votes)), len(list(dataset.pairs()))) == (32, 32, 32)
+    assert largest < 24
