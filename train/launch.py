@@ -95,11 +95,11 @@ def make_tools(
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelUnusable(f"{model}: its tokenizer can't be read: {str(error).splitlines()[0]}") from error
-    texts = TextReader.of(tokenizer, config.chat_template_kwargs or {})
     sharded = team.size > 1 and config.tuning == "full"
     base = Base.load(model, config.lora, device=str(device_for(config, team)), tuning=config.tuning, sharded=sharded)
     if not tokenizer.chat_template:
         raise ModelUnusable(f"{model}: its tokenizer has no chat template; give a model that is made for chat")
+    texts = TextReader.of(tokenizer, config.chat_template_kwargs or {}, base.eos_ids)
     return Tools(
         paths=paths,
         model=model,

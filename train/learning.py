@@ -25,6 +25,7 @@ from train.reward.protocol import TokenRewardModel
 from train.rollout import Rollouts
 from train.sampler import LocalRollouts
 from train.sft import Epoch, WarmStarter
+from train.texts import turn_end
 from train.tools import Tools
 from train.topic import Topic
 
@@ -148,12 +149,10 @@ class Learning:
 
     def _demonstrations(self, data: TrainingData) -> tuple[Demonstration, ...]:
         tools, tokenizer = self._tools, self._tools.tokenizer
-        ends = tools.base.eos_ids
-        own = tokenizer.eos_token_id
         return encode(
             data.edits,
             lambda text: tokenizer.encode(text, add_special_tokens=False),
-            end=own if own in ends else min(ends, default=None),
+            end=turn_end(tokenizer, tools.base.eos_ids),
             special=frozenset(tokenizer.all_special_ids),
             longest=self._config.sft.max_answer_tokens,
             longest_prompt=self._config.rollout.max_prompt_tokens,

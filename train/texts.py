@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -14,6 +14,7 @@ Messages = Sequence[Mapping[str, str]]
 log = structlog.get_logger()
 DROPPED = "[REMOVED]"
 """What stands for a text that was dropped whole (`feedback.privacy`): nothing to learn from."""
+_ANSWER = "Understood"
 
 
 class TextReader:
@@ -40,8 +41,14 @@ class TextReader:
         self._told: set[str] = set()
 
     @classmethod
-    def of(cls, tokenizer: Any, told: Mapping[str, TemplateValue] | None = None) -> TextReader:
-        """The reader of a base's tokenizer (transformers), whose chat template is told something besides."""
+    def of(
+        cls, tokenizer: Any, told: Mapping[str, TemplateValue] | None = None, ends: Collection[int] = ()
+    ) -> TextReader:
+        """The reader of a base's tokenizer (transformers), whose chat template is told something besides.
+
+        Args:
+            ends: ids at which the base stops (`Base.eos_ids`).
+        """
         more = {"add_generation_prompt": True, "return_dict": True, **(told or {})}
 
         def prompt_ids(messages: Messages) -> Sequence[int]:
@@ -63,7 +70,7 @@ class TextReader:
                 return None
             return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
-        return cls(prompt_ids, answer_ids, tokenizer.eos_token_id, text_of)
+        return cls(prompt_ids, answer_ids, turn_end(tokenizer, ends), text_of)
 
     def prompt_ids(self, messages: Messages) -> tuple[int, ...]:
         """A conversation's ids, with the template's opening of the answer.
@@ -120,6 +127,33 @@ class TextReader:
             return ()
         ends = self._end is not None and row[f"{side}_finish_reason"] == "stop"
         return (*self._answer_ids(text), *((self._end,) if ends else ()))
+
+
+def turn_end(tokenizer: Any, ends: Collection[int]) -> int | None:
+    """The id that ends an answer in a conversation; None where the base has none.
+
+    Often it is not the one that ends a text: Gemma closes turns with `<end_of_turn>`, Phi 3 with `<|end|>`, and GLM
+    with what opens the next. So it is the first of `ends` that the chat template writes after an answer.
+
+    Args:
+        tokenizer: the base's (transformers).
+        ends: ids at which the base stops.
+    """
+    from jinja2 import TemplateError
+
+    own: int | None = tokenizer.eos_token_id
+    turns = [
+        {"role": role, "content": text} for role, text in (("user", "Hello"), ("assistant", _ANSWER), ("user", "Why"))
+    ]
+    try:
+        written = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (TemplateError, ValueError, TypeError):  # it has none, or one for other conversations: it tells nothing
+        written = ""
+    after = tokenizer(written.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
+    closing: int | None = next((one for one in after if one in ends), None)
+    if closing is not None:
+        return closing
+    return own if own in ends or not ends else min(ends)
 
 
 def _bare(text: str) -> str:

@@ -48,6 +48,44 @@ def test_only_what_is_lacking_is_read_and_a_finished_answer_gets_its_end() -> No
     assert cut["chosen_token_ids"] == ids("So")
 
 
+@pytest.mark.parametrize(
+    ("template", "stops", "end"),
+    [
+        # As SmolLM2: turns and texts end alike.
+        ("<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>", ["<|im_end|>"], "<|im_end|>"),
+        # As Gemma and Phi 3: a token of their own closes turns, and generation stops at that and at a text's end.
+        ("<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|pad|>", ["<|im_end|>", "<|pad|>"], "<|pad|>"),
+        # As GLM: nothing but the next turn's opening.
+        ("<|im_start|>{{ m['content'] }}", ["<|im_start|>", "<|im_end|>"], "<|im_start|>"),
+        ("{{ m['content'] }} ", ["<|im_end|>", "<|pad|>"], "<|im_end|>"),  # tells nothing: a text's end
+        ("{{ m['content'] }} ", ["<|pad|>"], "<|pad|>"),  # at which this base doesn't stop
+        ("{{ m['content'] }} ", [], "<|im_end|>"),  # nobody says where it stops
+        ("{{ raise_exception('one turn only') }}", ["<|im_end|>", "<|pad|>"], "<|im_end|>"),
+    ],
+)
+def test_an_imported_answer_ends_as_the_bases_own_turns_do(
+    tiny_model: Path, template: str, stops: list[str], end: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
+    reader = TextReader.of(tokenizer, ends=frozenset(tokenizer.convert_tokens_to_ids(stops)))
+    row = {
+        "prompt": [{"role": "user", "content": "the river"}],
+        "prompt_token_ids": [5, 6],
+        "chosen": [{"role": "assistant", "content": "the city"}],
+        "chosen_token_ids": None,
+        "chosen_finish_reason": "stop",
+        "rejected": [{"role": "assistant", "content": "the garden"}],
+        "rejected_token_ids": [7],
+        "rejected_finish_reason": "length",
+    }
+    if "raise" in template:
+        row["prompt"] = None
+    assert tokenizer.decode(reader.vote(row)["chosen_token_ids"]) == f"the city{end}"
+
+
 def test_the_template_is_told_what_the_configuration_says(tiny_model: Path) -> None:
     from transformers import AutoTokenizer
 
