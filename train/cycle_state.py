@@ -32,6 +32,7 @@ class CycleState(BaseModel):
         adapter: name reserved for the result.
         outcome: None while it runs.
         reason: why it was refused or failed.
+        refused_by: the reward model's test that refused it (`RewardRefused.test`); None for all other ends.
         metrics: figures of the published adapter.
     """
 
@@ -46,6 +47,7 @@ class CycleState(BaseModel):
     adapter: str | None = None
     outcome: Outcome | None = None
     reason: str | None = None
+    refused_by: str | None = None
     metrics: dict[str, float] = {}
     started_at: str = ""
     finished_at: str | None = None

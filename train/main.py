@@ -189,7 +189,7 @@ class Trainer:
                     progress=0.0,
                     eta_s=None,
                     message=_idle_message(due.reason, last, self._worry),
-                    dataset=counts(self._dataset, last, new, self._config),
+                    dataset=counts(self._dataset, last, new, due.needed),
                 )
                 if not due.now:
                     if last is not None and self._reviews.due(last):
@@ -225,7 +225,7 @@ class Trainer:
             if not self._begun(state.number):  # the base or the machine is at fault, and would be for the next cycle
                 self._held_up(str(error))
                 return None
-            return self._ended(state.number, "refused", str(error))
+            return self._ended(state.number, "refused", str(error), getattr(error, "test", None))
         except Exception as error:
             line = shortage(error, TrainConfig.model_validate(state.config), self._doing())
             if line is None:
@@ -273,10 +273,11 @@ class Trainer:
         log.error("cycle_held_up", reason=line)
         self._say(line)
 
-    def _ended(self, number: int, outcome: Any, reason: str) -> CycleState:
+    def _ended(self, number: int, outcome: Any, reason: str, refused_by: str | None = None) -> CycleState:
         state = load_state(cycles_folder(self._paths) / f"{number:06d}")
         if state.outcome is None:
-            state = state.model_copy(update={"outcome": outcome, "reason": reason}).finished()
+            ended = {"outcome": outcome, "reason": reason, "refused_by": refused_by}
+            state = state.model_copy(update=ended).finished()
             save_state(cycles_folder(self._paths), state)
         self._metrics.ended(state.outcome or outcome)
         published = state.outcome == "published"

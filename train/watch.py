@@ -57,6 +57,8 @@ def is_due(new: NewVotes, config: TrainConfig, last: CycleState | None, now: dat
     """
     schedule = config.schedule
     needed = schedule.new_comparisons if last is not None else max(schedule.new_comparisons, config.reward.min_decisive)
+    if last is not None and last.refused_by is not None:
+        needed = min(needed, schedule.retry_comparisons)
     if new.decisive >= needed:
         return Due(True, f"{new.decisive} new comparisons", needed)
     if last is not None and last.finished_at is not None and new.decisive + new.ties > 0:
@@ -66,15 +68,16 @@ def is_due(new: NewVotes, config: TrainConfig, last: CycleState | None, now: dat
     return Due(False, f"waiting for votes: {new.decisive} of {needed} new comparisons", needed)
 
 
-def counts(dataset: Snapshots, last: CycleState | None, new: NewVotes, config: TrainConfig) -> dict[str, Any]:
-    """What the Loop page tells of the dataset between two cycles: all votes that name a winner, and the new ones."""
+def counts(dataset: Snapshots, last: CycleState | None, new: NewVotes, needed: int) -> dict[str, Any]:
+    """What the Loop page tells of the dataset between two cycles: all votes that name a winner, the new ones, and how
+    many of these are needed."""
     learnt = last.snapshot if last is not None else None
     known = sum(manifest.decisive for manifest in dataset.snapshots() if manifest.id == learnt)
     return {
         "snapshot": learnt,
         "decisive": known + new.decisive,
         "new": new.decisive,
-        "needed": config.schedule.new_comparisons,
+        "needed": needed,
     }
 
 

@@ -228,16 +228,18 @@ def test_enough_edited_answers_make_a_warm_start_which_a_kill_does_not_change(
 
 
 @pytest.mark.parametrize(
-    ("votes", "sense", "line"), [(0, True, "no comparison"), (10, True, "decisive votes"), (96, False, "coin")]
+    ("votes", "sense", "line", "refused_by"),
+    [(0, True, "no comparison", None), (10, True, "decisive votes", None), (96, False, "coin", "coin")],
 )
 def test_votes_that_teach_nothing_end_in_one_line_and_publish_nothing(
-    votes: int, sense: bool, line: str, paths: DataPaths, tiny_model: Path
+    votes: int, sense: bool, line: str, refused_by: str | None, paths: DataPaths, tiny_model: Path
 ) -> None:
     fill(paths, tiny_model, votes, sense=sense)
     assert train_once(paths, tiny_model) == 1
     state = all_cycles(paths)[-1]
     assert state.outcome == "refused"
     assert line in (state.reason or "")
+    assert state.refused_by == refused_by
     assert "\n" not in (state.reason or "")
     assert list(paths.adapters.iterdir()) == []
 

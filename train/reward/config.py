@@ -71,6 +71,8 @@ class ScheduleConfig(Section):
 
     new_comparisons: int = Field(default=64, ge=1)
     """Decisive votes since the last cycle's snapshot that start the next one."""
+    retry_comparisons: int = Field(default=16, ge=1)
+    """The same after a cycle whose reward model was refused, as a coin say: to ask again costs seconds."""
     max_hours: float = Field(default=24.0, gt=0.0)
     """Hours after which a cycle starts with fewer, if there are any."""
     poll_s: float = Field(default=2.0, gt=0.0)
