@@ -60,6 +60,7 @@ _REWARD_MODEL = {
     "reward_disagreement": "Deviation of the ensemble's heads about a voted pair, over that of the scores.",
     "reward_drift": "1 - correlation with the last reward model's scores.",
     "reward_reordered": "Share of voted pairs that the last reward model orders the other way.",
+    "reward_by_chance": "Probability that coins would be fitted as well as the votes.",
     "reward_votes": "Decisive votes that the reward model was judged on.",
 }
 

@@ -11,10 +11,10 @@ from train.errors import RewardRefused
 from train.reward.probe import Array
 
 LN2 = float(np.log(2))
+COIN = 0.1
+"""Share of coins that may pass for a reward model."""
 COIN_Z = 1.2816
-"""One-sided 90% point of the normal distribution. Were held-out predictions independent, one coin in ten would pass for
-a reward model; they share their fits, and 18% of 300 did (docs/log.md). 1.76 would make it a tenth again, and refuse
-another tenth of the models that are right about a taste that is hard to tell from 128 votes."""
+"""The same as a bound of the normal distribution, one-sided, where `by_chance` isn't known (the `last` head)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ class Judgement:
         reordered: share of voted pairs that the last reward model orders the other way.
         calibration: bins for the plot.
         slices: accuracy and count by slice.
-        trusted_accuracy, trusted_votes: see `trusted`; what the test against a coin goes by.
+        trusted_accuracy, trusted_votes: see `trusted`; what the test against a coin goes by without `by_chance`.
+        by_chance: probability that coins would be fitted as well (`chance.by_chance`); NaN where it isn't known.
     """
 
     accuracy: float
@@ -68,6 +69,7 @@ class Judgement:
     slices: dict[str, tuple[float, int]] = field(default_factory=dict)
     trusted_accuracy: float = float("nan")
     trusted_votes: float = float("nan")
+    by_chance: float = float("nan")
 
     def metrics(self) -> dict[str, float]:
         """The figures that have a value, by name."""
@@ -86,6 +88,7 @@ class Judgement:
             "reward_disagreement": self.disagreement,
             "reward_drift": self.drift,
             "reward_reordered": self.reordered,
+            "reward_by_chance": self.by_chance,
         }
         return {name: value for name, value in found.items() if np.isfinite(value)}
 
@@ -174,16 +177,7 @@ def refuse_unless_fit(judged: Judgement, max_length_correlation: float, unequal_
     Raises:
         RewardRefused: no better than a coin, or a length meter that the votes don't ask for.
     """
-    weighed = np.isfinite(judged.trusted_accuracy)
-    accuracy = judged.trusted_accuracy if weighed else judged.accuracy
-    needed = 0.5 + COIN_Z * 0.5 / max(judged.trusted_votes if weighed else judged.votes, 1) ** 0.5
-    if not (judged.log_loss < LN2 and accuracy > needed):
-        raise RewardRefused(
-            f"the reward model predicts held-out votes no better than a coin (accuracy {accuracy:.2f} of "
-            f"{judged.votes} votes, above {needed:.2f} is needed; log-loss {judged.log_loss:.3f}, a coin has "
-            f"{LN2:.3f}): the cycle ends here, the incumbent stays; more votes are needed",
-            test="coin",
-        )
+    _refuse_a_coin(judged)
     lean = abs(judged.longer_preferred - 0.5)
     votes_ask_for_length = lean > 1 / max(unequal_votes, 1) ** 0.5  # two standard errors of a fair coin
     if abs(judged.length_correlation) > max_length_correlation and not votes_ask_for_length:
@@ -191,6 +185,25 @@ def refuse_unless_fit(judged: Judgement, max_length_correlation: float, unequal_
             f"the reward model is a length meter (score against length {judged.length_correlation:+.2f}), the votes "
             f"don't ask for one (longer answer preferred in {judged.longer_preferred:.0%}): the incumbent stays",
             test="length",
+        )
+
+
+def _refuse_a_coin(judged: Judgement) -> None:
+    weighed = np.isfinite(judged.trusted_accuracy)
+    accuracy = judged.trusted_accuracy if weighed else judged.accuracy
+    if np.isfinite(judged.by_chance):
+        better = judged.by_chance <= COIN + 1e-9
+        bound = f"so good a fit comes by chance in {judged.by_chance:.0%}, at most {COIN:.0%} is asked for"
+    else:
+        needed = 0.5 + COIN_Z * 0.5 / max(judged.trusted_votes if weighed else judged.votes, 1) ** 0.5
+        better = accuracy > needed
+        bound = f"above {needed:.2f} is needed"
+    if not (judged.log_loss < LN2 and better):
+        raise RewardRefused(
+            f"the reward model predicts held-out votes no better than a coin (accuracy {accuracy:.2f} of "
+            f"{judged.votes} votes, {bound}; log-loss {judged.log_loss:.3f}, a coin has {LN2:.3f}): "
+            "the cycle ends here, the incumbent stays; more votes are needed",
+            test="coin",
         )
 
 

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from train.base import Base
 from train.errors import NotEnoughVotes
 from train.reward import judge
+from train.reward.chance import by_chance
 from train.reward.config import RewardConfig
 from train.reward.ensemble import bootstrap, disagreement
 from train.reward.families import View
@@ -20,7 +21,7 @@ from train.reward.judge import Judgement
 from train.reward.last import LastHead, normalised, score_all, train_last
 from train.reward.mix import MixHead, answer_views, fit_members, fit_problem, fit_weights, make_head, pose
 from train.reward.probe import Array, Rows
-from train.reward.votes import Votes, clear_of, folds, ranking_weights
+from train.reward.votes import Votes, ballots, clear_of, folds, ranking_weights
 
 MIN_VOTERS = 4
 """Fewest voters for a figure on voters never seen."""
@@ -114,6 +115,7 @@ def _refresh(  # noqa: PLR0917 - `refresh`, within its limit of threads
         raw_ece=judge.calibration(predicted[decisive])[1],
         temperature=calm,
         disagreement=_disagreement(head, pooled, scores, votes),
+        by_chance=by_chance(problem, ballots(votes), seed),
     )
     old = None if known is None else known.scores(pooled) * known.scale
     if old is not None:

@@ -79,7 +79,7 @@ def average(differences: Mapping[str, Array], outcomes: Outcomes, structures: Se
         structures: names of the families that each may use; those without any known family are passed over.
     """
     kernels = {name: rows @ rows.T for name, rows in differences.items()}
-    some = _some(len(outcomes.tied))
+    some = some_of(len(outcomes.tied))
     all_of_them = len(some) == len(outcomes.tied)
     few = kernels if all_of_them else {name: kernel[np.ix_(some, some)] for name, kernel in kernels.items()}
     tried = []
@@ -117,12 +117,12 @@ def fit_with_scales(kernels: Mapping[str, Array], outcomes: Outcomes) -> Scaled:
     """
     variance = starting_variance(list(kernels))
     nu = probe.tie_weight(np.zeros(len(outcomes.tied)), outcomes)
-    fitted = probe.fit(_mixed(kernels, variance), outcomes, nu)
+    fitted = probe.fit(mixed(kernels, variance), outcomes, nu)
     for _ in range(STEPS):
         variance = _moved(kernels, variance, fitted, outcomes, nu)
-        fitted = probe.fit(_mixed(kernels, variance), outcomes, nu, start=fitted.dual)
+        fitted = probe.fit(mixed(kernels, variance), outcomes, nu, start=fitted.dual)
         nu = probe.tie_weight(fitted.scores, outcomes)
-    return Scaled(probe.fit(_mixed(kernels, variance), outcomes, nu, start=fitted.dual), variance, nu)
+    return Scaled(probe.fit(mixed(kernels, variance), outcomes, nu, start=fitted.dual), variance, nu)
 
 
 def _settled(kernels: Mapping[str, Array], outcomes: Outcomes, parts: Sequence[tuple[float, Scaled]]) -> Averaged:
@@ -132,7 +132,7 @@ def _settled(kernels: Mapping[str, Array], outcomes: Outcomes, parts: Sequence[t
     for share, scaled in parts:
         known = {name: value for name, value in scaled.variance.items() if name in kernels}
         nu = scaled.nu or fallback  # the votes that it was chosen on may have held no tie
-        fits.append((share, Scaled(probe.fit(_mixed(kernels, known), outcomes, nu), known, nu)))
+        fits.append((share, Scaled(probe.fit(mixed(kernels, known), outcomes, nu), known, nu)))
     return Averaged(tuple(fits), probe.tie_weight(_scores(fits), outcomes))
 
 
@@ -140,7 +140,8 @@ def _scores(parts: Sequence[tuple[float, Scaled]]) -> Array:
     return np.asarray(sum(share * scaled.fit.scores for share, scaled in parts))
 
 
-def _some(count: int) -> Rows:
+def some_of(count: int) -> Rows:
+    """Rows of `count`, evenly, on which scales are chosen: at most `SCALE_ROWS`."""
     return np.unique(np.linspace(0, count - 1, min(count, SCALE_ROWS)).astype(np.int64))
 
 
@@ -154,7 +155,8 @@ def starting_variance(names: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _mixed(kernels: Mapping[str, Array], variance: Mapping[str, float]) -> Array:
+def mixed(kernels: Mapping[str, Array], variance: Mapping[str, float]) -> Array:
+    """Prior covariance of the score differences, (n, n), under the families' variances."""
     return np.asarray(sum(variance[name] * kernels[name] for name in variance))
 
 
@@ -162,7 +164,7 @@ def _moved(
     kernels: Mapping[str, Array], variance: Mapping[str, float], fitted: Fit, outcomes: Outcomes, nu: float
 ) -> dict[str, float]:
     noise = np.diag(1 / np.maximum(probe.curvature(fitted.scores, outcomes, nu), 1e-9))
-    spread = np.linalg.inv(_mixed(kernels, variance) + noise)
+    spread = np.linalg.inv(mixed(kernels, variance) + noise)
     moved = {}
     for name, kernel in kernels.items():
         used = float(fitted.dual @ kernel @ fitted.dual)

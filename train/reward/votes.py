@@ -151,6 +151,14 @@ def ranking_weights(votes: Votes, how: str) -> NDArray[np.float64]:
     return factors
 
 
+def ballots(votes: Votes) -> NDArray[np.int64]:
+    """Label of each vote's ballot, (n,): the pairs of a ranking have one, every other vote its own."""
+    label = np.zeros(len(votes), dtype=np.int64)
+    for number, rows in enumerate(_rankings(votes)):
+        label[rows] = number
+    return label
+
+
 def _rankings(votes: Votes) -> list[list[int]]:
     by_voter: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for row in range(len(votes)):
