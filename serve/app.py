@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from serve import faults
 from serve.deps import ServeDeps
+from serve.direct import Direct
 from serve.middleware import RequestContext
 from serve.openai import chat, models
 from serve.quick_route import QuickRoute
@@ -30,6 +31,9 @@ ROUTERS = (
     pages.router,
 )
 
+DIRECT = frozenset({"/v1/votes", "/v1/thumbs"})
+"""Endpoints that are asked often and answer in one piece."""
+
 
 def create_app(deps: ServeDeps) -> FastAPI:
     """Compose the app. It neither starts nor stops what it is given, nor `app.state.releases`: `serve.main` does."""
@@ -48,6 +52,7 @@ def create_app(deps: ServeDeps) -> FastAPI:
     app.mount("/web", pages.FILES, name="web")
     faults.install(app)
     app.add_middleware(Shortcut, routes=[route for route in app.routes if isinstance(route, QuickRoute)])
+    app.state.direct = Direct(app, DIRECT, deps.metrics, deps.config.max_body_bytes)
     app.add_middleware(RequestContext, config=deps.config, metrics=deps.metrics)
     deps.metrics.watch_engine(deps.engine.load, deps.engine.adapters)
     _publish_problem_schema(app)

@@ -40,7 +40,10 @@ def wants_openai_errors(path: str) -> bool:
 
 def header(scope: Scope, name: bytes) -> str:
     """A request's header, its name in lower case; empty where it is missing. For what every request is asked."""
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return ""
 
 
 def request_id(request: Request) -> str:

@@ -12,14 +12,16 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any, cast
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from uvicorn.loops.auto import auto_loop_factory
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from feedback import logs
 from feedback.config import FeedbackConfig
@@ -34,9 +36,10 @@ from feedback.relay import Relay, RelayMetrics
 from serve.app import create_app
 from serve.config import ServeConfig
 from serve.deps import ServeDeps
+from serve.direct import Direct
+from serve.direct_protocol import DirectProtocol
 from serve.engines.base import Engine, EngineError, EngineLost, EngineUnavailable
 from serve.metrics import Metrics
-from serve.one_write import OneWrite
 from serve.releases.follower import ReleaseFollower
 
 WATCH_S = 2.0
@@ -102,6 +105,23 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
+    """How the app of `create_app` is served."""
+    made = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(config.shutdown_grace_s)),
+    )
+    direct: Direct = app.state.direct
+    # As uvicorn wraps the app itself: a cookie is told whether the client speaks https.
+    around = ProxyHeadersMiddleware(cast(Any, direct), trusted_hosts=made.forwarded_allow_ips)
+    made.http = cast(Any, partial(DirectProtocol, direct=direct, around=cast(Any, around)))
+    return made
+
+
 class _Uvicorn(uvicorn.Server):
     """Uvicorn without its own signal handlers, which raise the signal again after a clean stop."""
 
@@ -134,17 +154,7 @@ class _Server:
             deps = self._deps(ledger, build_engine(self._model, self._config), metrics)
             app = create_app(deps)
             app.router.lifespan_context = self._lifespan(deps, ledger)
-            self._uvicorn = _Uvicorn(
-                uvicorn.Config(
-                    app,
-                    http=OneWrite,
-                    log_config=None,
-                    log_level="warning",
-                    access_log=False,
-                    server_header=False,
-                    timeout_graceful_shutdown=max(1, round(self._config.shutdown_grace_s)),
-                )
-            )
+            self._uvicorn = _Uvicorn(uvicorn_config(app, self._config))
             host, port = sock.getsockname()[:2]
             log.info("listening", url=f"http://{host}:{port}", model=deps.base_model)
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -29,6 +30,9 @@ class Metrics:
             buckets=_LATENCY,
             registry=registry,
         )
+        # Kept, as looking a series up by its labels costs several times what counting does.
+        self.http_requests_of = cache(self.http_requests.labels)
+        self.http_seconds_of = cache(self.http_seconds.labels)
         self.http_in_flight = Gauge("hustings_http_in_flight", "HTTP requests being answered", registry=registry)
         self.stalled_clients = Counter(
             "hustings_http_stalled_clients", "Clients hung up on, for they didn't take their stream", registry=registry
@@ -55,6 +59,7 @@ class Metrics:
         self.votes = Counter(
             "hustings_votes", "Votes by choice, repeated or not", ["choice", "outcome"], registry=registry
         )
+        self.votes_of = cache(self.votes.labels)
         self.votes_refused = Counter(
             "hustings_votes_refused", "Votes refused, by reason", ["reason"], registry=registry
         )

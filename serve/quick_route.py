@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from serve.deps import deps_of
 from serve.http import header
@@ -41,20 +42,29 @@ class QuickRoute(APIRoute):
 
     async def quickly(self, request: Request) -> Response | None:
         """The endpoint's answer; None where the body isn't plainly good, and it was not asked."""
-        body = await _read(request, self._model)
-        if body is None:
+        if not _is_json(request.scope):
             return None
+        try:
+            body = self.read(request.scope, await request.body())
+        except ClientDisconnect as error:
+            raise HTTPException(400, "The body did not come whole.") from error
+        return None if body is None else await self.call(body, request)
+
+    def read(self, scope: Scope, body: bytes) -> BaseModel | None:
+        """The body, if it is said to be JSON and is as the endpoint's model wants it."""
+        if not _is_json(scope):
+            return None
+        try:
+            return self._model.model_validate_json(body)
+        except ValidationError:
+            return None
+
+    async def call(self, body: BaseModel, request: Request) -> Response:
+        """The endpoint's answer."""
         response: Response = await self.endpoint(body=body, request=request, deps=deps_of(request))
         return response
 
 
-async def _read(request: Request, model: type[BaseModel]) -> BaseModel | None:
-    """The body, if it is said to be JSON and is as the model wants it."""
-    if header(request.scope, b"content-type").partition(";")[0].strip().lower() != "application/json":
-        return None
-    try:
-        return model.model_validate_json(await request.body())
-    except ValidationError:
-        return None
-    except ClientDisconnect as error:
-        raise HTTPException(400, "The body did not come whole.") from error
+def _is_json(scope: Scope) -> bool:
+    kind = header(scope, b"content-type")
+    return kind == "application/json" or kind.partition(";")[0].strip().lower() == "application/json"

@@ -7,23 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 from pydantic import ValidationError
-from sqlalchemy import Connection, Insert, bindparam, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, bindparam, select
 
 from feedback.comparisons import told as in_one_line
-from feedback.contracts import VOTE_TOPIC, Choice, PairShown, Ranking, VoteCast, utc_now
-from feedback.ledger import outbox
+from feedback.contracts import VOTE_TOPIC, Choice, PairShown, Position, Ranking, VoteCast, utc_now
+from feedback.ledger import outbox, rows
 from feedback.ledger.errors import NotYourPair, UnfitVote, UnknownPair, VoteConflict
 from feedback.ledger.tables import pairs, to_us, votes
 
 _PAIRS = select(pairs.c.pair_id, pairs.c.conversation_id, pairs.c.voter, pairs.c.event).where(
     pairs.c.pair_id.in_(bindparam("pair_ids", expanding=True))
 )
-_EARLIER = select(votes.c.vote_id, votes.c.choice, votes.c.ranking, votes.c.event).where(
+_SIDE = ("position", "adapter", "sampling")
+_SIDES = ", ".join(f"'$.completions[{number}].{name}'" for number in range(len(get_args(Position))) for name in _SIDE)
+_PAIRS_IN_ONE = (
+    "SELECT json_group_array(json_array(pair_id, conversation_id, voter, json_extract(CAST(event AS TEXT), {sides})))"
+    " FROM pairs WHERE pair_id IN ({ids})"
+)
+"""The same on SQLite, as one row: what a vote needs of its pair is found there, off the interpreter's lock."""
+_COLUMNS = ("vote_id", "pair_id", "voter", "choice", "ranking", "cast_us", "event")
+_EARLIER = select(votes.c.vote_id, votes.c.choice, votes.c.ranking).where(
     votes.c.pair_id == bindparam("pair"), votes.c.voter == bindparam("by")
 )
 
@@ -62,7 +69,6 @@ class VoteOutcome:
 
     Attributes:
         ranking: in one line, where it is one.
-        halves: the pair's event and the vote's own half, as the ledger keeps them.
         sides: what its voter may now be told of the pair.
     """
 
@@ -70,18 +76,7 @@ class VoteOutcome:
     choice: Choice
     ranking: str | None
     created: bool
-    halves: tuple[bytes, bytes]
     sides: tuple[Side, ...]
-
-    @property
-    def event(self) -> bytes:
-        """The VoteCast's bytes on the wire; put together at each call."""
-        return outbox.vote_bytes(*self.halves)
-
-    @property
-    def vote(self) -> VoteCast:
-        """The vote; read from its bytes at each call."""
-        return VoteCast.from_bytes(self.event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +85,6 @@ class _Shown:
 
     conversation_id: str
     voter: str
-    event: bytes
     sides: tuple[Side, ...]
 
 
@@ -98,13 +92,10 @@ class _Shown:
 class _Vote:
     """A vote that is valid, with its row; whether another came first, the database will say."""
 
+    vote_id: str
     draft: VoteDraft
     shown: _Shown
-    row: dict[str, Any]
-
-    def outcome(self, row: dict[str, Any], *, created: bool) -> VoteOutcome:
-        halves = (self.shown.event, row["event"])
-        return VoteOutcome(row["vote_id"], row["choice"], row["ranking"], created, halves, self.shown.sides)
+    row: tuple[Any, ...]
 
 
 def record_votes(connection: Connection, drafts: Sequence[VoteDraft]) -> list[VoteOutcome | Exception]:
@@ -114,35 +105,41 @@ def record_votes(connection: Connection, drafts: Sequence[VoteDraft]) -> list[Vo
     finds the first. Refused are `UnknownPair`, `NotYourPair`, `UnfitVote`, `VoteConflict`, and pydantic's error where a
     vote breaks its contract.
     """
-    shown = _shown(connection, {draft.pair_id for draft in drafts})
+    shown = _shown(connection, sorted({draft.pair_id for draft in drafts}))
     now = utc_now()
     ids = _vote_ids(len(drafts))
     checked = [
         _checked(draft, shown.get(draft.pair_id), vote_id, now) for draft, vote_id in zip(drafts, ids, strict=True)
     ]
-    valid = [vote for vote in checked if isinstance(vote, _Vote)]
-    new = _insert(connection, [vote.row for vote in valid])
+    new = _insert(connection, [vote for vote in checked if isinstance(vote, _Vote)])
     outcomes = [
-        vote if isinstance(vote, Exception) else _outcome(connection, vote, created=vote.row["vote_id"] in new)
+        vote if isinstance(vote, Exception) else _outcome(connection, vote, created=vote.vote_id in new)
         for vote in checked
     ]
     told = [
-        outbox.row(outcome.vote_id, VOTE_TOPIC, vote.shown.conversation_id)
-        for vote, outcome in zip(checked, outcomes, strict=True)
-        if isinstance(vote, _Vote) and isinstance(outcome, VoteOutcome) and outcome.created
+        (vote.vote_id, VOTE_TOPIC, vote.shown.conversation_id)
+        for vote in checked
+        if isinstance(vote, _Vote) and vote.vote_id in new
     ]
-    outbox.enqueue_rows(connection, told)
+    outbox.enqueue_kept(connection, told, now)
     return outcomes
 
 
-def _shown(connection: Connection, pair_ids: set[str]) -> dict[str, _Shown]:
-    found = connection.execute(_PAIRS, {"pair_ids": sorted(pair_ids)})
-    return {pair_id: _Shown(talk, voter, event, _sides(event)) for pair_id, talk, voter, event in found}
+def _shown(connection: Connection, pair_ids: Sequence[str]) -> dict[str, _Shown]:
+    if connection.dialect.name != "sqlite":
+        found = connection.execute(_PAIRS, {"pair_ids": pair_ids})
+        return {pair_id: _Shown(talk, voter, _sides(event)) for pair_id, talk, voter, event in found}
+    shown: dict[str, _Shown] = {}
+    for ids in rows.chunks(pair_ids):
+        statement = _PAIRS_IN_ONE.format(sides=_SIDES, ids=rows.marks(connection, len(ids)))
+        for pair_id, talk, voter, told in orjson.loads(connection.exec_driver_sql(statement, tuple(ids)).scalar_one()):
+            sides = zip(told[::3], told[1::3], told[2::3], strict=True)
+            shown[pair_id] = _Shown(talk, voter, tuple(Side(*side) for side in sides if side[0] is not None))
+    return shown
 
 
 def _sides(event: bytes) -> tuple[Side, ...]:
-    completions = orjson.loads(event)["completions"]
-    return tuple(Side(one["position"], one["adapter"], one["sampling"]) for one in completions)
+    return tuple(Side(*(one[name] for name in _SIDE)) for one in orjson.loads(event)["completions"])
 
 
 def _vote_ids(count: int) -> list[str]:
@@ -174,16 +171,9 @@ def _checked(draft: VoteDraft, shown: _Shown | None, vote_id: str, now: datetime
         )
     except ValidationError as error:
         return error
-    row = {
-        "vote_id": vote.vote_id,
-        "pair_id": draft.pair_id,
-        "voter": draft.voter,
-        "choice": draft.choice,
-        "ranking": draft.line,
-        "cast_us": to_us(now),
-        "event": vote.model_dump_json(exclude={"pair"}).encode(),
-    }
-    return _Vote(draft, shown, row)
+    told = vote.model_dump_json(exclude={"pair"}).encode()
+    row = (vote_id, draft.pair_id, draft.voter, draft.choice, draft.line, to_us(now), told)
+    return _Vote(vote_id, draft, shown, row)
 
 
 @cache
@@ -203,26 +193,22 @@ def _misfit(draft: VoteDraft, positions: list[str]) -> UnfitVote | None:
     return None if fits else UnfitVote(draft.pair_id, sorted(positions))
 
 
-def _insert(connection: Connection, rows: list[dict[str, Any]]) -> set[str]:
-    """Insert the rows whose (pair, voter) is free; returns the ids of those that were inserted."""
-    if not rows:
-        return set()
+def _insert(connection: Connection, valid: list[_Vote]) -> set[str]:
+    """Insert the votes whose (pair, voter) is free; returns the ids of those that were inserted."""
+    ids = {vote.vote_id for vote in valid}
     # In one order everywhere: two servings that insert the same keys wait for each other and never deadlock.
-    rows = sorted(rows, key=lambda row: row["pair_id"])
-    return set(connection.execute(_insert_new(connection.dialect.name), rows).scalars())
-
-
-@cache
-def _insert_new(dialect: str) -> Insert:
-    # Drivers disagree on the row count of such an insert; what it returns is plain.
-    insert = sqlite.insert(votes) if dialect == "sqlite" else postgresql.insert(votes)
-    return insert.on_conflict_do_nothing().returning(votes.c.vote_id)
+    ordered = sorted(valid, key=lambda vote: vote.draft.pair_id)
+    if rows.insert(connection, votes, _COLUMNS, [vote.row for vote in ordered], skip=True) == len(valid):
+        return ids
+    there = select(votes.c.vote_id).where(votes.c.vote_id.in_(ids))
+    return set(connection.execute(there).scalars())
 
 
 def _outcome(connection: Connection, vote: _Vote, *, created: bool) -> VoteOutcome | Exception:
+    draft, sides = vote.draft, vote.shown.sides
     if created:
-        return vote.outcome(vote.row, created=True)
-    found = connection.execute(_EARLIER, {"pair": vote.draft.pair_id, "by": vote.draft.voter}).one()
-    if (found.choice, found.ranking) != (vote.draft.choice, vote.draft.line):
-        return VoteConflict(vote.draft.pair_id, found.vote_id, found.ranking or found.choice)
-    return vote.outcome(found._asdict(), created=False)
+        return VoteOutcome(vote.vote_id, draft.choice, draft.line, created, sides)
+    found = connection.execute(_EARLIER, {"pair": draft.pair_id, "by": draft.voter}).one()
+    if (found.choice, found.ranking) != (draft.choice, draft.line):
+        return VoteConflict(draft.pair_id, found.vote_id, found.ranking or found.choice)
+    return VoteOutcome(found.vote_id, found.choice, found.ranking, created, sides)

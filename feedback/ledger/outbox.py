@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -31,6 +32,7 @@ from sqlalchemy import (
 )
 
 from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, THUMB_TOPIC, VOTE_TOPIC, VoteCast, utc_now
+from feedback.ledger import rows
 from feedback.ledger.tables import forgotten, outbox, pairs, thumbs, to_us, votes
 
 RECEIPTED_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, THUMB_TOPIC, FORGOTTEN_TOPIC)
@@ -49,6 +51,7 @@ _CHUNK = 500
 """Ids in one statement."""
 
 _ENQUEUE = insert(outbox)
+_KEPT_COLUMNS = ("event_id", "topic", "record_key", "state", "created_us", "sends")
 _BEFORE_VOTER = b',"voter":'
 
 
@@ -130,26 +133,13 @@ def enqueue(connection: Connection, *, event_id: str, topic: str, key: str, valu
     Args:
         value: the event, where its topic is none of `RECEIPTED_TOPICS`: those events lie in tables of their own.
     """
-    enqueue_rows(connection, [row(event_id, topic, key, value)])
+    row = {"event_id": event_id, "topic": topic, "record_key": key, "value": value, "state": "pending", "sends": 0}
+    connection.execute(_ENQUEUE, row | {"created_us": to_us(utc_now())})
 
 
-def row(event_id: str, topic: str, key: str, value: bytes | None = None) -> dict[str, Any]:
-    """A row to be sent, for `enqueue_rows`; arguments as of `enqueue`."""
-    return {
-        "event_id": event_id,
-        "topic": topic,
-        "record_key": key,
-        "value": value,
-        "state": "pending",
-        "created_us": to_us(utc_now()),
-        "sends": 0,
-    }
-
-
-def enqueue_rows(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows, to be sent in this order; they are committed, or not, with the caller's transaction."""
-    if rows:
-        connection.execute(_ENQUEUE, rows)
+def enqueue_kept(connection: Connection, told: Sequence[tuple[str, str, str]], now: datetime) -> None:
+    """Add rows for events that lie in tables of their own, to be sent in this order: id, topic and key of each."""
+    rows.insert(connection, outbox, _KEPT_COLUMNS, [(*each, "pending", to_us(now), 0) for each in told])
 
 
 def pending(connection: Connection, limit: int, max_bytes: int = BATCH_BYTES) -> list[OutboxRow]:

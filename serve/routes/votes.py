@@ -103,7 +103,7 @@ async def cast_vote(body: VoteRequest, request: Request, deps: Deps) -> Response
     if outcome.created:
         releases: ReleaseManager = request.app.state.releases
         releases.stir()
-    deps.metrics.votes.labels(outcome.choice, "created" if outcome.created else "repeated").inc()
+    deps.metrics.votes_of(outcome.choice, "created" if outcome.created else "repeated").inc()
     request.scope["state"]["log"] |= {"pair_id": body.pair_id, "vote_id": outcome.vote_id}
     answer = {
         "vote_id": outcome.vote_id,

@@ -28,7 +28,9 @@ def fill(paths: DataPaths, voter: str) -> str:
     ledger, dataset = Ledger.open(paths.ledger_url), Dataset(paths.dataset)
     shown = pair(1).model_copy(update={"voter": voter})
     ledger.record_pair(shown)
-    vote = ledger.record_vote(pair_id=shown.pair_id, voter=voter, choice="a").vote
+    ledger.record_vote(pair_id=shown.pair_id, voter=voter, choice="a")
+    vote = ledger.vote(shown.pair_id, voter)
+    assert vote is not None
     dataset.append_pairs([shown])
     dataset.append_votes([vote])
     dataset.build_snapshot()

@@ -127,7 +127,7 @@ def test_every_vote_arrives_once_though_broker_and_curator_are_killed(
         for n in numbers:
             ledger.record_pair(pair(n))
             outcome = ledger.record_vote(pair_id=f"p{n}", voter=pair(n).voter, choice=vote(n).choice)
-            wanted.add(outcome.vote.vote_id)
+            wanted.add(outcome.vote_id)
 
     try:
         with curator_process(real_broker.address, data, "never") as curator:

@@ -48,7 +48,9 @@ class Site:
 
     def vote(self, number: int) -> str:
         self.ledger.record_pair(pair(number))
-        cast = self.ledger.record_vote(pair_id=f"p{number}", voter=pair(number).voter, choice="b").vote
+        self.ledger.record_vote(pair_id=f"p{number}", voter=pair(number).voter, choice="b")
+        cast = self.ledger.vote(f"p{number}", pair(number).voter)
+        assert cast is not None
         self.dataset.append_pairs([pair(number)])
         self.dataset.append_votes([cast])
         return cast.vote_id

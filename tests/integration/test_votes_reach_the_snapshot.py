@@ -73,7 +73,7 @@ def curate(paths, broker):
 def vote(ledger, number):
     ledger.record_pair(shown(f"pair_{number}", conversation_id=f"talk_{number % 5}"))
     choice = ("a", "b", "tie", "both_bad")[number % 4]
-    return ledger.record_vote(pair_id=f"pair_{number}", voter="v_ann", choice=choice).vote.vote_id
+    return ledger.record_vote(pair_id=f"pair_{number}", voter="v_ann", choice=choice).vote_id
 
 
 def wait_until_confirmed(ledger, timeout_s=90):

@@ -21,7 +21,7 @@ def vote(worker):
         ledger.record_pair(shown(pair_id, conversation_id=f"talk_{worker}"))
         outcome = ledger.record_vote(pair_id=pair_id, voter="v_ann", choice="a")
         with out:
-            print(outcome.vote.vote_id, flush=True)
+            print(outcome.vote_id, flush=True)
 
 for worker in range(4):
     threading.Thread(target=vote, args=(worker,)).start()

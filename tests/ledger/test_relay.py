@@ -84,7 +84,7 @@ def settled(ledger, pending=0, unconfirmed=0):
 def test_rows_are_sent_in_order_and_confirmed_by_receipts(ledger, log, start):
     for number in range(5):
         ledger.record_pair(shown(f"pair_{number}"))
-    vote = ledger.record_vote(pair_id="pair_3", voter="v_ann", choice="a").vote
+    vote = ledger.record_vote(pair_id="pair_3", voter="v_ann", choice="a")
     start()
     eventually(settled(ledger, unconfirmed=6))
     assert ids(log) == [f"pair_{number}" for number in range(5)]

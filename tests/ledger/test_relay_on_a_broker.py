@@ -50,7 +50,7 @@ class Reader:
 
 def voted(ledger, number):
     ledger.record_pair(shown(f"pair_{number}", conversation_id=f"talk_{number % 3}"))
-    return ledger.record_vote(pair_id=f"pair_{number}", voter="v_ann", choice="a").vote.vote_id
+    return ledger.record_vote(pair_id=f"pair_{number}", voter="v_ann", choice="a").vote_id
 
 
 def test_a_killed_broker_loses_no_vote_and_confirmed_ones_stay_quiet(broker, ledger, relay):
