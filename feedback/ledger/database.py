@@ -34,6 +34,9 @@ for the last. What the ledger's URL says of them goes before."""
 LARGEST_GROUP = 256
 """Writes that share a commit at most."""
 
+WRITER_CACHE_KIB = 32 * 1024
+"""Of the pages that SQLite's writer keeps: ids are random, so that votes touch pages all over the indexes."""
+
 READ_ONLY = "25006"
 """PostgreSQL's code for a write where only reading is allowed."""
 
@@ -107,7 +110,7 @@ class Database:
         self._url = _checked_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(self._url) if self.is_sqlite else _postgres_engine(self._url)
-        self._writing = self._engine.execution_options(hustings_writing=True)
+        self._writing = _sqlite_writer(self._url) if self.is_sqlite else self._engine
         # SQLite has one writer; queueing for it here is fair, where its own busy handler sleeps and tries its luck.
         self._turn = threading.Lock()
         self._waiting: deque[_Write[Any]] = deque()
@@ -138,6 +141,7 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+        self._writing.dispose()
 
     def empty_write_ahead_log(self) -> None:
         """Move what is committed into SQLite's file and leave nothing in the log beside it; readers may delay it."""
@@ -234,7 +238,17 @@ def _sqlite_engine(url: URL) -> Engine:
         raise LedgerUnavailable(f"ledger folder {folder}: {reason}; choose another --data-dir") from error
     engine = create_engine(url, pool_size=16, max_overflow=48, connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
+
+
+def _sqlite_writer(url: URL) -> Engine:
+    """One connection for all writes: what it has read of the file stays true as long as no other process writes."""
+    engine = create_engine(url, pool_size=1, max_overflow=0, connect_args={"timeout": BUSY_TIMEOUT_S})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "connect", _widen_sqlite)
+    # A transaction that reads first can't write any more once another has written: take the lock at the beginning.
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
 
 
@@ -251,7 +265,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first can't write any more once another has written: take the lock at the beginning.
-    writing = connection.get_execution_options().get("hustings_writing", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+def _widen_sqlite(connection: Any, _record: Any) -> None:
+    connection.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
+    # What a statement may have to take back goes to a file otherwise, page by page.
+    connection.execute("PRAGMA temp_store=MEMORY")
