@@ -1,11 +1,13 @@
-"""Durable votes a second through HTTP, beside what lies under them, measured in the same run.
+"""Durable votes a second through HTTP, beside what lies under them, measured in turns.
 
-    python -m benchmarks.votes [--kafka-script FILE] [--postgres] [--seconds 5] [--out FILE]
+    python -m benchmarks.votes [--kafka-script FILE] [--postgres] [--rounds 5] [--seconds 3] [--out FILE]
 
 One serving process as it is (all but the engine: HTTP, checks, redaction, ledger, relay) and a load client in another
-process; every vote is on disk before it is acknowledged. Before and after it, alone on the machine: a kafka-python
-producer with acks=all that sends the same events, and the database's commits of one small row each. The aim: at least
-half of the lower one. `--kafka-script` starts an Apache Kafka in place of the embedded broker (HUSTINGS_TEST_KAFKA).
+process; every vote is on disk before it is acknowledged. Before and after each round of votes, alone on the machine: a
+kafka-python producer with acks=all that sends the same events, and the database's commits of one small row each. The
+aim: at least half of the lower one. A machine's speed changes within minutes, so each round is held against the rivals
+on either side of it, and the median of the rounds is what counts. `--kafka-script` starts an Apache Kafka in place of
+the embedded broker (HUSTINGS_TEST_KAFKA).
 """
 
 from __future__ import annotations
@@ -56,42 +58,52 @@ def measure(folder: Path, address: str, url: str | None, arguments: argparse.Nam
     """Everything, in one run."""
     events = prepare.vote_events(RIVAL_EVENTS)
     ledger_url = url or f"sqlite:///{folder / 'ledger.sqlite3'}"
-    total = WARM + arguments.votes * len(arguments.connections)
-    prepare.fill(ledger_url, total)
-    before = _rivals(folder, address, url, events, arguments.seconds)
+    a_round = WARM + arguments.votes * len(arguments.connections)
+    prepare.fill(ledger_url, a_round * arguments.rounds)
     load_before = os.getloadavg()[0]
-    with _serving(folder, address, url, arguments.switch_interval) as port:
-        _load(folder, port, range(WARM), 8)
-        runs = []
-        for turn, connections in enumerate(arguments.connections):
-            start = WARM + turn * arguments.votes
-            runs.append(_load(folder, port, range(start, start + arguments.votes), connections))
-        drained = _drained(ledger_url)
-    after = _rivals(folder, address, url, events, arguments.seconds)
-    found = _summary(before, after, runs, drained, url, total, len(events[0]))
-    return found | {"load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)]}
+    rivals_of = [_rivals(folder, address, url, events, arguments.seconds)]
+    rounds = []
+    for number in range(arguments.rounds):
+        with _serving(folder, address, url, arguments.switch_interval) as port:
+            runs = _votes(folder, port, a_round * number, arguments)
+            drained = _drained(ledger_url)
+        rivals_of.append(_rivals(folder, address, url, events, arguments.seconds))
+        rounds.append(_round(*rivals_of[-2:], runs, drained))
+    return {
+        "database": "SQLite" if url is None else "PostgreSQL",
+        "event_bytes": len(events[0]),
+        "of_lower": _spread([each["of_lower"] for each in rounds]),
+        "rounds": rounds,
+        "votes": a_round * arguments.rounds,
+        "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)],
+    }
 
 
-def _summary(
-    before: dict[str, float],
-    after: dict[str, float],
-    runs: list[dict[str, Any]],
-    drained: float,
-    url: str | None,
-    total: int,
-    event_bytes: int,
+def _votes(folder: Path, port: int, first: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Votes at each number of connections, after some to warm up."""
+    _load(folder, port, range(first, first + WARM), 8)
+    starts = range(first + WARM, first + WARM + arguments.votes * len(arguments.connections), arguments.votes)
+    return [
+        _load(folder, port, range(start, start + arguments.votes), connections)
+        for start, connections in zip(starts, arguments.connections, strict=True)
+    ]
+
+
+def _round(
+    before: dict[str, float], after: dict[str, float], runs: list[dict[str, Any]], drained: float
 ) -> dict[str, Any]:
     lower = min(statistics.mean((before[name], after[name])) for name in before)
     best = max(run["votes_per_s"] for run in runs)
     return {
-        "database": "SQLite" if url is None else "PostgreSQL",
         "rivals_per_s": {name: [round(before[name]), round(after[name])] for name in before},
-        "event_bytes": event_bytes,
         "runs": runs,
-        "best_of_lower": round(best / lower, 2),
+        "of_lower": round(best / lower, 2),
         "outbox_drained_after_s": round(drained, 1),
-        "votes": total,
     }
+
+
+def _spread(ratios: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
 
 
 def _rivals(folder: Path, address: str, url: str | None, events: list[bytes], seconds: float) -> dict[str, float]:
@@ -153,10 +165,11 @@ def _drained(url: str) -> float:
 def _arguments() -> argparse.Namespace:
     parser = bench.parser(__doc__)
     parser.add_argument("--postgres", action="store_true", help="the ledger on PostgreSQL in place of SQLite")
-    parser.add_argument("--votes", type=int, default=4_000, help="votes for each number of connections")
+    parser.add_argument("--rounds", type=int, default=5, help="of votes, with rivals before and after each")
+    parser.add_argument("--votes", type=int, default=2_000, help="of a round, for each number of connections")
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
     parser.add_argument("--switch-interval", type=float, help="of serving's threads (Python's own is 0.005)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each rival, before and after")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each rival, each time")
     return parser.parse_args()
 
 
