@@ -42,7 +42,7 @@ def at_each_begin(ledger: Ledger, statement: Callable[[Connection], str]) -> Ite
     def run(connection: Connection) -> None:
         connection.exec_driver_sql(statement(connection))
 
-    engine = ledger._database._engine
+    engine = ledger._database._writing
     event.listen(engine, "begin", run)
     yield
     event.remove(engine, "begin", run)

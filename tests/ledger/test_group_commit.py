@@ -57,7 +57,7 @@ def together(database, works):
 
 def counted(database, what):
     seen = []
-    event.listen(database._engine, what, lambda *_: seen.append(1))
+    event.listen(database._writing, what, lambda *_: seen.append(1))
     return seen
 
 
@@ -90,10 +90,10 @@ def test_a_commit_that_fails_acknowledges_nothing(database):
     def refuse(_):
         raise LedgerUnavailable("database or disk is full")
 
-    event.listen(database._engine, "commit", refuse)
+    event.listen(database._writing, "commit", refuse)
     results = together(database, [insert(1), insert(2)])
     assert all(isinstance(result, LedgerUnavailable) for result in results)
-    event.remove(database._engine, "commit", refuse)
+    event.remove(database._writing, "commit", refuse)
     assert numbers(database) == []
 
 
@@ -105,12 +105,12 @@ def test_writes_behind_a_lock_that_stays_wait_for_it_together_and_not_one_after_
         if len(begins) > 1:  # the first is that of the write that holds the turn
             raise OperationalError("BEGIN", {}, sqlite3.OperationalError("database is locked"))
 
-    event.listen(database._engine, "begin", locked)
+    event.listen(database._writing, "begin", locked)
     results = together(database, [insert(n) for n in range(8)])
     assert [type(result) for result in results] == [LedgerUnavailable] * 8
     assert len({id(result) for result in results}) == 8
     assert len(begins) == 2, "each would have waited fifteen seconds more"
-    event.remove(database._engine, "begin", locked)
+    event.remove(database._writing, "begin", locked)
     assert together(database, [insert(1), insert(2)]) == [1, 1]
 
 

@@ -25,7 +25,7 @@ def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(path):
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
 
-    event.listen(ledger._database._engine, "begin", limit)
+    event.listen(ledger._database._writing, "begin", limit)
     with pytest.raises(LedgerUnavailable, match="free some space"):
         for number in range(200):
             ledger.record_vote(pair_id="pair_1", voter="v_ann", choice="a", edited="x" * 50_000)
@@ -62,10 +62,10 @@ def test_a_read_only_database_refuses_the_vote_and_says_what_to_do(path):
     def forbid(connection):
         connection.exec_driver_sql("PRAGMA query_only=ON")
 
-    event.listen(ledger._database._engine, "begin", forbid)
+    event.listen(ledger._database._writing, "begin", forbid)
     with pytest.raises(LedgerUnavailable, match="read-only; make it writable"):
         ledger.record_vote(pair_id="pair_1", voter="v_ann", choice="a")
-    event.remove(ledger._database._engine, "begin", forbid)
+    event.remove(ledger._database._writing, "begin", forbid)
     assert ledger.counts().votes == 0
     ledger.close()
 
