@@ -19,6 +19,8 @@ from serve.direct import ASKED, Direct
 from serve.one_write import OneWrite
 from serve.quick_route import QuickRoute
 
+_PROXIES = frozenset({b"x-forwarded-proto", b"x-forwarded-for"})
+"""Headers that uvicorn lets a proxy tell of its client by."""
 log = structlog.get_logger(__name__)
 
 
@@ -89,7 +91,8 @@ class DirectProtocol(OneWrite):
         scope.update({"path": self.root_path + route.path, "raw_path": self.url, ASKED: (route, body)})
         cycle = _Cycle(self, scope, keep_alive=version != "1.0" and self.parser.should_keep_alive())
         self.cycle = cast(RequestResponseCycle, cycle)
-        self._start_asgi_task(self.cycle, cast(Any, self._around))
+        proxied = any(name in _PROXIES for name, _ in self.headers)
+        self._start_asgi_task(self.cycle, cast(Any, self._around if proxied else self._direct))
 
 
 class _Unheard:

@@ -38,12 +38,12 @@ def wants_openai_errors(path: str) -> bool:
     return path.startswith(OPENAI_PREFIXES)
 
 
-def header(scope: Scope, name: bytes) -> str:
-    """A request's header, its name in lower case; empty where it is missing. For what every request is asked."""
+def header(scope: Scope, name: bytes) -> str | None:
+    """A request's header, its name in lower case; None where it is missing. For what every request is asked."""
     for key, value in scope["headers"]:
         if key == name:
             return str(value, "latin-1")
-    return ""
+    return None
 
 
 def request_id(request: Request) -> str:

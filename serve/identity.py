@@ -6,32 +6,32 @@ import hmac
 import re
 import secrets
 
-from starlette.datastructures import Headers
 from starlette.requests import Request, cookie_parser
 from starlette.types import Scope
 
 from feedback.identity import pseudonym
 from serve.errors import BadRequest, NotAuthorised
+from serve.http import header
 
 COOKIE = "hustings_voter"
-HEADER = "x-hustings-voter"
+HEADER = b"x-hustings-voter"
 _TOKEN = re.compile(r"[A-Za-z0-9_.:@+/=-]{1,128}")
 _YEAR_S = 365 * 24 * 3600
 
 
-def token_from(headers: Headers) -> str | None:
+def token_from(scope: Scope) -> str | None:
     """The voter's own token; None if they bring none. A header goes before a cookie; a malformed cookie is none.
 
     Raises:
         BadRequest: the header is malformed.
     """
-    header = headers.get(HEADER)
-    if header is not None:
-        if _TOKEN.fullmatch(header) is None:
+    told = header(scope, HEADER)
+    if told is not None:
+        if _TOKEN.fullmatch(told) is None:
             raise BadRequest("X-Hustings-Voter must be 1 to 128 letters, digits or _.:@+/=- characters.")
-        return header
+        return told
     # Not http.cookies: it drops all cookies for one that it dislikes, and ports of one host share a browser's cookies.
-    found = cookie_parser(headers.get("cookie", "")).get(COOKIE)
+    found = cookie_parser(header(scope, b"cookie") or "").get(COOKIE)
     return found if found is not None and _TOKEN.fullmatch(found) else None
 
 
@@ -44,10 +44,10 @@ def new_cookie(scope: Scope) -> tuple[str, str]:
 
 def voter_of(request: Request, secret: str) -> str:
     """The pseudonym of who asks. On first touch a new token is made, and the middleware hands it out."""
-    token = token_from(request.headers)
+    token = token_from(request.scope)
     if token is None:
-        token, header = new_cookie(request.scope)
-        request.scope.setdefault("state", {})["set_cookie"] = header
+        token, cookie = new_cookie(request.scope)
+        request.scope.setdefault("state", {})["set_cookie"] = cookie
     return pseudonym(secret, token)
 
 

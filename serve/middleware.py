@@ -47,7 +47,7 @@ class _Exchange(Exchange):
         self._complete = False
         factor = _ROLLOUT_BODY_FACTOR if scope["path"] == "/v1/rollouts" else 1
         self._body_limit = config.max_body_bytes * factor
-        self._length = header(scope, b"content-length")
+        self._length = header(scope, b"content-length") or ""
 
     async def run(self, app: ASGIApp) -> None:
         self.begin()

@@ -66,5 +66,5 @@ class QuickRoute(APIRoute):
 
 
 def _is_json(scope: Scope) -> bool:
-    kind = header(scope, b"content-type")
+    kind = header(scope, b"content-type") or ""
     return kind == "application/json" or kind.partition(";")[0].strip().lower() == "application/json"

@@ -164,11 +164,13 @@ def pending(connection: Connection, limit: int, max_bytes: int = BATCH_BYTES) ->
 def mark_sent(connection: Connection, seqs: Iterable[int]) -> None:
     """The broker has these. A row whose receipt came first stays confirmed."""
     now = to_us(utc_now())
-    for chunk in _chunks(sorted(seqs)):
-        connection.execute(
-            update(outbox)
-            .where(_locked(outbox.c.seq.in_(chunk), outbox.c.state == "pending"))
-            .values(state="sent", sent_us=now, sends=outbox.c.sends + 1)
+    lock = "" if connection.dialect.name == "sqlite" else " FOR UPDATE"  # as `_locked`
+    for chunk in rows.chunks(sorted(seqs)):
+        pending = f"seq IN ({rows.marks(connection, len(chunk))}) AND state = 'pending' ORDER BY seq{lock}"
+        connection.exec_driver_sql(
+            f"UPDATE outbox SET state = 'sent', sent_us = {now:d}, sends = sends + 1"  # noqa: S608  numbers of our own
+            f" WHERE seq IN (SELECT seq FROM outbox WHERE {pending})",
+            tuple(chunk),
         )
 
 

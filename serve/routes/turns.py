@@ -44,7 +44,7 @@ class ThumbRequest(BaseModel):
 
     answer_id: Annotated[Text, Field(min_length=1, max_length=64)]
     thumb: Thumb
-    reasons: list[Annotated[Text, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=10)
+    reasons: list[Annotated[Text, Field(min_length=1, max_length=64)]] = Field(default_factory=list, max_length=10)
     comment: Annotated[Text, Field(max_length=2_000)] | None = None
 
 

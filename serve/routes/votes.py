@@ -46,7 +46,7 @@ class VoteRequest(BaseModel):
         Annotated[list[Annotated[list[Position], Field(min_length=1, max_length=4)]], Field(min_length=2, max_length=4)]
         | None
     ) = None
-    reasons: list[Annotated[Text, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=10)
+    reasons: list[Annotated[Text, Field(min_length=1, max_length=64)]] = Field(default_factory=list, max_length=10)
     comment: Annotated[Text, Field(max_length=2_000)] | None = None
     edited: Annotated[Text, Field(min_length=1, max_length=20_000)] | None = None
     dwell_ms: int | None = Field(default=None, ge=0, le=7 * 24 * 3600 * 1000)
