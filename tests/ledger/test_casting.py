@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from feedback.contracts import MAX_COMMENT, VOTE_TOPIC, VoteCast
-from feedback.ledger import Ledger, NotYourPair, UnknownPair, VoteConflict, VoteDraft, ballots, casting
+from feedback.ledger import Ledger, NotYourPair, UnknownPair, VoteConflict, VoteDraft, ballots, casting, rows
 from tests.ledger.builders import shown
 
 
@@ -114,3 +115,44 @@ def test_two_servings_that_get_the_same_votes_in_opposite_orders_record_each_onc
     ids = [(one.vote_id, same.vote_id) for one, same in zip(first, second[::-1], strict=True)]
     assert all(one == same for one, same in ids)
     assert sum(outcome.created for outcome in (*first, *second)) == len(vote_rows(ledger)) == 300
+
+
+def test_a_group_is_recorded_by_three_plain_statements(ledger):
+    """Each step of the driver lets go of the interpreter's lock, and waits until the event loop does."""
+    for number in range(40):
+        ledger.record_pair(shown(f"pair_{number}"))
+    said = []
+
+    def note(_connection, _cursor, statement, parameters, _context, many):
+        said.append((statement.split()[0], many, len(parameters)))
+
+    event.listen(ledger._database._writing, "before_cursor_execute", note)
+    outcomes = ledger.record_votes([VoteDraft(f"pair_{number}", "v_ann", "a") for number in range(40)])
+    assert kinds(outcomes) == [True] * 40
+    found = [each for each in said if each[0] in {"SELECT", "INSERT"}]
+    assert [(verb, many) for verb, many, _ in found] == [("SELECT", False), ("INSERT", False), ("INSERT", False)]
+    assert [values for _, _, values in found[1:]] == [40 * 7, 40 * 6]
+
+
+def test_a_group_that_is_more_than_a_statement_takes_goes_in_several(ledger, monkeypatch):
+    monkeypatch.setattr(rows, "AT_ONCE", 3)
+    for number in range(8):
+        ledger.record_pair(shown(f"pair_{number}"))
+    first = ledger.record_vote(pair_id="pair_4", voter="v_ann", choice="a")
+    outcomes = ledger.record_votes([VoteDraft(f"pair_{number}", "v_ann", "a") for number in range(8)])
+    assert kinds(outcomes) == [True] * 4 + [False] + [True] * 3
+    told = [outcome.vote_id for outcome in outcomes if outcome.created]
+    assert [row.event_id for row in vote_rows(ledger)] == [first.vote_id, *told]
+    ledger.mark_sent([row.seq for row in ledger.pending(100)])
+    assert (ledger.outbox_stats().pending, ledger.outbox_stats().unconfirmed) == (0, 16)
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "b" \\ {}', "pär ☕ \u2028\t", "%s ? :x"])
+def test_names_are_names_whatever_is_in_them(ledger, name):
+    ledger.record_pair(shown(name, conversation_id=name, voter=name, adapters=(name, None, "plain")))
+    (outcome,) = ledger.record_votes([VoteDraft(name, name, "tie")])
+    assert [(side.position, side.adapter) for side in outcome.sides] == [("a", name), ("b", None), ("c", "plain")]
+    assert {side.sampling["seed"] for side in outcome.sides} == {7}
+    (row,) = vote_rows(ledger)
+    assert row.key == name
+    assert ledger.vote(name, name).pair == ledger.pair(name)

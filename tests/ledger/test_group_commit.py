@@ -118,3 +118,17 @@ def test_more_writes_than_a_group_holds_are_all_done(database, monkeypatch):
     monkeypatch.setattr("feedback.ledger.database.LARGEST_GROUP", 3)
     assert together(database, [insert(n) for n in range(11)]) == [1] * 11
     assert len(numbers(database)) == 11
+
+
+def test_one_connection_writes_and_keeps_what_it_has_read(database):
+    """Another's pages would be read again after each commit of this one, and the other way round."""
+
+    def about(connection):
+        made = connection.connection.dbapi_connection
+        settings = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("temp_store", "synchronous")]
+        return id(made), *settings
+
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: database.write(about), range(12)))
+    ((_, temporary, synchronous),) = found
+    assert (temporary, synchronous) == (2, 2), "in memory; FULL"
