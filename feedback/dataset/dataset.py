@@ -22,6 +22,7 @@ from feedback.dataset.ids import IdIndex
 from feedback.dataset.ordering import in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import is_decisive
+from feedback.dataset.shared_imports import Waiting
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
 from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones
 from feedback.dataset.weighing import Weigh
@@ -58,6 +59,7 @@ class Dataset:
         self._votes = PartStore(root / "votes")
         self._pairs = PartStore(root / "pairs")
         self._thumbs = PartStore(root / "thumbs")
+        self._waiting = Waiting(root / "imports", self._pairs)
         self._tombstones = Tombstones(root / "forgotten")
         self._obeyed = self._tombstones.every()
         self._counted: tuple[str | None, IdIndex, IdIndex] | None = None
@@ -71,13 +73,7 @@ class Dataset:
             DatasetFull: no room; nothing was stored.
         """
         forgotten = self._tombstones.covering()
-        return self._votes.append(
-            [
-                PartRow(vote.vote_id, vote.choice, _micros(vote.cast_at), vote.to_bytes())
-                for vote in events
-                if not forgotten.vote(vote)
-            ]
-        )
+        return self._votes.append([_vote_row(vote) for vote in events if not forgotten.vote(vote)])
 
     def append_pairs(self, events: Sequence[PairShown]) -> Path | None:
         """Store pairs that aren't stored yet in a new part, durable on return.
@@ -88,13 +84,26 @@ class Dataset:
             DatasetFull: no room; nothing was stored.
         """
         forgotten = self._tombstones.covering()
-        return self._pairs.append(
-            [
-                PartRow(pair.pair_id, "", _micros(pair.shown_at), pair.to_bytes())
-                for pair in events
-                if not forgotten.pair(pair)
-            ]
-        )
+        return self._pairs.append([_pair_row(pair) for pair in events if not forgotten.pair(pair)])
+
+    def append_import(self, name: str, pairs: Sequence[PairShown], votes: Sequence[VoteCast]) -> int:
+        """`append_pairs` and `append_votes` for an import, and what to keep of rows that another import brought before.
+
+        Returns:
+            How many pairs were new.
+
+        Raises:
+            DatasetFull: no room; importing again goes on.
+            DatasetCorrupt: a part was changed.
+        """
+        new = self.unknown_pairs(pair.pair_id for pair in pairs)
+        forgotten = self._tombstones.covering()
+        known = [_pair_row(pair) for pair in pairs if pair.pair_id not in new and not forgotten.pair(pair)]
+        self._waiting.keep(name, known, {vote.pair.pair_id: _vote_row(vote) for vote in votes})
+        self.append_pairs(pairs)
+        self.append_votes(votes)
+        self._waiting.brings(name, new)
+        return len(new)
 
     def append_thumbs(self, events: Sequence[ThumbGiven]) -> Path | None:
         """Store thumbs that aren't stored yet in a new part, durable on return.
@@ -147,8 +156,8 @@ class Dataset:
         return stone
 
     def imports(self) -> Mapping[str, int]:
-        """The imports, and how many pairs of each are here."""
-        return forgetting.imports(self._pairs)
+        """The imports, and how many pairs here each has brought."""
+        return forgetting.imports(self._pairs, self._waiting.store)
 
     def covering(self) -> Covering:
         """What tells the events that are dropped because their voters were forgotten."""
@@ -210,7 +219,7 @@ class Dataset:
         Raises:
             DatasetFull: no room; everything is as it was.
         """
-        return self._votes.merge() + self._pairs.merge() + self._thumbs.merge()
+        return sum(store.merge() for store in (self._votes, self._pairs, self._thumbs, self._waiting.store))
 
     def votes(self) -> Iterator[VoteCast]:
         """Every stored vote once, in the order of time: what a replay from the parts sends."""
@@ -340,7 +349,9 @@ class Dataset:
             return None
 
     def _stores(self) -> forgetting.Stores:
-        return forgetting.Stores(self._votes, self._pairs, self._thumbs, self.root / "dead-letters")
+        return forgetting.Stores(
+            self._votes, self._pairs, self._thumbs, self._waiting.store, self.root / "dead-letters"
+        )
 
     def _notice_tombstones(self) -> None:
         """Ids that went with a forgotten voter, here or in another process, must not be counted any more."""
@@ -349,6 +360,7 @@ class Dataset:
             self._obeyed = stones
             self._votes.read_ids_anew()
             self._pairs.read_ids_anew()
+            self._waiting.look_anew()
 
     def _folder(self, snapshot_id: str) -> Path:
         if not snapshot_id.isalnum():
@@ -374,6 +386,14 @@ class Dataset:
                     yield first
                     yield from rows
                 return
+
+
+def _vote_row(vote: VoteCast) -> PartRow:
+    return PartRow(vote.vote_id, vote.choice, _micros(vote.cast_at), vote.to_bytes())
+
+
+def _pair_row(pair: PairShown) -> PartRow:
+    return PartRow(pair.pair_id, "", _micros(pair.shown_at), pair.to_bytes())
 
 
 def _micros(moment: datetime) -> int:

@@ -12,6 +12,7 @@ import binascii
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from feedback.contracts import ContractError, DeadLetter, PairShown, ThumbGiven, VoteCast, VoterForgotten, utc_now
 from feedback.dataset import snapshots
 from feedback.dataset.parts import PartGone, PartRow, PartStore, read_rows
+from feedback.dataset.shared_imports import PAIR_PREFIX, import_of, move_up, pair_of
 from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones, voters_in
 
 Whose = Callable[[PartRow], str | None]
@@ -36,6 +38,7 @@ class Stores:
     votes: PartStore
     pairs: PartStore
     thumbs: PartStore
+    waiting: PartStore
     dead_letters: Path
 
 
@@ -46,6 +49,7 @@ class _Theirs:
     vote: Whose
     pair: Whose
     thumb: Whose
+    waiting: Whose
     by_column: bool
 
 
@@ -75,6 +79,7 @@ def forget(
         vote=lambda row: covering.whose_vote(VoteCast.from_bytes(row.event)) if named(row) else None,
         pair=lambda row: covering.whose_pair(PairShown.from_bytes(row.event)) if named(row) else None,
         thumb=lambda row: covering.whose_thumb(ThumbGiven.from_bytes(row.event)) if named(row) else None,
+        waiting=lambda row: covering.whose_pair(pair_of(row)) if named(row) else None,
         by_column=True,
     )
     with tombstones.locked():
@@ -89,7 +94,7 @@ def take_back(name: str, stores: Stores, root: Path, tombstones: Tombstones) -> 
     """Take out what was imported under a name, as a voter is forgotten; None where there never was such an import.
 
     Its tombstone is that of a voter `import_NAME`, whom no event names: lineage knows of it by that, and the same rows
-    may be imported again.
+    may be imported again. Rows that another import brought too stay, under that one's name.
 
     Raises:
         DatasetFull: no room; do it again when there is.
@@ -98,31 +103,33 @@ def take_back(name: str, stores: Stores, root: Path, tombstones: Tombstones) -> 
     voter = f"import_{name}"
 
     def pair(row: PartRow) -> str | None:
-        mine = row.id.startswith("pair_import_") and import_of(PairShown.from_bytes(row.event)) == name
+        mine = row.id.startswith(PAIR_PREFIX) and import_of(PairShown.from_bytes(row.event)) == name
         return voter if mine else None
 
     def vote(row: PartRow) -> str | None:
         mine = row.id.startswith("vote_import_") and import_of(VoteCast.from_bytes(row.event).pair) == name
         return voter if mine else None
 
+    def waiting(row: PartRow) -> str | None:
+        return voter if import_of(pair_of(row)) == name else None
+
     event = VoterForgotten(event_id=f"taken_back_{uuid4().hex}", voter=voter, until=utc_now())
     with tombstones.locked():
-        if not _Search(stores.pairs, pair).look() and tombstones.of(voter) is None:
+        here = _Search(stores.pairs, pair).look() or _Search(stores.waiting, waiting).look()
+        if not here and tombstones.of(voter) is None:
             return None
-        theirs = _Theirs(vote, pair, thumb=lambda row: None, by_column=False)
+        theirs = _Theirs(vote, pair, thumb=lambda row: None, waiting=waiting, by_column=False)
         (stone,) = _take_away([event], theirs, stores, root, tombstones)
+        for store in (stores.pairs, stores.votes):
+            store.read_ids_anew()
+        move_up(stores.waiting, stores.pairs, stores.votes)
     return stone
 
 
-def imports(pairs: PartStore) -> Counter[str]:
-    """How many pairs each import has left here, by its name."""
-    rows = read_rows(pairs.paths())
-    return Counter(import_of(PairShown.from_bytes(row.event)) for row in rows if row.id.startswith("pair_import_"))
-
-
-def import_of(pair: PairShown) -> str:
-    """The name under which a pair was imported: its conversation is `import_NAME_DIGEST`."""
-    return pair.conversation_id.removeprefix("import_").rpartition("_")[0]
+def imports(pairs: PartStore, waiting: PartStore) -> Counter[str]:
+    """How many pairs each import has brought that are here, by its name; one that two have brought counts for both."""
+    stored = (PairShown.from_bytes(row.event) for row in read_rows(pairs.paths()) if row.id.startswith(PAIR_PREFIX))
+    return Counter(map(import_of, chain(stored, map(pair_of, read_rows(waiting.paths())))))
 
 
 def _take_away(
@@ -154,7 +161,7 @@ def _take_away(
         ]
 
     keep(counted=True)
-    for search in (votes, pairs, _Search(stores.thumbs, theirs.thumb)):
+    for search in (votes, pairs, _Search(stores.thumbs, theirs.thumb), _Search(stores.waiting, theirs.waiting)):
         search.take_out()
     stones = keep(counted=False)  # with the snapshots that came while the tombstones did
     for name in sorted({name for stone in stones for name in stone.snapshots}):

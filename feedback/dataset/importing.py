@@ -94,9 +94,7 @@ def import_file(
             if answers is not None:
                 votes.append(_vote(pair, "a" if _winner_is_left(pair.pair_id) else "b"))
         read += len(batch)
-        new += len(dataset.unknown_pairs(pair.pair_id for pair in pairs))
-        dataset.append_pairs(pairs)
-        dataset.append_votes(votes)
+        new += dataset.append_import(name, pairs, votes)
     dataset.merge_parts()
     return Imported(read, new, same)
 

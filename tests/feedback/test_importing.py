@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from feedback.contracts import VoterForgotten, utc_now
 from feedback.dataset import Dataset, NewData, SnapshotPurged
 from feedback.dataset.importing import IMPORTED, Columns, Imported, ImportRefused, import_file
+from feedback.dataset.parts import PartStore
 from feedback.privacy import PrivacyConfig, Redactor
 from tests.feedback.events import pair, vote
 
@@ -168,3 +170,96 @@ def test_what_was_taken_back_can_be_imported_again(tmp_path: Path) -> None:
     assert dataset.count_new(None) == NewData(0, 0, 0)
     assert import_file(dataset, file, "preferences", name="plain").new == 3
     assert dataset.build_snapshot().votes == first.votes == 3
+
+
+def rows_of(dataset: Dataset) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    snapshot = dataset.load_snapshot(dataset.build_snapshot().id)
+    return snapshot.preferences.to_pylist(), snapshot.prompts.to_pylist()
+
+
+def test_rows_that_two_imports_brought_stay_when_one_is_taken_back(tmp_path: Path) -> None:
+    """What is left is what the other import alone would have made."""
+    first, second = write(tmp_path / "a.jsonl", PLAIN[:2]), write(tmp_path / "b.jsonl", PLAIN[1:])
+    alone = Dataset(tmp_path / "alone")
+    import_file(alone, second, "preferences", name="b")
+    import_file(alone, write(tmp_path / "asked.jsonl", [{"prompt": "Why?"}]), "prompts", name="b")
+    dataset = Dataset(tmp_path / "data")
+    import_file(dataset, first, "preferences", name="a")
+    import_file(dataset, write(tmp_path / "asked.jsonl", [{"prompt": "Why?"}]), "prompts", name="a")
+    for new in (1, 0):
+        assert import_file(dataset, second, "preferences", name="b").new == new
+    import_file(dataset, write(tmp_path / "asked.jsonl", [{"prompt": "Why?"}]), "prompts", name="b")
+    assert dataset.imports() == {"a": 3, "b": 3}
+    assert len(rows_of(dataset)[0]) == 3
+    dataset.take_back("a")
+    assert dataset.imports() == {"b": 3}
+    assert rows_of(dataset) == rows_of(alone)
+    assert not any(b"sky blue" in path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
+    assert dataset.count_new(None) == NewData(2, 0, 3)
+    dataset.take_back("b")
+    assert rows_of(dataset) == ([], [])
+
+
+def test_an_import_that_brought_nothing_new_can_be_taken_back_and_takes_nothing_along(tmp_path: Path) -> None:
+    file, dataset = write(tmp_path / "rows.jsonl", PLAIN), Dataset(tmp_path / "data")
+    import_file(dataset, file, "preferences", name="a")
+    before = rows_of(dataset)
+    import_file(dataset, file, "preferences", name="b")
+    stone = dataset.take_back("b")
+    assert stone is not None
+    assert (stone.votes, stone.pairs, stone.snapshots) == (0, 0, ())
+    assert rows_of(dataset) == before
+    dataset.take_back("a")
+    assert rows_of(dataset) == ([], [])
+
+
+def test_of_three_imports_of_one_row_the_last_one_keeps_it(tmp_path: Path) -> None:
+    file, dataset = write(tmp_path / "rows.jsonl", PLAIN[:1]), Dataset(tmp_path / "data")
+    for name in ("b", "c", "a"):
+        import_file(dataset, file, "preferences", name=name)
+    dataset.take_back("b")
+    assert dataset.imports() == {"a": 1, "c": 1}
+    import_file(dataset, file, "preferences", name="b")  # and once more, last in the row now
+    dataset.take_back("a")
+    dataset.take_back("c")
+    assert dataset.imports() == {"b": 1}
+    assert [row["conversation_id"][:9] for row in rows_of(dataset)[0]] == ["import_b_"]
+
+
+@pytest.mark.parametrize("step", ["votes", "pairs", "imports"])
+def test_a_crash_while_shared_rows_move_up_is_finished_by_doing_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    file, dataset = write(tmp_path / "rows.jsonl", PLAIN), Dataset(tmp_path / "data")
+    alone = Dataset(tmp_path / "alone")
+    import_file(alone, file, "preferences", name="b")
+    for name in ("a", "b"):
+        import_file(dataset, file, "preferences", name=name)
+
+    def cut(store: PartStore, *_: object) -> None:
+        if store.folder.name == step:
+            raise KeyboardInterrupt
+        real(store, *_)  # type: ignore[arg-type]
+
+    name = "rewrite" if step == "imports" else "append"
+    real = getattr(PartStore, name)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PartStore, name, cut)
+        dataset.take_back("a")
+    again = Dataset(tmp_path / "data")
+    again.take_back("a")
+    assert rows_of(again) == rows_of(alone)
+    again.take_back("b")
+    assert rows_of(again) == ([], [])
+    assert again.imports() == {}
+
+
+def test_who_is_forgotten_leaves_shared_rows_too(tmp_path: Path) -> None:
+    file, dataset = write(tmp_path / "rows.jsonl", PLAIN[:1]), Dataset(tmp_path / "data")
+    for name in ("a", "b"):
+        import_file(dataset, file, "preferences", name=name)
+    (voter,) = {vote.voter for vote in dataset.votes()}
+    dataset.forget(VoterForgotten(event_id="f1", voter=voter, until=utc_now()))
+    assert not any(b"sky blue" in path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
+    dataset.take_back("a")
+    assert rows_of(dataset) == ([], [])
