@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from feedback.contracts import FORGOTTEN_TOPIC, PAIR_TOPIC, RELEASE_TOPIC, THUMB_TOPIC, VOTE_TOPIC
 from feedback.dataset import Dataset
+from feedback.dataset.forgetting import is_import
 from feedback.event_log import EventLog, EventLogError, EventProducer, OutgoingRecord, RecordTooLarge
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 LEDGER_TOPICS = (PAIR_TOPIC, VOTE_TOPIC, THUMB_TOPIC, RELEASE_TOPIC, FORGOTTEN_TOPIC)
 """What the ledger has the record of."""
 BATCH = 200
+T = TypeVar("T")
 
 
 class ReplayError(Exception):
@@ -61,37 +63,64 @@ def replay_ledger(ledger: Ledger, log: EventLog, topics: Collection[str] = LEDGE
 
 
 def replay_dataset(dataset: Dataset, log: EventLog) -> Mapping[str, int]:
-    """Send every pair, vote and thumb of the dataset's parts again: for a new reader where the ledger is gone.
+    """Send every tombstone, pair, vote and thumb of the dataset again: for a new reader where the ledger is gone.
+
+    Tombstones go first, so that a reader who has events of a forgotten voter, or meets them on the topics still, learns
+    of it. Who is forgotten meanwhile is left out from then on. That an import was taken back is nobody's tombstone, and
+    stays this dataset's own.
 
     Raises:
         EventLogError: the broker is away, or refuses a record; begin again when that is mended.
     """
-    log.ensure_topics((PAIR_TOPIC, VOTE_TOPIC, THUMB_TOPIC))
-    pairs = (
-        OutgoingRecord(PAIR_TOPIC, pair.conversation_id, pair.to_bytes(), pair.pair_id) for pair in dataset.pairs()
-    )
-    votes = (
-        OutgoingRecord(VOTE_TOPIC, vote.pair.conversation_id, vote.to_bytes(), vote.vote_id) for vote in dataset.votes()
-    )
-    thumbs = (
-        OutgoingRecord(THUMB_TOPIC, thumb.answer.conversation_id, thumb.to_bytes(), thumb.thumb_id)
-        for thumb in dataset.thumbs()
-    )
+    log.ensure_topics((FORGOTTEN_TOPIC, PAIR_TOPIC, VOTE_TOPIC, THUMB_TOPIC))
+    stones = [stone.event for stone in dataset.forgotten() if not is_import(stone.event.voter)]
     with closing(log.producer()) as producer:
         sent = {
-            PAIR_TOPIC: _send_all(producer, pairs),
-            VOTE_TOPIC: _send_all(producer, votes),
-            THUMB_TOPIC: _send_all(producer, thumbs),
+            FORGOTTEN_TOPIC: _send_all(
+                producer, (OutgoingRecord(FORGOTTEN_TOPIC, one.voter, one.to_bytes(), one.event_id) for one in stones)
+            ),
+            PAIR_TOPIC: _send_all(producer, _pairs(dataset)),
+            VOTE_TOPIC: _send_all(producer, _votes(dataset)),
+            THUMB_TOPIC: _send_all(producer, _thumbs(dataset)),
         }
     return {topic: count for topic, count in sent.items() if count}
 
 
+def _pairs(dataset: Dataset) -> Iterator[OutgoingRecord]:
+    for pairs in _batches(dataset.pairs()):
+        forgotten = dataset.covering()
+        for pair in pairs:
+            if not forgotten.pair(pair):
+                yield OutgoingRecord(PAIR_TOPIC, pair.conversation_id, pair.to_bytes(), pair.pair_id)
+
+
+def _votes(dataset: Dataset) -> Iterator[OutgoingRecord]:
+    for votes in _batches(dataset.votes()):
+        forgotten = dataset.covering()
+        for vote in votes:
+            if not forgotten.vote(vote):
+                yield OutgoingRecord(VOTE_TOPIC, vote.pair.conversation_id, vote.to_bytes(), vote.vote_id)
+
+
+def _thumbs(dataset: Dataset) -> Iterator[OutgoingRecord]:
+    for thumbs in _batches(dataset.thumbs()):
+        forgotten = dataset.covering()
+        for thumb in thumbs:
+            if not forgotten.thumb(thumb):
+                yield OutgoingRecord(THUMB_TOPIC, thumb.answer.conversation_id, thumb.to_bytes(), thumb.thumb_id)
+
+
 def _send_all(producer: EventProducer, records: Iterator[OutgoingRecord]) -> int:
     count = 0
-    while batch := list(islice(records, BATCH)):
+    for batch in _batches(records):
         _raise_first(producer.send(batch))
         count += len(batch)
     return count
+
+
+def _batches(items: Iterator[T]) -> Iterator[list[T]]:
+    while batch := list(islice(items, BATCH)):
+        yield batch
 
 
 def _raise_first(errors: Sequence[EventLogError | None]) -> None:

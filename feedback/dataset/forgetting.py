@@ -25,6 +25,7 @@ from feedback.dataset.parts import PartGone, PartRow, PartStore, read_rows
 from feedback.dataset.shared_imports import PAIR_PREFIX, import_of, move_up, pair_of
 from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones, voters_in
 
+_IMPORT = "import_"
 Whose = Callable[[PartRow], str | None]
 """For whose sake a row is to go; None where it stays."""
 Ids = dict[str, str]
@@ -100,7 +101,7 @@ def take_back(name: str, stores: Stores, root: Path, tombstones: Tombstones) -> 
         DatasetFull: no room; do it again when there is.
         DatasetCorrupt: a part was changed.
     """
-    voter = f"import_{name}"
+    voter = f"{_IMPORT}{name}"
 
     def pair(row: PartRow) -> str | None:
         mine = row.id.startswith(PAIR_PREFIX) and import_of(PairShown.from_bytes(row.event)) == name
@@ -124,6 +125,11 @@ def take_back(name: str, stores: Stores, root: Path, tombstones: Tombstones) -> 
             store.read_ids_anew()
         move_up(stores.waiting, stores.pairs, stores.votes)
     return stone
+
+
+def is_import(voter: str) -> bool:
+    """Whether a tombstone tells of an import that was taken back: no voter is named so."""
+    return voter.startswith(_IMPORT)
 
 
 def imports(pairs: PartStore, waiting: PartStore) -> Counter[str]:

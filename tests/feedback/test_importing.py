@@ -239,7 +239,7 @@ def test_a_crash_while_shared_rows_move_up_is_finished_by_doing_it_again(
     def cut(store: PartStore, *_: object) -> None:
         if store.folder.name == step:
             raise KeyboardInterrupt
-        real(store, *_)  # type: ignore[arg-type]
+        real(store, *_)
 
     name = "rewrite" if step == "imports" else "append"
     real = getattr(PartStore, name)

@@ -1,21 +1,32 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from feedback.config import FeedbackConfig
-from feedback.contracts import PAIR_TOPIC, RECEIPT_TOPIC, TOPICS, VOTE_TOPIC, Message, RecordsCurated
+from feedback.contracts import (
+    FORGOTTEN_TOPIC,
+    PAIR_TOPIC,
+    RECEIPT_TOPIC,
+    TOPICS,
+    VOTE_TOPIC,
+    Message,
+    RecordsCurated,
+    VoteCast,
+)
 from feedback.curator import Curator
 from feedback.dataset import Dataset
-from feedback.event_log import EventLogUnavailable
+from feedback.dataset.importing import import_file
+from feedback.event_log import EventLogError, EventLogUnavailable, EventProducer, OutgoingRecord
 from feedback.ledger import Ledger
 from feedback.replay import ReplayError, replay_dataset, replay_ledger
 from tests.fakes.event_log import FakeEventLog
 from tests.feedback.events import pair, vote
+from tests.feedback.test_forgetting import EVENT
 
 VOTES = 12
 
@@ -88,6 +99,57 @@ def test_a_dataset_made_anew_from_a_replay_has_the_same_snapshot(ledger: Ledger,
     assert {name: data for name, data in one.items() if name != "parts.json"} == {
         name: data for name, data in two.items() if name != "parts.json"
     }
+
+
+def test_a_replay_of_the_dataset_tells_a_reader_whom_to_forget(tmp_path: Path) -> None:
+    """The reader has their votes from before, and there is no ledger any more that could tell."""
+    source, reader = Dataset(tmp_path / "source"), Dataset(tmp_path / "reader")
+    for dataset in (source, reader):
+        dataset.append_pairs([pair(n) for n in range(3)])
+        dataset.append_votes([vote(n) for n in range(3)])
+    source.forget(EVENT)
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "Why?", "chosen": "So.", "rejected": "No."}')
+    import_file(source, file, "preferences", name="rows")
+    source.take_back("rows")
+    log = FakeEventLog()
+    log.ensure_topics(TOPICS)
+    assert replay_dataset(source, log) == {FORGOTTEN_TOPIC: 1, PAIR_TOPIC: 2, VOTE_TOPIC: 2}
+    assert [record.value for record in log.records(FORGOTTEN_TOPIC)] == [EVENT.to_bytes()]
+    with curating(log, reader):
+        assert log.wait_for(lambda: receipts(log) == 5)
+    assert {one.voter for one in Dataset(tmp_path / "reader").votes()} == {"v_0", "v_2"}
+    assert reader.covering().vote(vote(1))
+
+
+def test_who_is_forgotten_while_the_dataset_is_replayed_is_sent_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset of a million votes takes minutes, and what is sent after the topics were erased would stay there."""
+    monkeypatch.setattr("feedback.replay.BATCH", 2)
+    dataset = Dataset(tmp_path / "dataset")
+    dataset.append_votes([vote(n) for n in range(9)])
+    log = FakeEventLog()
+    real, sent = log.producer, [0]
+
+    def producer() -> EventProducer:
+        made = real()
+        send = made.send
+
+        def then_forget(records: Sequence[OutgoingRecord]) -> list[EventLogError | None]:
+            errors = send(records)
+            sent[0] += 1
+            if sent[0] == 1:
+                Dataset(tmp_path / "dataset").forget(EVENT)
+            return errors
+
+        monkeypatch.setattr(made, "send", then_forget)
+        return made
+
+    monkeypatch.setattr(log, "producer", producer)
+    replay_dataset(dataset, log)
+    cast = [VoteCast.from_bytes(record.value or b"") for record in log.records(VOTE_TOPIC)]
+    assert sorted(one.vote_id for one in cast) == ["w0", "w1", "w2", "w3", "w5", "w6", "w8"]
 
 
 def test_a_replay_of_one_topic_sends_that_one(ledger: Ledger) -> None:
