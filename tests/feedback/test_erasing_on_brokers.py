@@ -87,13 +87,18 @@ def test_the_embedded_broker_stays_small_and_every_vote_arrives(
     monkeypatch.setattr("feedback.relay.TOPICS_CHECK_S", 0.5)
     broker = EmbeddedBroker(0)
     log = KafkaEventLog(broker.start(), partitions=1)
-    config = FeedbackConfig(curate_linger_s=0.0, broker_holds_mb=HELD_MB, relay_idle_s=0.1)
+    config = FeedbackConfig(curate_linger_s=0.0, broker_holds_mb=HELD_MB, relay_idle_s=0.1, receipt_timeout_s=10)
     ledger = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
     dataset = Dataset(tmp_path / "dataset")
     relay, stop = Relay(ledger, log, config), threading.Event()
     curating = threading.Thread(target=Curator(KafkaEventLog(broker.address, 1), dataset, config).run, args=(stop,))
     assert broker.pid is not None
     grown: list[float] = []
+
+    def settled() -> bool:
+        stats = ledger.outbox_stats()  # once: between two looks what was pending can be sent, and either sees nothing
+        return stats.pending + stats.unconfirmed == 0
+
     try:
         relay.start()
         curating.start()
@@ -106,7 +111,7 @@ def test_the_embedded_broker_stays_small_and_every_vote_arrives(
             ledger.record_pair(shown)
             ledger.record_vote(pair_id=shown.pair_id, voter=shown.voter, choice="a")
             if (number + 1) % PAIRS_A_ROUND == 0:  # 8 MiB more: half a MiB a pair, and as much again with its vote
-                assert wait_for(lambda: ledger.outbox_stats().unconfirmed + ledger.outbox_stats().pending == 0, 90)
+                assert wait_for(settled, 90)
                 grown.append(round(resident_mb(broker.pid) - before, 1))
     finally:
         stop.set()
