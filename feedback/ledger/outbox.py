@@ -117,7 +117,7 @@ class OutboxStats:
     Attributes:
         pending: rows to be sent.
         unconfirmed: rows sent whose receipt hasn't come.
-        oldest_pending_age_s: age of the oldest row to be sent; 0 where there is none.
+        oldest_pending_age_s: how long the row that waits longest has waited to be sent; 0 where there is none.
         parked: rows that the broker refused for good.
     """
 
@@ -215,7 +215,7 @@ def parked(connection: Connection, limit: int) -> list[ParkedRow]:
 def unpark(connection: Connection) -> int:
     """Send the parked rows after all (the broker's limit was raised); returns how many."""
     return connection.execute(
-        update(outbox).where(outbox.c.state == "parked").values(state="pending", error=None, sends=0)
+        update(outbox).where(outbox.c.state == "parked").values(_again(error=None, sends=0))
     ).rowcount
 
 
@@ -231,13 +231,13 @@ def requeue(connection: Connection, topics: Collection[str] | None, overdue_s: f
         again += connection.execute(
             update(outbox)
             .where(_locked(outbox.c.state == "sent", outbox.c.topic.in_(topics)))
-            .values(state="pending", sends=0)
+            .values(_again(sends=0))
         ).rowcount
     if overdue_s is not None:
         again += connection.execute(
             update(outbox)
             .where(_locked(outbox.c.state == "sent", outbox.c.topic.in_(RECEIPTED_TOPICS), _overdue(overdue_s)))
-            .values(state="pending")
+            .values(_again())
         ).rowcount
     return again
 
@@ -261,7 +261,7 @@ def replay(connection: Connection, topics: Collection[str], after: int, last: in
         .with_for_update()
     )
     seqs = list(found.scalars())
-    connection.execute(update(outbox).where(outbox.c.seq.in_(seqs)).values(state="pending", sends=0))
+    connection.execute(update(outbox).where(outbox.c.seq.in_(seqs)).values(_again(sends=0)))
     return len(seqs), seqs[-1] if len(seqs) == limit else last
 
 
@@ -297,6 +297,11 @@ def vote_bytes(pair: bytes, vote: bytes) -> bytes:
 def vote_event(pair: bytes, vote: bytes) -> VoteCast:
     """The whole event out of the same halves."""
     return VoteCast.model_validate_json(vote_bytes(pair, vote))
+
+
+def _again(**values: Any) -> dict[str, Any]:
+    """To be sent again. It waits from now on: the event log was not out of reach since it was recorded."""
+    return {"state": "pending", "created_us": to_us(utc_now()), **values}
 
 
 def _locked(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:

@@ -120,7 +120,8 @@ outbox = Table(
     Index(None, "state", "seq"),
     sqlite_autoincrement=True,
 )
-"""`value` is the event where no other table has it; before revision 0006 every row that wasn't confirmed had one."""
+"""`value` is the event where no other table has it; before revision 0006 every row that wasn't confirmed had one.
+`created_us` tells since when a row waits: when it was recorded, or was to be sent again."""
 
 releases = Table(
     "releases",

@@ -123,6 +123,25 @@ def test_a_replay_sends_everything_again_in_the_same_bytes(ledger, monkeypatch, 
     assert ledger.pending(10) == first
 
 
+def test_what_is_sent_again_waits_from_then_on(ledger, clock):
+    """A replay of last year's votes is no outage of a year: the alert for an old outbox would fire at once."""
+    rows = filled(ledger, 4)
+    ledger.mark_sent([row.seq for row in rows[:3]])
+    ledger.mark_confirmed(["pair_0"])
+    ledger.park(rows[3].seq, "too large")
+    for again in (
+        lambda: ledger.replay([PAIR_TOPIC]),
+        lambda: ledger.requeue([PAIR_TOPIC], None),
+        lambda: ledger.requeue(None, 60),
+        ledger.unpark,
+    ):
+        pass_time(clock, 365 * 86_400)
+        assert again() >= 1
+        pass_time(clock, 5)
+        assert ledger.outbox_stats().oldest_pending_age_s == 5
+        ledger.mark_sent([row.seq for row in ledger.pending(10)])
+
+
 def test_a_confirmed_row_keeps_no_copy_of_the_event(ledger):
     (row,) = filled(ledger, 1)
     ledger.mark_sent([row.seq])
