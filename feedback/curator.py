@@ -153,7 +153,8 @@ class Curator:
                     self._eraser.has_read(_bytes(records))
                 lag = consumer.lag()
                 self._tell_lag(lag)
-                self._eraser.look(behind=sum(lag.values()))
+                if self._eraser.look(behind=sum(lag.values())):
+                    return
 
     def _gather(self, consumer: EventConsumer, stop: threading.Event) -> list[StoredRecord]:
         """A batch: as many records as there are, and what else comes within the linger time and BATCH_BYTES."""

@@ -65,18 +65,22 @@ class Eraser:
         """So many bytes more were read, which a broker may hold in its memory."""
         self._bytes += size
 
-    def look(self, behind: int = 0) -> None:
+    def look(self, behind: int = 0) -> bool:
         """Do what is due. To be called between batches, when the offsets are committed.
 
         Args:
             behind: records that are not read yet. Renewed topics lose them, and the ledger would send them all again:
                 while there are many, as in a replay, the broker keeps its topics.
+
+        Returns:
+            Whether topics were made anew: who reads them begins again at once, and doesn't wait until it finds out.
         """
         if self._clock() < self._next:
-            return
+            return False
         self._next = self._clock() + LOOK_S
+        renewed = False
         try:
-            self._look(may_renew=behind <= self._config.curate_batch)
+            renewed = self._look(may_renew=behind <= self._config.curate_batch)
             self._trouble = None
         except EventLogError as error:
             if self._trouble != str(error):
@@ -86,8 +90,10 @@ class Eraser:
                     error=str(error),
                 )
             self._trouble = str(error)
+        return renewed
 
-    def _look(self, *, may_renew: bool) -> None:
+    def _look(self, *, may_renew: bool) -> bool:
+        renewed = False
         waiting = self._dataset.unerased() if self._config.erase else {}
         UNERASED.set(len(waiting))
         # A clock that was set back: nothing can have been asked for later than now.
@@ -100,11 +106,13 @@ class Eraser:
                 self._ends = self._log.ends(PEOPLES_TOPICS) if ripe else None
             elif may_renew:
                 self._log.renew(PASSING_TOPICS)
+                renewed = True
                 logger.info("the broker's memory was emptied: everything in it is stored", read_mb=self._bytes >> 20)
                 self._erased()
         if self._ends is not None and self._log.erase(self._ends, self._read_by):
             self._log.erase(self._log.ends([DEAD_LETTER_TOPIC]), None)
             self._erased()
+        return renewed
 
     def _erased(self) -> None:
         self._dataset.erased(self._asked)

@@ -231,12 +231,16 @@ class _Connection:
     def _is_full(self, rows: Sequence[OutboxRow]) -> bool:
         return len(rows) == self._config.relay_batch or 2 * sum(len(row.value) for row in rows) > BATCH_BYTES
 
-    def _ensure_topics(self) -> None:
+    def _ensure_topics(self) -> frozenset[str]:
+        """Make the topics that are missing, and send again what those held that had to be made; returns their names."""
         made = self._log.ensure_topics(TOPICS)
         if made:
             logger.info("topics made", topics=sorted(made))
+            if RECEIPT_TOPIC in made:
+                self._offsets.clear()  # it begins at 0 again, which tells nothing more
             self._requeue("topic", made)
             self._topics_made(made)
+        return made
 
     def _requeue(self, cause: str, topics: frozenset[str]) -> None:
         self._count(cause, self._ledger.requeue(topics, None))
@@ -286,8 +290,10 @@ class _Connection:
         seen = self._offsets.get(record.partition, -1)
         self._offsets[record.partition] = record.offset
         if record.offset <= seen:
-            # Offsets never go back in a log that remembers: this one has lost what it held.
-            self._requeue("forgotten", frozenset(TOPICS))
+            # Offsets never go back in a log that remembers: this one has lost what it held. Topics that were made
+            # again are found by `_ensure_topics` too, later: it is asked now, so that nothing goes twice for one loss.
+            if RECEIPT_TOPIC not in self._ensure_topics():
+                self._requeue("forgotten", frozenset(TOPICS))
             self._offsets = {record.partition: record.offset}
 
     def _is_time(self, what: str, every_s: float) -> bool:

@@ -229,9 +229,7 @@ def requeue(connection: Connection, topics: Collection[str] | None, overdue_s: f
     again = 0
     if topics:
         again += connection.execute(
-            update(outbox)
-            .where(_locked(outbox.c.state == "sent", outbox.c.topic.in_(topics)))
-            .values(_again(sends=0))
+            update(outbox).where(_locked(outbox.c.state == "sent", outbox.c.topic.in_(topics))).values(_again(sends=0))
         ).rowcount
     if overdue_s is not None:
         again += connection.execute(

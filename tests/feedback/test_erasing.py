@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +24,7 @@ from feedback.contracts import (
 from feedback.curator import GROUP, LAG, Curator
 from feedback.dataset import Dataset
 from feedback.erasing import IN_FLIGHT_S, UNERASED, Eraser
-from feedback.event_log import EventLogError, OutgoingRecord
+from feedback.event_log import EventConsumer, EventLogError, OutgoingRecord
 from feedback.ledger import Ledger
 from feedback.relay import Relay
 from tests.fakes.event_log import FakeEventLog
@@ -226,10 +226,30 @@ def test_topics_of_which_much_is_unread_are_not_renewed(log: FakeEventLog, datas
     clock = Clock()
     eraser = Eraser(log, dataset, FeedbackConfig(broker_holds_mb=1), GROUP, clock=clock)
     eraser.has_read(10 << 20)
-    eraser.look(behind=20_000)
+    assert eraser.look(behind=20_000) is False
     assert log.renewed == 0
     clock.now += 100
-    eraser.look(behind=3)
+    assert eraser.look(behind=3) is True
+    assert log.renewed == 1
+
+
+def test_who_renewed_the_topics_reads_anew_at_once(
+    log: FakeEventLog, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client would find out some seconds later, with its next look at the topics' ids."""
+    log.memory = True
+    real, made = log.consumer, []
+
+    def consumer(topics: Sequence[str], group: str | None) -> EventConsumer:
+        made.append(group)
+        return real(topics, group)
+
+    monkeypatch.setattr(log, "consumer", consumer)
+    for number in range(3):
+        shown = pair(number).model_copy(update={"prompt_token_ids": tuple(range(90_000))})
+        sent(log, (PAIR_TOPIC, shown.to_bytes()))
+    with curating(log, dataset, FeedbackConfig(curate_linger_s=0.0, broker_holds_mb=1)):
+        assert log.wait_for(lambda: made == [GROUP, GROUP], 20)
     assert log.renewed == 1
 
 

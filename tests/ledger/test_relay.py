@@ -323,6 +323,25 @@ def test_what_was_sent_confirmed_and_sent_again_is_counted(ledger, log, start):
     assert value("connected") == 0
 
 
+def test_topics_made_again_are_one_loss_however_it_is_noticed(ledger, log, start):
+    """The next receipt begins at 0 again, which tells what was told already: nothing goes a third time."""
+    registry = CollectorRegistry()
+    relay = start(metrics=RelayMetrics(registry))
+    for name in ("pair_1", "pair_2", "pair_3"):
+        ledger.record_pair(shown(name))
+    eventually(settled(ledger, unconfirmed=3))
+    confirm(log, "pair_1")
+    eventually(settled(ledger, unconfirmed=2))
+    log.forget()
+    eventually(lambda: ids(log) == ["pair_2", "pair_3"])
+    confirm(log, "pair_2")
+    eventually(settled(ledger, unconfirmed=1))
+    relay.stop()
+    assert registry.get_sample_value("hustings_outbox_sent_total") == 5
+    assert registry.get_sample_value("hustings_outbox_requeued_total", {"cause": "topic"}) == 2
+    assert registry.get_sample_value("hustings_outbox_requeued_total", {"cause": "forgotten"}) is None
+
+
 def test_two_relays_on_one_ledger_settle_everything_and_never_trip_over_each_other(ledger, url, log):
     registries = [CollectorRegistry(), CollectorRegistry()]
     with closing(Ledger.open(url)) as other:
