@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -20,14 +19,13 @@ from feedback.dataset.exported import Exported, places_of, remember
 from feedback.dataset.files import clear_stale, folder_in_the_making, make_folder, write_file
 from feedback.dataset.ids import IdIndex
 from feedback.dataset.ordering import in_order
+from feedback.dataset.part_rows import pair_row, thumb_row, vote_row
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import is_decisive
 from feedback.dataset.shared_imports import Waiting
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
 from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones
 from feedback.dataset.weighing import Weigh
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,7 @@ class Dataset:
         Raises:
             DatasetFull: no room; nothing was stored.
         """
-        forgotten = self._tombstones.covering()
-        return self._votes.append([_vote_row(vote) for vote in events if not forgotten.vote(vote)])
+        return self._store(self._votes, lambda gone: [vote_row(vote) for vote in events if not gone.vote(vote)])
 
     def append_pairs(self, events: Sequence[PairShown]) -> Path | None:
         """Store pairs that aren't stored yet in a new part, durable on return.
@@ -83,8 +80,7 @@ class Dataset:
         Raises:
             DatasetFull: no room; nothing was stored.
         """
-        forgotten = self._tombstones.covering()
-        return self._pairs.append([_pair_row(pair) for pair in events if not forgotten.pair(pair)])
+        return self._store(self._pairs, lambda gone: [pair_row(pair) for pair in events if not gone.pair(pair)])
 
     def append_import(self, name: str, pairs: Sequence[PairShown], votes: Sequence[VoteCast]) -> int:
         """`append_pairs` and `append_votes` for an import, and what to keep of rows that another import brought before.
@@ -98,8 +94,8 @@ class Dataset:
         """
         new = self.unknown_pairs(pair.pair_id for pair in pairs)
         forgotten = self._tombstones.covering()
-        known = [_pair_row(pair) for pair in pairs if pair.pair_id not in new and not forgotten.pair(pair)]
-        self._waiting.keep(name, known, {vote.pair.pair_id: _vote_row(vote) for vote in votes})
+        known = [pair_row(pair) for pair in pairs if pair.pair_id not in new and not forgotten.pair(pair)]
+        self._waiting.keep(name, known, {vote.pair.pair_id: vote_row(vote) for vote in votes})
         self.append_pairs(pairs)
         self.append_votes(votes)
         self._waiting.brings(name, new)
@@ -113,14 +109,7 @@ class Dataset:
         Raises:
             DatasetFull: no room; nothing was stored.
         """
-        forgotten = self._tombstones.covering()
-        return self._thumbs.append(
-            [
-                PartRow(event.thumb_id, event.thumb, _micros(event.given_at), event.to_bytes())
-                for event in events
-                if not forgotten.thumb(event)
-            ]
-        )
+        return self._store(self._thumbs, lambda gone: [thumb_row(one) for one in events if not gone.thumb(one)])
 
     def forget(self, event: VoterForgotten) -> ForgottenVoter:
         """Take a voter out of parts and snapshots, and take their events never again; doing it twice does no harm.
@@ -342,6 +331,14 @@ class Dataset:
         """Where these snapshots were exported to, from this dataset."""
         return places_of(self.root, snapshot_ids)
 
+    def _store(self, store: PartStore, rows: Callable[[Covering], list[PartRow]]) -> Path | None:
+        stones = self._tombstones.every()
+        path = store.append(rows(Covering(stone.event for stone in stones)))
+        late = [stone.event for stone in self._tombstones.every() if stone not in stones]
+        if path is not None and late:  # whoever forgot them may have looked for their events before this part was there
+            self.forget_all(late)
+        return path
+
     def _latest(self) -> str | None:
         try:
             return (self._snapshots / "LATEST").read_text().strip()
@@ -386,15 +383,3 @@ class Dataset:
                     yield first
                     yield from rows
                 return
-
-
-def _vote_row(vote: VoteCast) -> PartRow:
-    return PartRow(vote.vote_id, vote.choice, _micros(vote.cast_at), vote.to_bytes())
-
-
-def _pair_row(pair: PairShown) -> PartRow:
-    return PartRow(pair.pair_id, "", _micros(pair.shown_at), pair.to_bytes())
-
-
-def _micros(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -56,8 +56,9 @@ class IdIndex:
         wanted = set(event_ids)
         return wanted - self._found_in("ids", wanted)
 
-    def add(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Add ids with their kinds; what is there stays."""
+    def add(self, rows: Iterable[tuple[str, str]]) -> int:
+        """Add ids with their kinds; what is there stays. Returns how many were new."""
+        added = 0
         for chunk in _chunks(rows):
             kinds = dict(reversed(chunk))
             fresh = self.unknown(kinds)
@@ -66,6 +67,8 @@ class IdIndex:
                 self._db.execute("BEGIN")
                 self._db.executemany("INSERT INTO ids VALUES (?, ?)", [(new, kinds[new]) for new in fresh])
             self._news.update(kinds[new] for new in news)
+            added += len(fresh)
+        return added
 
     def set_old(self, event_ids: Iterable[str]) -> None:
         """What `news` counts against, from now on."""

@@ -77,20 +77,30 @@ class PartStore:
         self._rows: dict[str, int] = {}
 
     def ids(self) -> IdIndex:
-        """The ids in any part; reads only parts that are new since the last call."""
+        """The ids in any part; reads only parts that are new since the last call.
+
+        A part that is gone was merged into others, which hold its ids. Where they don't, somebody took it away, because
+        it was damaged, say: then all are read anew, for what it held must be taken again.
+        """
         if self._ids.lost:
             self.read_ids_anew()
+        again = 0
         while True:
             paths = self.paths()
             try:
                 for path in paths:
                     if path.name not in self._rows:
-                        self._rows[path.name] = self._read_ids(path)
+                        self._rows[path.name], known = self._read_ids(path)
+                        again += known
             except PartGone:
                 continue
             there = {path.name for path in paths}
+            gone = sum(rows for name, rows in self._rows.items() if name not in there)
             self._rows = {name: rows for name, rows in self._rows.items() if name in there}
-            return self._ids
+            if gone <= again:
+                return self._ids
+            self.read_ids_anew()
+            again = 0
 
     def read_ids_anew(self) -> None:
         """Forget which ids there are: some went from the parts."""
@@ -166,6 +176,7 @@ class PartStore:
         for path in paths:
             if path != made:
                 path.unlink(missing_ok=True)
+                self._rows.pop(path.name, None)  # `made` has what is kept of it
         flush_folder(self.folder)
         return made
 
@@ -182,12 +193,13 @@ class PartStore:
                     return group if len(group) > 1 else []
         return []
 
-    def _read_ids(self, path: Path) -> int:
-        rows = 0
+    def _read_ids(self, path: Path) -> tuple[int, int]:
+        """Rows of a part, and how many of them had been known."""
+        rows = fresh = 0
         for batch in read_batches(path, ["id", "kind"]):
-            self._ids.add(zip(batch["id"].to_pylist(), batch["kind"].to_pylist(), strict=True))
+            fresh += self._ids.add(zip(batch["id"].to_pylist(), batch["kind"].to_pylist(), strict=True))
             rows += len(batch)
-        return rows
+        return rows, rows - fresh
 
     def _write_part(self, tables: Iterable[pa.Table]) -> Path | None:
         temporary = self.folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"

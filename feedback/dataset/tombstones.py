@@ -48,7 +48,7 @@ class Tombstones:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._unerased = folder.with_name("unerased")
-        self._read: dict[str, tuple[int, ForgottenVoter]] = {}
+        self._read: dict[str, tuple[tuple[int, int, int], ForgottenVoter]] = {}
 
     def locked(self) -> AbstractContextManager[None]:
         """Alone among all who forget, in this process and others.
@@ -63,9 +63,10 @@ class Tombstones:
         """All, by pseudonym."""
         paths = sorted(self._folder.glob("*.json"))
         for path in paths:
-            changed = path.stat().st_mtime_ns
-            if self._read.get(path.name, (0, None))[0] != changed:
-                self._read[path.name] = (changed, ForgottenVoter.model_validate_json(path.read_bytes()))
+            found = path.stat()
+            written = (found.st_mtime_ns, found.st_ino, found.st_size)  # two in one tick of the file system's clock
+            if path.name not in self._read or self._read[path.name][0] != written:
+                self._read[path.name] = (written, ForgottenVoter.model_validate_json(path.read_bytes()))
         return [self._read[path.name][1] for path in paths]
 
     def of(self, voter: str) -> ForgottenVoter | None:

@@ -37,6 +37,12 @@ LARGEST_GROUP = 256
 WRITER_CACHE_KIB = 32 * 1024
 """Of the pages that SQLite's writer keeps: ids are random, so that votes touch pages all over the indexes."""
 
+OVERTAKEN = frozenset({"23503", "40001", "40P01"})
+"""PostgreSQL's codes where another serving was quicker: a row that is referred to went, or one came that refers to ours
+(a voter was forgotten while they voted); transactions that can't be put in order; a deadlock. Done again, the write
+sees what is there now."""
+OVERTAKEN_ATTEMPTS = 4
+
 READ_ONLY = "25006"
 """PostgreSQL's code for a write where only reading is allowed."""
 
@@ -130,7 +136,7 @@ class Database:
             LedgerUnavailable: the database can't be reached, is full, locked or read-only; nothing was written.
         """
         if not self.is_sqlite:
-            return self._run(self._writing, work)
+            return self._write_beside_others(work)
         mine = _Write(work)
         self._waiting.append(mine)
         with self._turn:
@@ -152,6 +158,16 @@ class Database:
             connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             connection.close()
+
+    def _write_beside_others(self, work: Callable[[Connection], T]) -> T:
+        for left in reversed(range(OVERTAKEN_ATTEMPTS)):
+            try:
+                return self._run(self._writing, work)
+            except (LedgerUnavailable, DBAPIError) as error:
+                told = error.__cause__ if isinstance(error, LedgerUnavailable) else error
+                if not left or getattr(getattr(told, "orig", None), "sqlstate", None) not in OVERTAKEN:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     def _commit_waiting(self) -> None:
         """Run the writes that wait in one transaction and settle them: whoever has the turn does it for the others."""

@@ -254,3 +254,25 @@ def test_a_snapshot_purged_by_another_process_in_this_moment_is_no_trouble(
     snapshots.purge(folder)
     monkeypatch.setattr(snapshots, "is_purged", lambda folder: first.pop() if first else real(folder))
     assert list(dataset.vote_ids(before.id)) == ids
+
+
+@pytest.mark.parametrize("kind", ["votes", "pairs"])
+def test_what_a_curator_stores_in_the_moment_of_forgetting_goes_too(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It looked at the tombstones before there was one, and its part comes when the parts have been looked through."""
+    real, first = parts.PartStore.append, [True]
+
+    def forget_first(store: parts.PartStore, rows: Any) -> Path | None:
+        if first and first.pop():
+            Dataset(tmp_path).forget(EVENT)
+        return real(store, rows)
+
+    monkeypatch.setattr(parts.PartStore, "append", forget_first)
+    if kind == "votes":
+        dataset.append_votes([vote(4), vote(5)])
+    else:
+        dataset.append_pairs([pair(4), pair(5)])
+    assert sorted(stored(tmp_path / "votes")) == (["w2", "w5"] if kind == "votes" else ["w2"])
+    assert sorted(stored(tmp_path / "pairs")) == (["p2"] if kind == "votes" else ["p2", "p5"])
+    assert len(dataset.unerased()) == 1

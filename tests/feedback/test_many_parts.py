@@ -143,3 +143,34 @@ def test_the_index_counts_news_as_it_grows() -> None:
     index.add([("w1", "a"), ("w3", "a"), ("w3", "b"), ("w9", "b")])
     assert dict(index.news()) == {"tie": 1, "a": 1}
     assert (len(index), "w3" in index, index.unknown(["w2", "w4"])) == (4, True, {"w4"})
+
+
+def test_what_a_part_held_that_was_taken_away_is_taken_again(tmp_path: Path) -> None:
+    """A damaged part is moved away and its votes are replayed, to a curator that has run all the while."""
+    dataset = Dataset(tmp_path)
+    dataset.append_votes([vote(1), vote(2)])
+    damaged = dataset.append_votes([vote(3)])
+    assert damaged is not None
+    damaged.rename(tmp_path / "damaged")
+    assert dataset.unknown_votes(["w1", "w2", "w3"]) == {"w3"}
+    assert dataset.append_votes([vote(1), vote(2), vote(3)]) is not None
+    assert [one.vote_id for one in dataset.votes()] == ["w1", "w2", "w3"]
+
+
+def test_parts_that_another_process_merged_are_not_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that counts a million votes each two seconds can't read their ids at every merge of the curator's."""
+    curator, trainer = PartStore(tmp_path / "votes"), PartStore(tmp_path / "votes")
+    for number in range(MERGE_AT):
+        curator.append([row(number)])
+    trainer.ids()
+    assert curator.merge() == MERGE_AT
+    read: list[str] = []
+    real = PartStore._read_ids
+
+    def seen(store: PartStore, path: Path) -> tuple[int, int]:
+        read.append(path.name)
+        return real(store, path)
+
+    monkeypatch.setattr(PartStore, "_read_ids", seen)
+    assert len(trainer.ids()) == len(curator.ids()) == MERGE_AT
+    assert read == [path.name for path in trainer.paths()]  # the trainer read the merged one; who merged it nothing

@@ -1,14 +1,28 @@
 """A full disk, a lock that stays, a folder that can't be written: clear errors, nothing half done."""
 
 import sqlite3
+import threading
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
-from feedback.ledger import Ledger, LedgerCounts, LedgerUnavailable, database, outbox
+from feedback.contracts import FORGOTTEN_TOPIC
+from feedback.ledger import (
+    Ledger,
+    LedgerCounts,
+    LedgerUnavailable,
+    UnknownPair,
+    VoteDraft,
+    VoteOutcome,
+    casting,
+    database,
+    outbox,
+)
 from tests.ledger.builders import shown
+from tests.ledger.test_relay import eventually
 
 
 @pytest.fixture
@@ -124,3 +138,61 @@ def test_a_clock_that_was_set_forward_repeats_events_and_loses_none(ledger, monk
     real = outbox.utc_now
     monkeypatch.setattr(outbox, "utc_now", lambda: real() + timedelta(days=1))
     assert ledger.requeue(None, overdue_s=60) == 1
+
+
+def waiting_for_a_lock(ledger):
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    return ledger._database.read(lambda connection: connection.execute(query).scalar_one()) == 1
+
+
+@pytest.mark.slow
+def test_a_voter_who_is_forgotten_while_a_vote_of_theirs_is_written_is_forgotten(postgres, monkeypatch):
+    """Another serving's vote, not committed yet: the pair can't go before it, and it is not seen."""
+    url = postgres.new_database("vote_under_way")
+    with closing(Ledger.open(url)) as serving, closing(Ledger.open(url)) as other:
+        other.record_pair(shown())
+        written, finish = threading.Event(), threading.Event()
+        real = casting._outcome
+
+        def waits(*args, **named):
+            written.set()
+            assert finish.wait(20)
+            return real(*args, **named)
+
+        monkeypatch.setattr(casting, "_outcome", waits)
+        voting = threading.Thread(target=lambda: other.record_vote(pair_id="pair_1", voter="v_ann", choice="a"))
+        voting.start()
+        assert written.wait(20)
+        forgetting = threading.Thread(target=lambda: serving.forget("v_ann"))
+        forgetting.start()
+        eventually(lambda: waiting_for_a_lock(serving))
+        finish.set()
+        voting.join(20)
+        forgetting.join(20)
+        assert serving.counts() == LedgerCounts(0, 0, 0)
+        assert [event.voter for event in serving.forgotten()] == ["v_ann"]
+        assert [row.topic for row in serving.pending(10)] == [FORGOTTEN_TOPIC]
+
+
+@pytest.mark.slow
+def test_a_vote_whose_voter_is_forgotten_meanwhile_finds_no_pair_and_hurts_no_other(postgres, monkeypatch):
+    """Votes are recorded in groups: the others' were refused with it."""
+    url = postgres.new_database("forgotten_meanwhile")
+    with closing(Ledger.open(url)) as serving, closing(Ledger.open(url)) as other:
+        serving.record_pair(shown())
+        serving.record_pair(shown("pair_2", voter="v_bob", conversation_id="talk_2"))
+        real, first = casting._insert, [True]
+
+        def forgotten_first(*args, **named):
+            if first and first.pop():
+                other.forget("v_ann")
+            return real(*args, **named)
+
+        monkeypatch.setattr(casting, "_insert", forgotten_first)
+        drafts = [VoteDraft("pair_1", "v_ann", "a"), VoteDraft("pair_2", "v_bob", "b")]
+        mine, others = serving.record_votes(drafts)
+        assert isinstance(mine, UnknownPair)
+        assert isinstance(others, VoteOutcome)
+        assert others.created
