@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,22 @@ def slim(root: Path, iteration: int, keep: str) -> None:
 def below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The tensors called `name/...`, without that beginning."""
     return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+
+
+def difference(recorded: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
+    """The first place, dotted, where a record's identity is not today's; None where they are one.
+
+    What a record of an earlier version lacks counts as its default, which the cycle went on with.
+    """
+    for key in sorted({*recorded, *now}):
+        was, is_, default = recorded.get(key, defaults.get(key)), now.get(key), defaults.get(key)
+        if isinstance(was, Mapping) and isinstance(is_, Mapping):
+            within = difference(was, is_, default if isinstance(default, Mapping) else {})
+            if within is not None:
+                return f"{key}.{within}"
+        elif key not in now or was != is_:
+            return key
+    return None
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

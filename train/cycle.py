@@ -7,7 +7,7 @@
     governor's bounds
  5. evaluate: fresh answers of base and policy to the same prompts
  6. publish the adapter with its manifest, atomically
- 7. report
+ 7. report; with it the cycle has ended
 
 Every step leaves its result in `DataPaths.train/cycles/<number>/` before the next begins, so that a cycle which was
 killed anywhere goes on where it stood, ends in the same bits on a CPU, and publishes once.
@@ -96,8 +96,9 @@ class Cycle:
                 f"{evaluation.before.reward:.2f}: the incumbent stays; see {self._folder / 'report.html'}"
             )
         adapter = self._publish(head, result, evaluation)  # 6
-        self._advance(outcome="published", metrics=self._figures(head, result, evaluation))
+        self._advance(metrics=self._figures(head, result, evaluation))
         self._report(head, result, evaluation)  # 7
+        self._advance(outcome="published")
         self._log.info("adapter_published", adapter=adapter.name, reward=evaluation.after.reward)
         return self._state
 
@@ -252,7 +253,9 @@ class Cycle:
     def _report(self, head: RewardHead, result: PpoResult, evaluation: Evaluation | None) -> None:
         figures = self._state.metrics or {**head.metrics, **(self._state.warm_start or {})}
         scales = {name: value for name, value in head.metrics.items() if name.startswith("scale_")}
-        self._chronicle.report(self._state, result.chosen, self._tools.model.name, {**figures, **scales}, evaluation)
+        self._chronicle.report(
+            self._state.finished(), result.chosen, self._tools.model.name, {**figures, **scales}, evaluation
+        )
 
     def _advance(self, **changes: Any) -> None:
         self._state = self._state.model_copy(update=changes)

@@ -314,22 +314,34 @@ class PpoTrainer:
             self._save(0)
             return 0
         tensors, record = self._team.agree(lambda: checkpoint.load(self._folder, iteration))
-        if record["identity"] != self._identity():
+        if other := checkpoint.difference(record["identity"], self._identity(), {"config": _told_apart(TrainConfig())}):
             raise BaseMismatch(
-                f"{self._folder} holds a run with another base, reward model or configuration; remove it to start anew"
+                f"{self._folder} holds a run with another base, reward model or configuration ({other}); remove it to "
+                "start anew"
             )
         self._base.adapters.load_state(POLICY, checkpoint.below(tensors, POLICY))
         if self._advantages.critic is not None:
             self._advantages.critic.load_state(tensors)
         checkpoint.restore_optimiser(self._optimiser, tensors, "policy_optimiser")
-        self._state.restore(record)
+        try:
+            self._state.restore(record)
+        except (KeyError, TypeError) as error:
+            raise BaseMismatch(
+                f"{self._folder} was written by a version of Hustings with other figures ({error}), and this one can't "
+                "go on with it: the next cycle begins anew"
+            ) from error
         return iteration
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to be the same run."""
-        parts = {"seed", "tuning", "reward", "lora", "full", "ppo", "governor", "rollout"}
-        config = self._config.model_dump(mode="json", include=parts, exclude=dict(MEMORY_SETTINGS))
+        config = _told_apart(self._config)
         return {"base": self._base.fingerprint, "reward_model": self._reward.model_id, "config": config}
+
+
+def _told_apart(config: TrainConfig) -> dict[str, Any]:
+    """The settings by which runs are told apart."""
+    parts = {"seed", "tuning", "reward", "lora", "full", "ppo", "governor", "rollout"}
+    return config.model_dump(mode="json", include=parts, exclude=dict(MEMORY_SETTINGS))
 
 
 def _points(metrics: Sequence[IterationMetrics]) -> list[Point]:

@@ -204,19 +204,23 @@ class WarmStarter:
             self._finished(0, None)
             return
         tensors, record = self._team.agree(lambda: checkpoint.load(self._folder, epoch))
-        if record["identity"] != self._identity():
+        if other := checkpoint.difference(record["identity"], self._identity(), {"config": _told_apart(TrainConfig())}):
             raise BaseMismatch(
-                f"{self._folder} holds a warm start with another base, configuration or other demonstrations; "
-                "remove it to start anew"
+                f"{self._folder} holds a warm start with another base, configuration or other demonstrations "
+                f"({other}); remove it to start anew"
             )
         self._base.adapters.load_state(POLICY, checkpoint.below(tensors, POLICY))
         checkpoint.restore_optimiser(self._optimiser, tensors, "optimiser")
         self._epochs = [Epoch(**one) for one in record["epochs"]]
 
     def _identity(self) -> dict[str, Any]:
-        config = self._config.model_dump(mode="json", include={"seed", "tuning", "lora", "full", "sft"})
         counts = [len(self._learn), len(self._held)]
-        return {"base": self._base.fingerprint, "config": config, "demonstrations": counts}
+        return {"base": self._base.fingerprint, "config": _told_apart(self._config), "demonstrations": counts}
+
+
+def _told_apart(config: TrainConfig) -> dict[str, Any]:
+    """The settings by which warm starts are told apart."""
+    return config.model_dump(mode="json", include={"seed", "tuning", "lora", "full", "sft"})
 
 
 def split(
