@@ -1,6 +1,7 @@
 """What finished cycles keep of people's words, taken out when somebody in their votes was forgotten.
 
 A cycle's report quotes prompts, its checkpoints come from votes on them. Neither is needed once the cycle has ended.
+Prepared pairs ask its prompts of other people: they go, and the next cycle prepares others.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import time
 from pathlib import Path
 
 import structlog
+from pydantic import ValidationError
 
+from feedback.contracts import ReviewPool
 from feedback.dataset import Dataset
 from feedback.paths import DataPaths
 from train.cycle_state import all_cycles, cycles_folder
@@ -52,6 +55,7 @@ class Forgetting:
                 continue
             try:
                 _take_out(cycles_folder(self._paths) / f"{state.number:06d}")
+                _take_prepared_away(self._paths.review_pool, state.reward_model)
             except OSError as error:
                 log.error("words_not_taken_out", cycle=state.number, reason=str(error), next="again in a minute")
                 continue
@@ -69,3 +73,16 @@ def _take_out(folder: Path) -> None:
             write_text(report, left)
     if (folder / "ppo").exists():
         shutil.rmtree(folder / "ppo")
+
+
+def _take_prepared_away(pool: Path, reward_model: str | None) -> None:
+    """Remove the prepared pairs that this reward model chose from its snapshot's prompts."""
+    try:
+        prepared = ReviewPool.model_validate_json(pool.read_bytes())
+    except FileNotFoundError:
+        return
+    except ValidationError:
+        return  # nobody shows what can't be read
+    if prepared.reward_model == reward_model:
+        pool.unlink()
+        log.info("prepared_pairs_removed", reason="somebody whose questions may be among them was forgotten")

@@ -327,8 +327,8 @@ class PpoTrainer:
             self._state.restore(record)
         except (KeyError, TypeError) as error:
             raise BaseMismatch(
-                f"{self._folder} was written by a version of Hustings with other figures ({error}), and this one can't "
-                "go on with it: the next cycle begins anew"
+                f"{self._folder} was written by another version of Hustings ({error}), and this one can't "
+                "go on with it; the next cycle begins anew, at once with `hustings train --once`"
             ) from error
         return iteration
 

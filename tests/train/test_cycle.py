@@ -200,6 +200,30 @@ def test_a_cycle_killed_anywhere_goes_on_and_ends_in_the_same_bits(
     assert len(all_cycles(paths)) == 1
 
 
+def test_a_run_that_another_version_tells_of_otherwise_ends_its_cycle_with_one_line(
+    paths: DataPaths, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import chronicle
+
+    fill(paths, tiny_model)
+
+    def dies(*_args: object, **_more: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chronicle.Chronicle, "iteration", dies)
+        with pytest.raises(Killed):
+            train_once(paths, tiny_model)
+    for file in paths.train.glob("cycles/000001/ppo/*/state.json"):
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps(record | {"prices": {**record["prices"], "strange": 1.0}}))
+    assert train_once(paths, tiny_model) == 1
+    (state,) = all_cycles(paths)
+    assert state.outcome == "refused"
+    assert "strange" in (state.reason or "")
+    assert "another version" in (state.reason or "")
+
+
 def _as_an_earlier_version_wrote_it(cycle: Path) -> None:
     """A setting came with an upgrade that neither the cycle's state nor its checkpoint knows."""
     for file in (cycle / "state.json", *cycle.glob("ppo/*/state.json")):

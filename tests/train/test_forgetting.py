@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from feedback.contracts import VoterForgotten
+from feedback.contracts import ReviewItem, ReviewPool, VoterForgotten
 from feedback.dataset import Dataset
 from feedback.paths import DataPaths
 from tests.feedback.events import vote
@@ -72,6 +72,34 @@ def test_words_go_from_the_cycles_that_held_the_voter_and_from_no_other(
     assert status.status["samples"] == []
     assert "landlord" in (without / "report.html").read_text()
     assert (without / "ppo").exists()
+
+
+def test_prepared_pairs_of_such_a_cycle_are_shown_to_nobody_any_more(
+    paths: DataPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others would be asked the forgotten voter's question (train.review.chats), or those of an import taken back."""
+    monkeypatch.setattr(forgetting, "EVERY_S", 0.0)
+    dataset = Dataset(paths.dataset)
+    dataset.append_votes([vote(0)])
+    state = CycleState(number=1, config={}, snapshot=dataset.build_snapshot().id, reward_model="rm", outcome="refused")
+    save_state(cycles_folder(paths), state)
+    completions = vote(0).pair.completions
+    asked = vote(0).pair.messages
+    item = ReviewItem(
+        item_id="i", messages=asked, prompt_token_ids=(1,), completions=completions, propensity=1, information=0
+    )
+    pool = ReviewPool(reward_model="other", base_model="b", base_fingerprint="f", adapter=None, items=(item,))
+    paths.review_pool.parent.mkdir(parents=True, exist_ok=True)
+    paths.review_pool.write_text(pool.model_dump_json())
+    look = Forgetting(paths, dataset, StatusBoard(paths.train / "status.json")).look
+    forget(dataset)
+    look()
+    assert paths.review_pool.is_file()  # another cycle's
+    paths.review_pool.write_text(pool.model_copy(update={"reward_model": "rm"}).model_dump_json())
+    look = Forgetting(paths, dataset, StatusBoard(paths.train / "status.json")).look
+    look()
+    assert not paths.review_pool.exists()
+    look()
 
 
 def test_a_file_that_can_not_be_changed_now_is_changed_later(paths: DataPaths, monkeypatch: pytest.MonkeyPatch) -> None:
