@@ -1,6 +1,6 @@
 """Relay and curator: events a second, beside Kafka's own producer-perf and a raw kafka-python producer.
 
-    python -m benchmarks.stream [--votes 10000] [--kafka-script FILE --kafka-tool FILE] [--out FILE]
+    python -m benchmarks.stream [--votes 10000] [--postgres] [--kafka-script FILE --kafka-tool FILE] [--out FILE]
 
 A ledger full of votes that nobody was told of; the relay sends them (acks=all, idempotent), then a curator reads them
 into part files and confirms them. Each runs alone, in the process that measures it. The embedded broker by default, an
@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from feedback.dataset import Dataset
 from feedback.event_log import EventLog
 from feedback.ledger import Ledger, VoteDraft
 from feedback.relay import Relay
+from tests.postgres import find_binaries, running_postgres
 
 GROUP = 500
 WAIT_S = 300.0
@@ -35,20 +37,27 @@ WAIT_S = 300.0
 def main() -> None:
     """Command line."""
     arguments = _arguments()
-    with bench.staged(arguments) as (folder, broker):
-        found = measure(folder, broker.log(), broker.address, arguments)
+    with bench.staged(arguments) as (folder, broker), ExitStack() as stack:
+        url = f"sqlite:///{folder / 'ledger.sqlite3'}"
+        if arguments.postgres:
+            binaries = find_binaries()
+            if binaries is None:
+                raise SystemExit("stream: no PostgreSQL on this machine; install it, or leave --postgres out")
+            url = stack.enter_context(running_postgres(binaries)).new_database("ledger")
+        found = measure(folder, url, broker.log(), broker.address, arguments)
     bench.tell(found, arguments)
 
 
-def measure(folder: Path, log: EventLog, address: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(folder: Path, url: str, log: EventLog, address: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything, one after the other."""
     events = prepare.vote_events(2_000)
     found: dict[str, Any] = {"votes": arguments.votes, "event_bytes": len(events[0])}
+    found["ledger"] = "PostgreSQL" if arguments.postgres else "SQLite"
     found["kafka_python_per_s"] = round(rivals.producer_rate(address, events, arguments.seconds))
     if arguments.kafka_tool:
         found["producer_perf_per_s"] = producer_perf(arguments.kafka_tool, address, len(events[0]))
     config = FeedbackConfig(receipt_timeout_s=3600.0)
-    ledger = voted(f"sqlite:///{folder / 'ledger.sqlite3'}", arguments.votes)
+    ledger = voted(url, arguments.votes)
     found["relayed_per_s"] = round(arguments.votes / relay(ledger, log, config))
     found["curated_per_s"] = round(arguments.votes / curate(folder, log, config, arguments.votes))
     found["confirmed_per_s"] = round(arguments.votes / confirm(ledger, log, config))
@@ -135,6 +144,7 @@ def _arguments() -> argparse.Namespace:
     parser = bench.parser(__doc__)
     parser.add_argument("--kafka-tool", type=Path, help="Kafka's tools, to run producer-perf with")
     parser.add_argument("--votes", type=int, default=10_000)
+    parser.add_argument("--postgres", action="store_true", help="the ledger on PostgreSQL in place of SQLite")
     parser.add_argument("--seconds", type=float, default=4.0, help="of the kafka-python producer")
     return parser.parse_args()
 
