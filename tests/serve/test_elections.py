@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ from serve.engines.base import AdapterLoadFailed, EngineOverloaded, EngineUnavai
 from serve.releases.follower import ReleaseFollower
 from serve.releases.guards import Guards, Reading, refuses, repetition, told
 from serve.releases.manager import ReleaseManager
-from serve.releases.referee import Contest, Referee, Verdict
+from serve.releases.referee import Contest, Referee, Standing, Verdict
 from serve.releases.sequential import Evidence
 from tests.fakes.engine import FakeEngine
 from tests.fakes.event_log import FakeEventLog
@@ -469,6 +469,37 @@ async def test_the_alarm_listens_to_the_base_as_an_anchor_in_every_mode(
     elect(ledger, None, ONE, 15)
     await manager.keep_up()
     assert deps.office.holder is None
+    await manager.close()
+
+
+async def test_many_votes_of_an_office_holder_are_not_counted_at_each_look(
+    make_deps: MakeDeps, ledger: Ledger, paths: DataPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With anchors they grow for ever, and all of them are read each time."""
+    monkeypatch.setattr("serve.releases.election.VOTES_A_SECOND", 1)  # 15 take 15 s, a look comes each minute
+    deps = make_deps(releases={"canary": VOTES["canary"]}, contenders={"anchor_share": 0.2})
+    counted: list[int] = []
+    real = Referee.alarm
+
+    def alarm(referee: Referee, contest: Contest, now: datetime) -> Standing:
+        found = real(referee, contest, now)
+        counted.append(found.votes)
+        return found
+
+    monkeypatch.setattr(Referee, "alarm", alarm)
+    manager = ReleaseManager(deps)
+    await manager.start()
+    manager.hear(publish(paths.adapters, 1))
+    await eventually(lambda: deps.office.holder == ONE)
+    elect(ledger, ONE, None, 15)
+    await manager.keep_up()
+    await manager.keep_up()
+    assert counted[-2:] == [15, 15]
+    monkeypatch.setattr("serve.releases.election.VOTES_A_SECOND", 0.1)
+    await manager.keep_up()
+    seen = len(counted)
+    await manager.keep_up()
+    assert len(counted) == seen
     await manager.close()
 
 
