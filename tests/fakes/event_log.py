@@ -116,7 +116,7 @@ class FakeEventLog:
             partitions = enumerate(self._topics.get(topic, []))
             return [record for n, held in partitions for record in held[self._begins.get((topic, n), 0) :]]
 
-    def wait_for(self, predicate, timeout_s: float = 5.0) -> bool:
+    def wait_for(self, predicate, timeout_s: float = 30.0) -> bool:
         """Wait until `predicate()` is true after some change of the log."""
         with self.changed:
             return self.changed.wait_for(predicate, timeout_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -276,3 +277,18 @@ def test_what_a_curator_stores_in_the_moment_of_forgetting_goes_too(
     assert sorted(stored(tmp_path / "votes")) == (["w2", "w5"] if kind == "votes" else ["w2"])
     assert sorted(stored(tmp_path / "pairs")) == (["p2"] if kind == "votes" else ["p2", "p5"])
     assert len(dataset.unerased()) == 1
+
+
+def test_a_tombstone_that_was_written_twice_within_one_tick_of_the_clock_is_read_anew(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """A file system's clock may tick every four milliseconds."""
+    other = Dataset(tmp_path)
+    dataset.forget(EVENT)
+    stone = tmp_path / "forgotten" / f"{VOTER}.json"
+    first = stone.stat()
+    assert other.forgotten()[0].event.until == EVENT.until
+    later = EVENT.model_copy(update={"until": START + timedelta(days=1)})
+    dataset.forget(later)
+    os.utime(stone, ns=(first.st_atime_ns, first.st_mtime_ns))
+    assert other.forgotten()[0].event.until == later.until
