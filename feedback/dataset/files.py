@@ -126,12 +126,14 @@ def folder_in_the_making(parent: Path) -> Iterator[tuple[Path, Callable[[str], P
 
 
 def clear_stale(folder: Path, older_than_s: float = STALE_AFTER_S) -> int:
-    """Remove temporary files and folders that a crash left long ago; returns how many. A young one may be in use."""
+    """Remove temporary files and folders that a crash left long ago; returns how many. A young one may be in use, and
+    so may a folder with anything young in it: a large snapshot takes more than an hour.
+    """
     cleared = 0
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         try:
-            age = time.time() - path.stat().st_mtime
-            if age < older_than_s:
+            changed = max(one.stat().st_mtime for one in (path, *path.rglob("*")))
+            if time.time() - changed < older_than_s:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             cleared += 1

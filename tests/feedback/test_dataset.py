@@ -142,12 +142,28 @@ def test_what_a_crash_left_half_written_is_not_read_and_is_cleared_when_old(tmp_
     half_snapshot = tmp_path / "snapshots" / ".writing-dead"
     half_snapshot.mkdir()
     (half_snapshot / "preferences.parquet").write_bytes(b"PAR1")
-    os.utime(half_snapshot, (0, 0))
+    for path in (half_snapshot / "preferences.parquet", half_snapshot):
+        os.utime(path, (0, 0))
     reopened = Dataset(tmp_path)
     assert reopened.build_snapshot().votes == 1
     assert not old.exists()
     assert young.exists()
     assert not half_snapshot.exists()
+
+
+def test_a_snapshot_that_has_been_built_for_hours_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
+    """Its folder is as old as its beginning; what is written goes into a folder within."""
+    scratch = tmp_path / "snapshots" / ".writing-large" / "scratch"
+    scratch.mkdir(parents=True)
+    bucket = scratch / "0001.arrow"
+    bucket.write_bytes(b"rows")
+    for path in (scratch, scratch.parent):
+        os.utime(path, (0, 0))
+    Dataset(tmp_path)
+    assert bucket.exists()
+    os.utime(bucket, (0, 0))
+    Dataset(tmp_path)
+    assert not scratch.parent.exists()
 
 
 def test_a_changed_part_is_refused_by_name(tmp_path: Path) -> None:
