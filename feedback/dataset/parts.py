@@ -108,8 +108,15 @@ class PartStore:
         self._rows = {}
 
     def paths(self) -> list[Path]:
-        """Every whole part, in the order of names."""
-        return sorted(self.folder.glob("*.parquet"))
+        """Every whole part, in the order of names.
+
+        Listed until two listings agree: a folder of many files is read in pieces, and while parts are merged a single
+        listing may show neither them nor the one that they went into (ext4, one in a hundred with 600 files).
+        """
+        found, before = sorted(self.folder.glob("*.parquet")), None
+        while found != before:
+            found, before = sorted(self.folder.glob("*.parquet")), found
+        return found
 
     def locked(self) -> AbstractContextManager[None]:
         """Alone among all who put parts in the place of others, or lock this store for other reasons.

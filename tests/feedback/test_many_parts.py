@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,17 @@ def test_parts_that_another_process_merged_are_not_read_anew(tmp_path: Path, mon
     monkeypatch.setattr(PartStore, "_read_ids", seen)
     assert len(trainer.ids()) == len(curator.ids()) == MERGE_AT
     assert read == [path.name for path in trainer.paths()]  # the trainer read the merged one; who merged it nothing
+
+
+def test_a_listing_that_missed_a_merge_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part before the merge was gone when its piece of the folder was read, and the one after not yet there."""
+    dataset = Dataset(tmp_path)
+    dataset.append_votes([vote(1)])
+    real, torn = Path.glob, [True]
+
+    def glob(folder: Path, pattern: str) -> Iterator[Path]:
+        found = list(real(folder, pattern))
+        return iter([] if folder.name == "votes" and torn and torn.pop() else found)
+
+    monkeypatch.setattr(Path, "glob", glob)
+    assert dataset.build_snapshot().votes == 1
