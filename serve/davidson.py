@@ -11,12 +11,13 @@ Newton's method finds its only top. Pure functions on arrays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feedback.voters.ballots import A, B
+from serve.davidson_sums import Sums, in_order
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
@@ -27,6 +28,8 @@ _OTHERS_SD = 3.0
 _NEWTON_STEPS = 60
 _CONVERGED = 1e-10
 _HALVINGS = 30
+_AT_ONCE = 1_000_000
+"""Numbers of a table of draws by votes, or by squares of parameters, that are held at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +54,19 @@ class Contests:
 
     def __len__(self) -> int:
         return len(self.left)
+
+    def in_order(self) -> Contests:
+        """The same, votes of the same two together, as `sums` wants them."""
+        order = in_order(self.left, self.right, self.contenders)
+        columns = {
+            name: getattr(self, name)[order] for name in ("left", "right", "choice", "longer", "weight", "voter")
+        }
+        return replace(self, **columns)
+
+    def sums(self, control_length: bool) -> Sums:
+        """What adds them up, with length or without."""
+        longer = self.longer if control_length else np.zeros(len(self))
+        return Sums(self.left, self.right, longer, self.contenders)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,37 +98,26 @@ def fit(contests: Contests, *, control_length: bool, draws: int = 0, seed: int =
     """Fit strengths, and with `draws` bootstrap their uncertainty by drawing whole voters with replacement.
 
     Each draw's parameters are one Newton step from the full fit, on the draw's own gradient and curvature (Davidson and
-    MacKinnon, "Bootstrap testing in nonlinear models", 1999): the cost doesn't grow with the votes.
+    MacKinnon, "Bootstrap testing in nonlinear models", 1999). Votes of the same two add up (`Sums`): time and memory go
+    with the votes and with the contenders, not with the one times the other.
     """
-    design = _design(contests, control_length)
-    top = _mode(contests, design)
-    resampled = _resample(contests, design, top, draws, np.random.default_rng(seed)) if draws else np.empty((0, 0))
+    told = contests.in_order()
+    sums = told.sums(control_length)
+    top = _mode(told, sums)
+    resampled = _resample(told, sums, top, draws, np.random.default_rng(seed)) if draws else np.empty((0, 0))
     size = contests.contenders
     return Strengths(top[:size], float(top[size]), float(top[size + 1]), float(top[size + 2]), resampled)
 
 
 def log_posterior(contests: Contests, parameters: Floats, *, control_length: bool) -> float:
     """What `fit` maximises, nats, at `parameters` (K + 3,)."""
-    return _value(contests, _design(contests, control_length), parameters)
+    return _value(contests, contests.sums(control_length), parameters)
 
 
-def _design(contests: Contests, control_length: bool) -> tuple[Floats, Floats]:
-    """(N, K + 3) of the utility difference left less right, and of the tie's utility above their mean."""
-    rows, size = np.arange(len(contests)), contests.contenders
-    differs = np.zeros((len(contests), size + 3))
-    differs[rows, contests.left] += 1.0
-    differs[rows, contests.right] -= 1.0
-    differs[:, size + 1] = 1.0
-    differs[:, size + 2] = contests.longer if control_length else 0.0
-    ties = np.zeros_like(differs)
-    ties[:, size] = 1.0
-    return differs, ties
-
-
-def _probabilities(design: tuple[Floats, Floats], parameters: Floats) -> Floats:
+def _probabilities(sums: Sums, parameters: Floats) -> Floats:
     """(N, 3) of left, right, neither; utilities are taken from the middle of left and right."""
-    half = design[0] @ parameters / 2
-    logits = np.stack([half, -half, design[1] @ parameters], axis=1)
+    half = sums.differences(parameters) / 2
+    logits = np.stack([half, -half, np.full_like(half, parameters[sums.contenders])], axis=1)
     logits -= logits.max(axis=1, keepdims=True)
     odds = np.exp(logits)
     found: Floats = odds / odds.sum(axis=1, keepdims=True)
@@ -125,35 +130,35 @@ def _precision(contests: Contests) -> Floats:
     return found
 
 
-def _value(contests: Contests, design: tuple[Floats, Floats], parameters: Floats) -> float:
-    chosen = _probabilities(design, parameters)[np.arange(len(contests)), contests.choice]
+def _value(contests: Contests, sums: Sums, parameters: Floats) -> float:
+    chosen = _probabilities(sums, parameters)[np.arange(len(contests)), contests.choice]
     return float(contests.weight @ np.log(chosen) - 0.5 * _precision(contests) @ parameters**2)
 
 
-def _slopes(contests: Contests, design: tuple[Floats, Floats], parameters: Floats) -> tuple[Floats, Floats, Floats]:
-    """Per vote: (N,) slopes along the difference and the tie, (N, 3) entries of the curvature between these two."""
-    p = _probabilities(design, parameters)
+def _slopes(
+    contests: Contests, sums: Sums, parameters: Floats
+) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats, Floats]]:
+    """Per vote (N,): slopes along the difference and the tie; the three entries of the curvature between these two."""
+    p, weight = _probabilities(sums, parameters), contests.weight
     lean = (p[:, A] - p[:, B]) / 2
     said = np.where(contests.choice == A, 0.5, np.where(contests.choice == B, -0.5, 0.0))
     neither = p[:, 2]
-    bend = np.stack([(p[:, A] + p[:, B]) / 4 - lean**2, -lean * neither, neither * (1 - neither)], axis=1)
-    return (
-        contests.weight * (said - lean),
-        contests.weight * ((contests.choice > B) - neither),
-        contests.weight[:, None] * bend,
-    )
+    slopes = weight * (said - lean), weight * ((contests.choice > B) - neither)
+    bends = (p[:, A] + p[:, B]) / 4 - lean**2, -lean * neither, neither * (1 - neither)
+    return slopes, (weight * bends[0], weight * bends[1], weight * bends[2])
 
 
-def _mode(contests: Contests, design: tuple[Floats, Floats]) -> Floats:
+def _mode(contests: Contests, sums: Sums) -> Floats:
     """Newton's method; a step that would go down is halved."""
+    precision, once = _precision(contests), np.ones((1, len(contests)))
     parameters = np.zeros(contests.contenders + 3)
-    value = _value(contests, design, parameters)
+    value = _value(contests, sums, parameters)
     for _ in range(_NEWTON_STEPS):
-        slope, tie_slope, bend = _slopes(contests, design, parameters)
-        gradient = design[0].T @ slope + design[1].T @ tie_slope - _precision(contests) * parameters
-        step = np.linalg.solve(_curvature(contests, design, bend), gradient)
+        slopes, bends = _slopes(contests, sums, parameters)
+        gradient = sums.gradients(sums.slopes(*slopes, once))[0] - precision * parameters
+        step = np.linalg.solve(sums.curvatures(sums.bends(*bends, once))[0] + np.diag(precision), gradient)
         for _ in range(_HALVINGS):
-            after = _value(contests, design, parameters + step)
+            after = _value(contests, sums, parameters + step)
             if after >= value:
                 break
             step /= 2
@@ -163,44 +168,19 @@ def _mode(contests: Contests, design: tuple[Floats, Floats]) -> Floats:
     return parameters
 
 
-def _curvature(contests: Contests, design: tuple[Floats, Floats], bend: Floats) -> Floats:
-    differs, ties = design
-    cross = differs.T @ (bend[:, [1]] * ties)
-    data = differs.T @ (bend[:, [0]] * differs) + cross + cross.T + ties.T @ (bend[:, [2]] * ties)
-    found: Floats = data + np.diag(_precision(contests))
-    return found
-
-
-def _resample(
-    contests: Contests, design: tuple[Floats, Floats], top: Floats, draws: int, rng: np.random.Generator
-) -> Floats:
+def _resample(contests: Contests, sums: Sums, top: Floats, draws: int, rng: np.random.Generator) -> Floats:
     """(draws, K + 3) one Newton step from the mode for each draw of voters."""
     voters, voter = np.unique(contests.voter, return_inverse=True)
-    gradients, bends = _by_voter(contests, design, top, voter, len(voters))
-    times = rng.multinomial(len(voters), np.full(len(voters), 1 / len(voters)), size=draws).astype(np.float64)
-    precision = _precision(contests)
-    slopes = times @ gradients - precision * top
-    size = len(top)
-    curvatures = (times @ bends.reshape(len(voters), -1)).reshape(draws, size, size) + np.diag(precision)
-    found: Floats = top + np.linalg.solve(curvatures, slopes[:, :, None])[:, :, 0]
-    size = contests.contenders
+    chances = np.full(len(voters), 1 / len(voters))
+    slopes, bends = _slopes(contests, sums, top)
+    precision, size = _precision(contests), contests.contenders
+    some = max(1, _AT_ONCE // max(len(contests), len(top) ** 2))
+    found = np.empty((draws, len(top)))
+    for start in range(0, draws, some):
+        times = rng.multinomial(len(voters), chances, size=min(some, draws - start))
+        drawn = times.astype(np.float64)[:, voter]
+        gradients = sums.gradients(sums.slopes(*slopes, drawn)) - precision * top
+        curvatures = sums.curvatures(sums.bends(*bends, drawn)) + np.diag(precision)
+        found[start : start + some] = top + np.linalg.solve(curvatures, gradients[:, :, None])[:, :, 0]
     found[:, :size] -= found[:, :size].mean(axis=1, keepdims=True)
     return found
-
-
-def _by_voter(
-    contests: Contests, design: tuple[Floats, Floats], top: Floats, voter: NDArray[np.int64], voters: int
-) -> tuple[Floats, Floats]:
-    """(V, P) gradient and (V, P, P) curvature of each voter's votes, without the prior."""
-    slope, tie_slope, bend = _slopes(contests, design, top)
-    differs, ties = design
-    size = differs.shape[1]
-    order = np.argsort(voter, kind="stable")
-    starts = np.searchsorted(voter[order], np.arange(voters))
-    gradients = np.add.reduceat((slope[:, None] * differs + tie_slope[:, None] * ties)[order], starts, axis=0)
-    curvatures = np.empty((voters, size, size))
-    for row in range(size):
-        column = bend[:, [0]] * differs[:, [row]] * differs + bend[:, [2]] * ties[:, [row]] * ties
-        column += bend[:, [1]] * (differs[:, [row]] * ties + ties[:, [row]] * differs)
-        curvatures[:, row] = np.add.reduceat(column[order], starts, axis=0)
-    return gradients, curvatures

@@ -20,10 +20,11 @@ from serve.config import ServeConfig
 from serve.engines.base import Engine
 from serve.gate import Gate, Readiness
 from serve.kept import Kept
+from serve.latest import Latest
 from serve.metrics import Metrics
 from serve.office import Office
 from serve.rate_limit import RateLimit
-from serve.vote_book import VoteBook
+from serve.vote_book import VoteBook, VoteNews
 from serve.vote_desk import VoteDesk
 
 P = ParamSpec("P")
@@ -60,6 +61,7 @@ class ServeDeps:
     vote_limit: RateLimit = field(init=False)
     votes: VoteDesk = field(init=False)
     book: VoteBook = field(init=False)
+    news: Latest[VoteNews] = field(init=False)
     tallies: Kept[list[Tally]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +72,7 @@ class ServeDeps:
         object.__setattr__(self, "votes", VoteDesk(self.ledger))
         book = VoteBook(self.ledger, self.voters, most=ratings.newest, fresh_s=ratings.fresh_s)
         object.__setattr__(self, "book", book)
+        object.__setattr__(self, "news", Latest(book.news))
         object.__setattr__(self, "tallies", Kept(self.ledger.tallies))
 
 

@@ -176,12 +176,13 @@ def _standings(
 ) -> tuple[Standing, ...]:
     (low, high), (low_equal, high_equal) = plain.intervals(), equal.intervals()
     size = len(names)
+    records, rates = _records(contests, told), _win_rates(contests)
     rows = [
         Standing(
             contender=name,
             rank=1 + int((low_equal[:size] > high_equal[index]).sum()),
-            **_record(index, contests, told),
-            win_rate=_win_rate(index, contests),
+            **{outcome: int(counts[index]) for outcome, counts in records.items()},
+            win_rate=rates[index],
             strength=round(float(plain.strength[index]), _DIGITS),
             interval=_interval(low[index], high[index]),
             controlled=round(float(equal.strength[index]), _DIGITS),
@@ -192,23 +193,32 @@ def _standings(
     return tuple(sorted(rows, key=lambda row: (-row.controlled, row.contender)))
 
 
-def _record(index: int, contests: Contests, told: Ballots) -> dict[str, int]:
-    is_left, is_right = contests.left == index, contests.right == index
-    met = is_left | is_right
+def _records(contests: Contests, told: Ballots) -> dict[str, NDArray[np.int64]]:
+    """(K,) comparisons of each contender, by how they ended for it."""
+    left, right = [_counted(side, told.choice, contests.contenders) for side in (contests.left, contests.right)]
+    both = left + right
     return {
-        "wins": int((is_left & (told.choice == A) | is_right & (told.choice == B)).sum()),
-        "losses": int((is_left & (told.choice == B) | is_right & (told.choice == A)).sum()),
-        "ties": int((met & (told.choice == TIE)).sum()),
-        "both_bad": int((met & (told.choice == BOTH_BAD)).sum()),
+        "wins": left[:, A] + right[:, B],
+        "losses": left[:, B] + right[:, A],
+        "ties": both[:, TIE],
+        "both_bad": both[:, BOTH_BAD],
     }
 
 
-def _win_rate(index: int, contests: Contests) -> float | None:
-    points = np.array([1.0, 0.0, 0.5])[contests.choice]
-    took = np.where(contests.left == index, points, 1 - points)
-    weight = contests.weight * ((contests.left == index) | (contests.right == index))
-    total = float(weight.sum())
-    return round(float(weight @ took) / total, _DIGITS) if total else None
+def _counted(side: NDArray[np.int32], choice: NDArray[np.int8], contenders: int) -> NDArray[np.int64]:
+    """(K, 4) how often the contender at this side heard each choice."""
+    place = side.astype(np.int64) * 4 + choice
+    return np.bincount(place, minlength=contenders * 4).reshape(contenders, 4)
+
+
+def _win_rates(contests: Contests) -> list[float | None]:
+    """Share of the weight that each contender took; None where no vote has weight."""
+    points, size = np.array([1.0, 0.0, 0.5])[contests.choice], contests.contenders
+    took, total = np.zeros(size), np.zeros(size)
+    for side, share in ((contests.left, points), (contests.right, 1 - points)):
+        took += np.bincount(side, contests.weight * share, minlength=size)
+        total += np.bincount(side, contests.weight, minlength=size)
+    return [round(float(mine / all_), _DIGITS) if all_ else None for mine, all_ in zip(took, total, strict=True)]
 
 
 def _interval(low: float, high: float) -> Interval:

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from feedback.config import VotersConfig
 from feedback.contracts import VoterForgotten
 from feedback.ledger import Ledger, Place
-from feedback.voters import Ballot, Ballots, ballots_of, vote_weights, voter_trust, voter_weights
+from feedback.voters import Ballot, Ballots, ballots_of, voter_trust, weights_of
 from feedback.voters.ballots import BASE
+from serve.kept import QUICK_S, REST
 from serve.leaderboard import Leaderboard, leaderboard, left_of
 
 LATE_US = 60_000_000
@@ -44,6 +45,8 @@ class VoteNews:
 class VoteBook:
     """Keeps the ballots in memory and works out standings and weights at most every `fresh_s`. For any thread.
 
+    With very many votes and adapters that takes seconds; then they are kept for twenty times as long (`serve.kept`).
+
     Args:
         most: ballots kept, the newest.
         clock: seconds, monotonic.
@@ -69,17 +72,20 @@ class VoteBook:
         self._total = 0
         self._forgotten: frozenset[VoterForgotten] = frozenset()
         self._news: VoteNews | None = None
-        self._at = -float("inf")
+        self._until = -float("inf")
 
-    def news(self, fresh_s: float | None = None) -> VoteNews:
-        """Standings and weights, at most `fresh_s` old (None: as configured); blocks.
+    def news(self) -> VoteNews:
+        """Standings and weights, at most as old as configured, or as they must be to cost little; blocks.
 
         Raises:
             LedgerUnavailable: the ledger can't be read.
         """
         with self._lock:
-            if self._news is None or self._clock() - self._at >= (self._fresh_s if fresh_s is None else fresh_s):
+            if self._news is None or self._clock() >= self._until:
+                began = self._clock()
                 self._refresh()
+                took = self._clock() - began
+                self._until = began + max(self._fresh_s, REST * took if took > QUICK_S else 0.0)
             assert self._news is not None, "a refresh leaves news"
             return self._news
 
@@ -107,9 +113,8 @@ class VoteBook:
         changed = self._read()
         if changed or self._news is None:
             ballots = Ballots.of(ballot for _, cast in self._ballots.values() for ballot in cast)
-            board = leaderboard(ballots, vote_weights(ballots, self._voters))
-            self._news = VoteNews(board, left_of(ballots), voter_weights(ballots, self._voters))
-        self._at = self._clock()
+            weights = weights_of(ballots, self._voters)
+            self._news = VoteNews(leaderboard(ballots, weights.votes), left_of(ballots), weights.voters)
 
     def _read(self) -> bool:
         """Take in what is new; True where anything is. When a voter was forgotten, all is read again."""

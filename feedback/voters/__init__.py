@@ -5,17 +5,19 @@ from __future__ import annotations
 from feedback.config import VotersConfig
 from feedback.voters.ballots import Ballot, BallotBox, Ballots, ballots_of
 from feedback.voters.leaks import names_itself
-from feedback.voters.weights import vote_weights, voter_trust, voter_weights, weigher
+from feedback.voters.weights import Weights, vote_weights, voter_trust, voter_weights, weigher, weights_of
 
 __all__ = [
     "Ballot",
     "BallotBox",
     "Ballots",
     "VotersConfig",
+    "Weights",
     "ballots_of",
     "names_itself",
     "vote_weights",
     "voter_trust",
     "voter_weights",
     "weigher",
+    "weights_of",
 ]

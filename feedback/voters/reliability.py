@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from feedback.config import VotersConfig
+from feedback.voters.beta_binomial import BetaBinomial
 from feedback.voters.cells import Floats, Ints, Records
 
 _SIDE_SPREAD = 24.0
@@ -120,6 +120,10 @@ class _Em:
         self._prior = np.full(self._size, config.suspicion / (self._size - 1))
         self._prior[HONEST] = 1 - config.suspicion
         self._fixed = self._coins()
+        cells = records.cells
+        self._in_contest = BetaBinomial(cells.wins, cells.losses, cells.contest, len(cells.first), self._spread)
+        left, right = records.self_left.astype(np.int64), records.self_right.astype(np.int64)
+        self._alone = BetaBinomial(left, right, np.zeros(len(left), dtype=np.int64), 1, _SIDE_SPREAD)
         self._meet()
 
     def _meet(self) -> None:
@@ -197,10 +201,8 @@ class _Em:
     ) -> tuple[Posterior, Floats]:
         """The posterior, and (V,) log-probability of each voter's record."""
         found, cells = self._records, self._records.cells
-        in_contest = _beta_binomial(cells.wins, cells.losses, cells.contest, self._spread * rates, self._spread)
-        everywhere = np.zeros(len(found.self_left), dtype=np.int64)
-        left, right = found.self_left.astype(np.int64), found.self_right.astype(np.int64)
-        alone = _beta_binomial(left, right, everywhere, np.array([_SIDE_SPREAD * side]), _SIDE_SPREAD)
+        in_contest = self._in_contest.log_probability(self._spread * rates)
+        alone = self._alone.log_probability(np.array([_SIDE_SPREAD * side]))
         judged = found.gold_right * np.log(gold) + found.gold_wrong * np.log(1 - gold)
         careful = np.bincount(cells.voter, in_contest, minlength=len(found)) + alone + judged
         hurried = found.hasty * np.log(haste) + found.unhurried * np.log(1 - haste)
@@ -249,29 +251,3 @@ class _Em:
 def _rate(hits: Any, misses: Any, prior: tuple[float, float]) -> float:
     # numpy types the product of two vectors as an array, though it is a number.
     return float((hits + prior[0]) / (hits + misses + prior[0] + prior[1]))
-
-
-def _beta_binomial(
-    wins: NDArray[np.int64], losses: NDArray[np.int64], kind: NDArray[np.int64], alphas: Floats, spread: float
-) -> Floats:
-    """(C,) log-probability of one sequence of wins and losses whose rate is drawn from Beta(alpha, spread - alpha).
-
-    Args:
-        kind: (C,) which of `alphas` (M,) belongs to a row.
-    """
-    out = np.zeros(len(wins))
-    order = np.argsort(kind, kind="stable")
-    starts = np.searchsorted(kind[order], np.arange(len(alphas) + 1))
-    together = _rising(np.array([spread]), int((wins + losses).max(initial=0)))[0]
-    for index, alpha in enumerate(alphas):
-        rows = order[starts[index] : starts[index + 1]]
-        up = _rising(np.array([alpha]), int(wins[rows].max(initial=0)))[0]
-        down = _rising(np.array([spread - alpha]), int(losses[rows].max(initial=0)))[0]
-        out[rows] = up[wins[rows]] + down[losses[rows]] - together[wins[rows] + losses[rows]]
-    return out
-
-
-def _rising(start: Floats, most: int) -> Floats:
-    """(S, most + 1) logarithms of the rising factorials start (start + 1) … (start + n - 1)."""
-    steps = np.log(start[:, None] + np.arange(most))
-    return np.concatenate([np.zeros((len(start), 1)), np.cumsum(steps, axis=1)], axis=1)

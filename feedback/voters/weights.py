@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,18 +17,37 @@ _DIGITS = 4
 _LEVELLED = 1e-9
 
 
-def voter_weights(ballots: Ballots, config: VotersConfig) -> dict[str, float]:
-    """Each voter's weight, the leverage cap included: what a vote counts where nothing else is held against it.
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """What votes and voters count.
+
+    Attributes:
+        votes: (N,) of each row: its voter's, less what repeats are worth; 0 for planted pairs. The comparisons of a
+            ranking have its whole weight each; who adds them up takes `Ballots.share` of it.
+        voters: of each voter, the leverage cap included: what a vote counts where nothing else is held against it.
+    """
+
+    votes: Floats
+    voters: dict[str, float]
+
+
+def weights_of(ballots: Ballots, config: VotersConfig) -> Weights:
+    """What votes and voters count, by one fit.
 
     The same votes give the same weights in any order. Whoever tests a contest by them should know that they look at
     that contest's votes too (docs/voting.md, "What the weights may be used for").
     """
     trusted = _trust(ballots, config)
-    votes = trusted[ballots.voter] * _fitness(ballots, config) * ballots.share
-    scales = _cap_of(ballots, votes, config)
-    return {
-        name: float(weight) for name, weight in zip(ballots.voters, np.round(trusted * scales, _DIGITS), strict=True)
-    }
+    votes = trusted[ballots.voter] * _fitness(ballots, config)
+    scales = _cap_of(ballots, votes * ballots.share, config)
+    told = np.round(trusted * scales, _DIGITS)
+    voters = {name: float(weight) for name, weight in zip(ballots.voters, told, strict=True)}
+    return Weights(np.round(votes * scales[ballots.voter], _DIGITS), voters)
+
+
+def voter_weights(ballots: Ballots, config: VotersConfig) -> dict[str, float]:
+    """`Weights.voters` alone."""
+    return weights_of(ballots, config).voters
 
 
 def voter_trust(ballots: Ballots, config: VotersConfig) -> dict[str, float]:
@@ -37,12 +57,8 @@ def voter_trust(ballots: Ballots, config: VotersConfig) -> dict[str, float]:
 
 
 def vote_weights(ballots: Ballots, config: VotersConfig) -> Floats:
-    """(N,) each row's weight: its voter's, less what repeats are worth; 0 for planted pairs.
-
-    The comparisons of a ranking have its whole weight each; who adds them up takes `Ballots.share` of it.
-    """
-    votes = _trust(ballots, config)[ballots.voter] * _fitness(ballots, config)
-    return np.round(votes * _cap_of(ballots, votes * ballots.share, config)[ballots.voter], _DIGITS)
+    """`Weights.votes` alone."""
+    return weights_of(ballots, config).votes
 
 
 def weigher(config: VotersConfig) -> Callable[[Ballots], Floats]:

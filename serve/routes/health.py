@@ -16,8 +16,6 @@ from serve.metrics import Metrics
 from serve.routes.problems import PROBLEMS
 from serve.vote_book import VoteNews
 
-RATINGS_FRESH_S = 60.0
-"""A scrape lets standings be worked out again when they are so old, though more often is asked for elsewhere."""
 router = APIRouter(tags=["operations"])
 
 
@@ -47,15 +45,19 @@ async def readyz(deps: Deps) -> Response:
 @router.get("/metrics", response_class=PrometheusText)
 async def metrics(deps: Deps) -> Response:
     """Prometheus' text format."""
-    body = await on_thread(_scrape, deps)
+    news = None
+    with contextlib.suppress(LedgerUnavailable):  # then above all the other metrics are wanted
+        news = await deps.news.if_any()
+    body = await on_thread(_scrape, deps, news)
     return PrometheusText(body)
 
 
-def _scrape(deps: ServeDeps) -> bytes:
+def _scrape(deps: ServeDeps, news: VoteNews | None) -> bytes:
     metrics = deps.metrics
     figures: tuple[float, ...] = (math.nan,) * 4
-    with contextlib.suppress(LedgerUnavailable):  # then above all the other metrics are wanted
-        _show_votes(metrics, deps.book.news(RATINGS_FRESH_S))
+    if news is not None:
+        _show_votes(metrics, news)
+    with contextlib.suppress(LedgerUnavailable):
         stats = deps.ledger.outbox_stats()
         figures = (stats.pending, stats.unconfirmed, stats.oldest_pending_age_s, stats.parked)
     gauges = (metrics.outbox_pending, metrics.outbox_unconfirmed, metrics.outbox_age, metrics.outbox_parked)

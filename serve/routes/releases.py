@@ -131,7 +131,7 @@ async def reject(name: ReleaseName, deps: Deps, manager: Manager, why: Reason = 
 async def leaderboard(deps: Deps) -> Response:
     """Contenders by strength at equal length, with 95% intervals; position bias; what was left out (docs/voting.md)."""
     tallies = await on_thread(deps.tallies)
-    board = (await on_thread(deps.book.news)).board
+    board = (await deps.news()).board
     found = asdict(board) | {
         "contenders": [asdict(standing) | {"votes": standing.votes} for standing in board.contenders],
         "left_share": left_share(tallies),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from itertools import product
 
@@ -185,3 +186,37 @@ def test_swapping_the_sides_and_renaming_change_what_they_should(seed: int, cont
     assert renamed.strength[names] == pytest.approx(found.strength, abs=1e-5)
     doubled = fit(replace(told, weight=told.weight * 0), control_length=False)
     assert doubled.strength == pytest.approx(np.zeros(contenders), abs=1e-9)
+
+
+def test_sums_of_meetings_are_those_of_the_votes_one_by_one() -> None:
+    rng = np.random.default_rng(6)
+    told = replace(drawn([0.4, 0.1, -0.2, -0.3], 60, seed=6), longer=rng.uniform(-1, 1, 60)).in_order()
+    slope, tie, bend, cross, tie_bend = rng.normal(size=(5, 60))
+    often = rng.integers(0, 4, (3, 60)).astype(float)
+    size, sums = 4, told.sums(True)
+    for row, times in enumerate(often):
+        gradient, curvature = np.zeros(size + 3), np.zeros((size + 3, size + 3))
+        for n in range(60):
+            along, neither = np.zeros(size + 3), np.zeros(size + 3)
+            along[told.left[n]], along[told.right[n]], along[size + 1], along[size + 2] = 1, -1, 1, told.longer[n]
+            neither[size] = 1
+            gradient += times[n] * (slope[n] * along + tie[n] * neither)
+            curvature += times[n] * bend[n] * np.outer(along, along)
+            curvature += times[n] * cross[n] * (np.outer(along, neither) + np.outer(neither, along))
+            curvature += times[n] * tie_bend[n] * np.outer(neither, neither)
+        assert sums.gradients(sums.slopes(slope, tie, often))[row] == pytest.approx(gradient)
+        assert sums.curvatures(sums.bends(bend, cross, tie_bend, often))[row] == pytest.approx(curvature)
+
+
+def test_memory_goes_with_the_votes_where_many_adapters_have_met_many_voters() -> None:
+    """A table of voters by adapters by adapters is gigabytes at 300 adapters and 5,000 voters."""
+    rng = np.random.default_rng(7)
+    rows = [(int(n) % 119 + 1, int(n) % 119, int(choice)) for n, choice in enumerate(rng.integers(0, 3, 6000))]
+    told = contests(rows, 120, voters=3000)
+    tracemalloc.start()
+    try:
+        fit(told, control_length=True, draws=60)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3000 * 123 * 123 * 8 / 4

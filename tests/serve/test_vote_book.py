@@ -44,6 +44,25 @@ def test_new_votes_are_taken_in_when_the_news_are_old(ledger: Ledger) -> None:
     assert book.news().board.votes == 6
 
 
+def test_news_that_take_long_are_kept_for_twenty_times_as_long(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    book = VoteBook(ledger, VotersConfig(), most=100, fresh_s=10, clock=clock)
+    real = Ledger.forgotten
+
+    def slow(self: Ledger) -> object:
+        clock.now += 3.0
+        return real(self)
+
+    monkeypatch.setattr(Ledger, "forgotten", slow)
+    cast(ledger, 1)
+    assert book.news().board.votes == 1
+    cast(ledger, 2)
+    clock.now = 59.9
+    assert book.news().board.votes == 1
+    clock.now = 60.0
+    assert book.news().board.votes == 2
+
+
 def test_only_the_newest_are_kept(ledger: Ledger) -> None:
     for number in range(6):
         cast(ledger, number)

@@ -8,7 +8,8 @@ from scipy.special import betaln
 
 from feedback.config import VotersConfig
 from feedback.voters.cells import hasty, records
-from feedback.voters.reliability import HONEST, LEFT, RANDOM, Reliability, _beta_binomial, fit
+from feedback.voters.beta_binomial import BetaBinomial
+from feedback.voters.reliability import HONEST, LEFT, RANDOM, Reliability, fit
 from tests.voters.elections import Voter, always_left, coin, election, honest, promoter
 
 CONFIG = VotersConfig()
@@ -59,7 +60,8 @@ def test_each_kind_is_called_by_its_name() -> None:
 
 def test_a_sequence_of_a_beta_rate_has_the_textbook_probability() -> None:
     wins, losses = np.array([3, 0, 7]), np.array([2, 0, 0])
-    found = _beta_binomial(wins, losses, np.zeros(3, dtype=np.int64), np.array([6.0]), 24.0)
+    sequences = BetaBinomial(wins, losses, np.zeros(3, dtype=np.int64), 1, 24.0)
+    found = sequences.log_probability(np.array([6.0]))
     assert found == pytest.approx(betaln(6 + wins, 18 + losses) - betaln(6, 18))
     assert math.exp(found[1]) == 1.0
 
