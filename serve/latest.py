@@ -1,4 +1,4 @@
-"""Figures that take seconds where there are many votes: one thread works them out, whoever asks meanwhile holds none."""
+"""Figures that may take seconds: one thread works them out, and whoever asks meanwhile holds none."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,8 @@ from serve.releases.referee import Standing
 STATUS_FILE = "status.json"
 BASE = "base"
 LAST_CYCLES = 20
+NEWEST_RELEASES = 20
+"""Releases that the page is told of each time, beside as many that are in office, canary or waiting."""
 PACE_WINDOW = timedelta(minutes=5)
 SHORTEST_PACE = timedelta(minutes=1)
 _APART = frozenset({"cycles", "dataset"})
@@ -31,7 +34,8 @@ def loop_status(deps: ServeDeps) -> dict[str, Any]:
     counts = deps.ledger.counts()
     tallies = deps.tallies()
     outbox = deps.ledger.outbox_stats()
-    releases = deps.ledger.releases()
+    newest, totals = deps.ledger.release_page(limit=NEWEST_RELEASES), deps.ledger.release_totals()
+    releases = _together(newest.releases, deps.ledger.standing_releases(NEWEST_RELEASES))
     load = deps.engine.load()
     trainer = read_status(deps.paths.train / STATUS_FILE)
     return {
@@ -62,7 +66,8 @@ def loop_status(deps: ServeDeps) -> dict[str, Any]:
         "dataset": trainer.get("dataset"),
         "training": {key: value for key, value in trainer.items() if key not in _APART} or None,
         "office": {"adapter": deps.office.holder, "since": _since(releases, deps.office.holder)},
-        "releases": [release_row(release) for release in reversed(releases)],
+        "releases": [release_row(release) for release in releases],
+        "release_pages": {"total": totals.total, "change": totals.change, "next": newest.next},
         "gate": gate_status(deps),
         "cycles": (trainer.get("cycles") or [])[-LAST_CYCLES:],
     }
@@ -126,6 +131,12 @@ def release_row(release: Release) -> dict[str, Any]:
         "reward_model": manifest.reward_model if manifest else None,
         "metrics": manifest.metrics if manifest else {},
     }
+
+
+def _together(newest: Iterable[Release], standing: Iterable[Release]) -> list[Release]:
+    """Each once, the newest adapter first."""
+    found = {release.name: release for release in (*newest, *standing)}
+    return sorted(found.values(), key=lambda release: release.name, reverse=True)
 
 
 def _since(releases: list[Release], holder: str | None) -> str | None:

@@ -19,6 +19,7 @@ from feedback.ledger.forgetting import Forgotten
 from feedback.ledger.ledger import Ledger, Place
 from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
+from feedback.ledger.release_pages import ReleasePage, ReleaseTotals
 
 __all__ = [
     "Duel",
@@ -37,6 +38,8 @@ __all__ = [
     "Place",
     "Release",
     "ReleaseConflict",
+    "ReleasePage",
+    "ReleaseTotals",
     "Side",
     "Tally",
     "UnfitVote",

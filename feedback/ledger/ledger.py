@@ -35,6 +35,7 @@ from feedback.ledger.forgetting import Forgotten
 from feedback.ledger.migrate import migrate
 from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
+from feedback.ledger.release_pages import ReleasePages
 from feedback.ledger.tables import to_us
 from feedback.ledger.thumbs import ThumbCounts, ThumbOutcome
 from feedback.privacy import Redactor
@@ -45,7 +46,7 @@ BATCH = 500
 """Events that are read, or made pending again, in one transaction."""
 
 
-class Ledger:
+class Ledger(ReleasePages):
     """Synchronous and safe to use from many threads; several processes may open one database.
 
     Every method that changes something is one transaction, on disk when it returns. All of them raise

@@ -91,13 +91,13 @@ def gate(connection: Connection) -> list[GateChanged]:
 
 def every(connection: Connection) -> list[Release]:
     """All releases by name, the newest adapter last."""
-    return [_release(row) for row in connection.execute(select(releases).order_by(releases.c.name))]
+    return [read_release(row) for row in connection.execute(select(releases).order_by(releases.c.name))]
 
 
 def one(connection: Connection, name: str) -> Release | None:
     """This release, or None."""
     row = connection.execute(select(releases).where(releases.c.name == name)).one_or_none()
-    return None if row is None else _release(row)
+    return None if row is None else read_release(row)
 
 
 def office(connection: Connection) -> str | None:
@@ -125,11 +125,18 @@ def _read(event: bytes) -> ReleaseChanged:
     return ReleaseChanged.from_bytes(event)
 
 
-def _release(row: Row[tuple[object, ...]]) -> Release:
+@lru_cache(maxsize=64)
+def _manifest(told: str) -> AdapterManifest:
+    """A manifest, which never changes: the pages ask for those of the same few adapters every two seconds."""
+    return AdapterManifest.model_validate_json(told)
+
+
+def read_release(row: Row[tuple[object, ...]]) -> Release:
+    """A row of `releases`."""
     return Release(
         name=row.name,
         state=ReleaseState(row.state),
-        manifest=None if row.manifest is None else AdapterManifest.model_validate_json(row.manifest),
+        manifest=None if row.manifest is None else _manifest(row.manifest),
         reason=row.reason,
         actor=row.actor,
         updated_at=from_us(row.updated_us),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import structlog
 
@@ -56,9 +56,9 @@ class Desk:
             raise NotFound(f"No release is called {name}; GET /v1/releases lists them.")
         return release
 
-    async def releases(self) -> list[Release]:
-        """All of them, the newest adapter last."""
-        return await on_thread(self._deps.ledger.releases)
+    async def releases_in(self, states: Collection[ReleaseState]) -> list[Release]:
+        """All in these states, the newest adapter last."""
+        return await on_thread(self._deps.ledger.releases_in, states)
 
     async def history(self) -> list[ReleaseChanged]:
         """Every change, the oldest first."""

@@ -158,9 +158,7 @@ class Election:
             return False
         newest = told.newest_office_holder(history)
         standing: str | None = None
-        for release in reversed(await self._desk.releases()):
-            if release.state not in WAITING:
-                continue
+        for release in reversed(await self._desk.releases_in(WAITING)):
             if newest is not None and release.name < newest:
                 await self._supersede(release, f"{newest} has been in office")
             elif standing is not None:

@@ -60,12 +60,26 @@ Reason = Annotated[Why | None, Body()]
 
 
 @router.get("/v1/releases", response_model=None, responses=PROBLEMS)
-async def list_releases(deps: Deps, manager: Manager) -> Response:
-    """All releases, the newest first, who is in office (null: the base), and how the election stands."""
-    releases = await on_thread(deps.ledger.releases)
+async def list_releases(
+    deps: Deps,
+    manager: Manager,
+    before: Annotated[
+        str | None, Query(pattern=ADAPTER_NAME_PATTERN, description="Those that came before this: `next` of a page.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> Response:
+    """Releases, the newest first, a page at a time; who is in office (null: the base), and how the election stands."""
+    page = await on_thread(deps.ledger.release_page, before, limit)
     gate = await on_thread(gate_status, deps)
-    rows = [release_row(release) for release in reversed(releases)]
-    return FastJSON({"office": deps.office.holder, "gate": gate, **elections(manager.election), "releases": rows})
+    return FastJSON(
+        {
+            "office": deps.office.holder,
+            "gate": gate,
+            **elections(manager.election),
+            "releases": [release_row(release) for release in page.releases],
+            "next": page.next,
+        }
+    )
 
 
 @router.get("/v1/releases/history", response_model=None, responses=PROBLEMS)

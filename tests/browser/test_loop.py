@@ -229,3 +229,40 @@ def test_an_operator_pauses_and_resumes_releases_with_a_name(open_page: OpenPage
         (True, "ann"),
         (False, "ann"),
     ]
+
+
+def test_older_releases_come_a_page_at_a_time_and_anew_when_one_changes(canned: Any) -> None:
+    newest = [LOOP["releases"][2] | {"name": f"policy-{number:06d}"} for number in range(95, 75, -1)]
+    state = copy.deepcopy(LOOP) | {
+        "releases": newest,
+        "release_pages": {"total": 95, "change": 400, "next": "policy-000076"},
+    }
+    page = canned(state)
+    asked: list[str] = []
+    reason = ["followed"]
+
+    def older(route: Route) -> None:
+        before = int(route.request.url.partition("before=policy-")[2][:6])
+        asked.append(f"{before}")
+        rows = [
+            LOOP["releases"][2] | {"name": f"policy-{number:06d}", "reason": reason[0]}
+            for number in range(before - 1, max(before - 51, 0), -1)
+        ]
+        following = rows[-1]["name"] if before > 51 else None
+        route.fulfill(json={"releases": rows, "next": following})
+
+    page.route("**/v1/releases?*", older)
+    table = page.get_by_role("table", name="Releases")
+    expect(page.get_by_text("20 of 95 shown")).to_be_visible()
+    page.get_by_role("button", name="Show older").click()
+    expect(page.get_by_text("70 of 95 shown")).to_be_visible()
+    expect(table.get_by_role("row")).to_have_count(71)
+    page.get_by_role("button", name="Show older").click()
+    expect(table.get_by_role("row")).to_have_count(96)
+    expect(page.get_by_role("button", name="Show older")).to_be_hidden()
+    expect(table.get_by_role("row").last).to_contain_text("policy-000001")
+    assert asked == ["76", "26"]
+    reason[0] = "rejected in a hurry"
+    state["release_pages"]["change"] = 401
+    expect(table.get_by_role("row").last).to_contain_text("rejected in a hurry")
+    assert asked == ["76", "26", "76", "26"]

@@ -81,6 +81,41 @@ def test_what_was_read_once_is_not_read_out_of_its_bytes_again(ledger, monkeypat
     assert ledger.release_history() == steps
 
 
+def name_of(number):
+    return f"policy-{number:06d}"
+
+
+def test_releases_are_told_a_page_at_a_time_the_newest_first(ledger):
+    for number in (1, 2, 3, 4, 5):
+        ledger.record_release(change(name_of(number), ReleaseState.CANDIDATE), manifest(name_of(number)))
+    first = ledger.release_page(limit=2)
+    second = ledger.release_page(first.next, 2)
+    third = ledger.release_page(second.next, 2)
+    told = [[release.name[-1] for release in page.releases] for page in (first, second, third)]
+    assert told == [["5", "4"], ["3", "2"], ["1"]]
+    assert third.next is None
+    assert ledger.release_page("policy-000003", 2).next is None
+    assert ledger.release_page("policy-000001").releases == ()
+    assert first.releases[0] == ledger.release("policy-000005")
+    assert (ledger.release_totals().total, ledger.release_totals().change) == (5, 5)
+
+
+def test_who_is_in_office_stands_before_the_canary_and_both_before_those_that_wait(ledger):
+    states = ["in_office", "verified", "canary", "retired", "candidate", "rejected", "verified", "candidate"]
+    for number, state in enumerate(states, 1):
+        ledger.record_release(change(name_of(number), ReleaseState(state)))
+    assert [release.name[-1] for release in ledger.standing_releases(20)] == ["1", "3", "7", "2", "8", "5"]
+    assert [release.name[-1] for release in ledger.standing_releases(3)] == ["1", "3", "7"]
+    waiting = ledger.releases_in((ReleaseState.CANDIDATE, ReleaseState.VERIFIED))
+    assert [release.name[-1] for release in waiting] == ["2", "5", "7", "8"]
+
+
+def test_no_releases_are_an_empty_page(ledger):
+    assert ledger.release_page().releases == ()
+    assert ledger.release_page().next is None
+    assert (ledger.release_totals().total, ledger.release_totals().change) == (0, 0)
+
+
 def test_a_handover_of_office_is_one_transaction(ledger):
     ledger.record_release(change("policy-000001", ReleaseState.IN_OFFICE))
     ledger.record_releases(

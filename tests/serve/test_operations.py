@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from feedback.contracts import ReleaseChanged, ReleaseState
 from feedback.ledger import Ledger, LedgerUnavailable
 from feedback.paths import DataPaths
 from serve.app import ServeDeps, create_app
@@ -44,6 +45,29 @@ async def test_the_loop_page_has_everything_in_one_object(client: httpx.AsyncCli
     assert body["training"] == {"phase": "ppo"}
     assert [cycle["cycle"] for cycle in body["cycles"]] == list(range(10, 30))
     assert body["releases"] == []
+
+
+async def test_the_loop_page_is_told_of_the_newest_releases_and_of_those_that_stand_not_of_all(
+    client: httpx.AsyncClient, deps: ServeDeps, ledger: Ledger
+) -> None:
+    """300 adapters were 147 KB and a third of a second, every two seconds."""
+    names = [f"policy-{number:06d}" for number in range(1, 61)]
+    for name in names:
+        after = ReleaseState.IN_OFFICE if name == names[0] else ReleaseState.RETIRED
+        ledger.record_release(ReleaseChanged(name=name, before=None, after=after, reason="why", actor="auto"))
+    deps.office.switch(names[0])
+    body = (await client.get("/v1/loop")).json()
+    assert [row["name"] for row in body["releases"]] == [*reversed(names[40:]), names[0]]
+    assert body["release_pages"] == {"total": 60, "change": 60, "next": names[40]}
+    assert body["office"]["since"] is not None
+    told, before = [], body["release_pages"]["next"]
+    while before is not None:
+        page = (await client.get("/v1/releases", params={"before": before, "limit": 15})).json()
+        told += [row["name"] for row in page["releases"]]
+        before = page["next"]
+    assert told == [*reversed(names[:40])]
+    assert [row["name"] for row in (await client.get("/v1/releases")).json()["releases"]] == [*reversed(names)]
+    assert (await client.get("/v1/releases?before=../x")).status_code == 422
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "7"])

@@ -7,8 +7,8 @@ import pytest
 from scipy.special import betaln
 
 from feedback.config import VotersConfig
-from feedback.voters.cells import hasty, records
 from feedback.voters.beta_binomial import BetaBinomial
+from feedback.voters.cells import hasty, records
 from feedback.voters.reliability import HONEST, LEFT, RANDOM, Reliability, fit
 from tests.voters.elections import Voter, always_left, coin, election, honest, promoter
 

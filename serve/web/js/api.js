@@ -152,6 +152,11 @@ export async function standings(signal) {
   return (await send("v1/leaderboard", { signal })).json();
 }
 
+/** The releases that came before this one: `{releases, next}`; `next` is null where there are no more. */
+export async function releasesBefore(name, signal) {
+  return (await send(`v1/releases?before=${encodeURIComponent(name)}&limit=50`, { signal })).json();
+}
+
 /** An operator's act on the releases: `policy-000002/promote`, `policy-000002/reject`, `rollback`, `pause` or `resume`. */
 export async function changeRelease(act, { reason, by }, token) {
   const headers = { Authorization: `Bearer ${token}` };

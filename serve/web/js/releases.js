@@ -4,6 +4,7 @@ import { changeRelease } from "./api.js";
 import { announce, byId, h, icon } from "./dom.js";
 import { Election } from "./election.js";
 import { figure, percent, since } from "./format.js";
+import { OlderReleases } from "./older_releases.js";
 
 const STATES = {
   candidate: "Candidate",
@@ -128,11 +129,13 @@ export class Releases {
     this.empty = h("p", { class: "empty" }, "No adapter yet. The first one comes out of the first training cycle.");
     byId("rollback").addEventListener("click", () => this.operator.ask(ACTS.rollback()));
     this.election = new Election((paused) => this.operator.ask(paused ? ACTS.resume() : ACTS.pause()));
+    this.older = new OlderReleases(onDone);
   }
 
   /** Show the loop's releases, newest first, and the election. */
   show(loop, now) {
-    const { releases = [], office } = loop;
+    const releases = this.older.beside(loop);
+    const { office } = loop;
     this.election.show(loop);
     byId("rollback").disabled = !office?.adapter;
     const wanted = releases.length ? this.table : this.empty;
