@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 _PASSING_KEYS = ("_name_or_path", "_model_name_or_path", "transformers_version")
@@ -53,4 +54,26 @@ def base_fingerprint(folder: Path) -> str:
         total.update(file.name.encode())
         with file.open("rb") as handle:
             total.update(hashlib.file_digest(handle, "sha256").digest())
+    return total.hexdigest()
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What an adapter is: the files of a PEFT folder that say how it acts."""
+
+
+def adapter_digest(folder: Path) -> str:
+    """Sha256 over an adapter folder's configuration and weights.
+
+    Raises:
+        OSError: one of them can't be read.
+    """
+    return content_digest([(folder / name).read_bytes() for name in ADAPTER_FILES])
+
+
+def content_digest(contents: Iterable[bytes]) -> str:
+    """Sha256 over contents and where each ends."""
+    total = hashlib.sha256()
+    for content in contents:
+        total.update(len(content).to_bytes(8, "big"))
+        total.update(content)
     return total.hexdigest()

@@ -12,6 +12,7 @@ from serve.openai import chat, models
 from serve.quick_route import QuickRoute
 from serve.releases.manager import ReleaseManager
 from serve.reviews import ReviewShelf
+from serve.rollout_adapters import RolloutAdapters
 from serve.routes import health, pages, pairs, people, releases, reviews, rollouts, turns, votes
 from serve.routes.problems import Problem
 from serve.shortcut import Shortcut
@@ -46,6 +47,7 @@ def create_app(deps: ServeDeps) -> FastAPI:
     )
     app.state.deps = deps
     app.state.releases = ReleaseManager(deps)
+    app.state.rollout_adapters = RolloutAdapters(deps)
     app.state.reviews = ReviewShelf(deps.paths.review_pool, deps.base_fingerprint, deps.rng)
     for router in ROUTERS:
         app.include_router(router)

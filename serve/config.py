@@ -202,6 +202,8 @@ class ServeConfig(Section):
     """Seconds that a streaming client may take nothing of what waits for it before it is hung up on."""
     rollout_timeout_s: float = Field(default=3600.0, gt=0)
     """Deadline of a trainer's request."""
+    rollout_idle_s: float = Field(default=900.0, gt=0)
+    """Seconds after which a trainer's adapter that nobody samples from is unloaded; who asks again gets it again."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Largest request body; rollouts may be sixteen times as large."""
     max_messages: int = Field(default=200, ge=1)

@@ -231,11 +231,13 @@ class _Server:
             metrics=deps.metrics,
             retry_s=self._config.releases.retry_s,
         )
+        looking_after: asyncio.Task[None] | None = None
         try:
             await deps.engine.start()
             deps.readiness.set_unready("the adapter in office is being loaded")
             await app.state.releases.start()
             follower.start()
+            looking_after = asyncio.create_task(app.state.rollout_adapters.watch(), name="rollout-adapters")
             freeze_heap()
             deps.readiness.set_ready()
             log.info("ready", office=deps.office.holder or "base")
@@ -246,6 +248,8 @@ class _Server:
             log.exception("bring-up failed")
             self._stop_failed(deps, "bring-up failed")
         finally:
+            if looking_after is not None:
+                looking_after.cancel()
             await asyncio.to_thread(follower.stop, STOP_S)
 
     async def _watch(self, deps: ServeDeps) -> None:

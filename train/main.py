@@ -329,9 +329,9 @@ class Trainer:
 
     def _serving_rollouts(self, base: Base, name: str) -> Rollouts:
         from train.base import POLICY
+        from train.rollout import run_of
 
-        run = f"{name}-{os.getpid()}"
-        return self._through_serving(lambda folder: base.adapters.save(POLICY, folder, self._model), run)
+        return self._through_serving(lambda folder: base.adapters.save(POLICY, folder, self._model), run_of(name))
 
     def _through_serving(self, save: Callable[[Path], None] = lambda _folder: None, run: str = "") -> ServingRollouts:
         from train.rollout import ServingRollouts

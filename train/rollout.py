@@ -6,6 +6,7 @@ top-k): training uses those ids, never re-tokenised text.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import httpx
 
+from feedback.fingerprint import adapter_digest
 from train.errors import RolloutsUnavailable
 
 if TYPE_CHECKING:
@@ -110,12 +112,15 @@ class ServingRollouts:
         self._count += 1
         try:
             self._save(self._folder / name)
+            digest = adapter_digest(self._folder / name)
         except BaseException:  # nothing is loaded yet; a full disk wants its room back
             shutil.rmtree(self._folder / name, ignore_errors=True)
             raise
         try:
-            self._ask("PUT", f"/v1/rollout-adapters/{name}", None)
-            return self._sampled(name, prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed)
+            self._ask("PUT", f"/v1/rollout-adapters/{name}", {"digest": digest})
+            return self._sampled(
+                name, prompts, n, max_tokens=max_tokens, temperature=temperature, seed=seed, digest=digest
+            )
         finally:
             self._take_back(name)
 
@@ -145,6 +150,7 @@ class ServingRollouts:
         max_tokens: int,
         temperature: float,
         seed: int,
+        digest: str | None = None,
     ) -> list[Sample]:
         samples: list[Sample] = []
         for start in range(0, len(prompts), self._size):
@@ -157,6 +163,8 @@ class ServingRollouts:
                 "temperature": temperature,
                 "seed": seed + start * n,
             }
+            if digest is not None:  # which of the servings answers isn't known: each loads this one, and no other
+                body["digest"] = digest
             samples += _read_samples(part, self._ask("POST", "/v1/rollouts", body).json(), n)
         return samples
 
@@ -184,12 +192,25 @@ class ServingRollouts:
             if response.is_success or (method == "DELETE" and response.status_code == httpx.codes.NOT_FOUND):
                 return response
             reason = f"{response.status_code}: {response.text[:200]}"
-            if response.status_code not in {429, 500, 502, 503, 504}:
+            if response.status_code not in _PASSING:
                 break
             self._sleep(min(_retry_after(response), 60.0))
         raise RolloutsUnavailable(
             f"{method} {self._url}{path} failed ({reason}); is serving up and the operator token right?"
         )
+
+
+def run_of(cycle: str) -> str:
+    """A name for what one process hands over in a cycle.
+
+    The process's number doesn't do: in a container it is the same after each start, and serving takes no second adapter
+    under a name.
+    """
+    return f"{cycle}-{secrets.token_hex(4)}"
+
+
+_PASSING = frozenset({404, 429, 500, 502, 503, 504})
+"""What may be otherwise soon; 404 too: a shared folder shows what was saved to others after a while."""
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from feedback.contracts import FinishReason, Message
+from feedback.contracts import Message
 
 # EngineError
 # ├── EngineUnavailable     the engine is starting, stopped or away            -> 503
-# │   └── EngineLost        and won't come back in this process              (serving ends, to be started again)
+# │   ├── EngineLost        and won't come back in this process              (serving ends, to be started again)
+# │   └── AnswerBroken      it has ended an answer before its time
 # ├── EngineOverloaded      its queue is full                                  -> 429
 # ├── PromptTooLong         prompt and max_tokens exceed the model's context   -> 400
 # ├── InvalidSampling       a parameter that the engine refuses                -> 400
@@ -31,6 +32,10 @@ class EngineUnavailable(EngineError):
 
 class EngineLost(EngineUnavailable):
     """The engine won't come back in this process: serving has to be started again."""
+
+
+class AnswerBroken(EngineUnavailable):
+    """The engine has ended an answer before its time, by no fault of request or adapter; asking again may do."""
 
 
 class EngineOverloaded(EngineError):
@@ -59,6 +64,10 @@ class AdapterLoadFailed(EngineError):
 
 class NoRoomForAdapter(EngineError):
     """All places are taken, or the name is being unloaded: the same load may succeed later."""
+
+
+Ending = Literal["stop", "length"]
+"""How an answer ends: by the model's own end or a stop string, or at the limit of its tokens."""
 
 
 class Priority(IntEnum):
@@ -128,7 +137,7 @@ class Chunk:
         logprobs: of each new id under the processed distribution; empty unless asked for.
         tokens: text of each new id; empty unless log-probs were asked for, and spelled.
         top_logprobs: per new id the likeliest tokens; empty unless asked for.
-        finish_reason: set on the answer's last chunk.
+        finish_reason: set on the answer's last chunk. An answer that ends otherwise is none: `AnswerBroken`.
         more: another chunk follows at once, of the same step; whoever writes to a network may wait for it.
     """
 
@@ -138,7 +147,7 @@ class Chunk:
     logprobs: tuple[float, ...] = ()
     tokens: tuple[str, ...] = ()
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] = ()
-    finish_reason: FinishReason | None = None
+    finish_reason: Ending | None = None
     more: bool = False
 
 
@@ -227,7 +236,8 @@ class Engine(Protocol):
         """Stream the answers. Closing the iterator aborts the generation in the engine at once.
 
         Raises:
-            EngineError: one of the tree above, before the first chunk where that can be known.
+            EngineError: one of the tree above, before the first chunk where that can be known; where it returns, each
+                answer has had its last chunk.
         """
 
     async def score(self, token_ids: Sequence[int], adapter: str | None) -> tuple[float, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from feedback.fingerprint import ADAPTER_FILES, content_digest
 from serve.engines.base import AdapterLoadFailed, AdapterNotLoaded, NoRoomForAdapter
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+WEIGHTS_FILE = ADAPTER_FILES[-1]
 
 
 @dataclass(slots=True)
@@ -43,20 +42,18 @@ def folder_digest(path: Path) -> str:
         AdapterLoadFailed: the folder isn't one that we take: safetensors only (other formats can run code), and nothing
             for the output head or the embedding (vLLM can't tell whose head to use when it scores a prompt in a batch).
     """
-    digest = hashlib.sha256()
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    contents = []
+    for name in ADAPTER_FILES:
         try:
-            content = (path / name).read_bytes()
+            contents.append((path / name).read_bytes())
         except OSError as error:
             raise AdapterLoadFailed(f"adapter folder {path.name}: can't read {name}: {error.strerror}") from error
-        digest.update(len(content).to_bytes(8, "big"))
-        digest.update(content)
-    refused = sorted(name for name in tensor_names(content) if "lm_head" in name or "embed_tokens" in name)
+    refused = sorted(name for name in tensor_names(contents[-1]) if "lm_head" in name or "embed_tokens" in name)
     if refused:
         raise AdapterLoadFailed(
             f"adapter folder {path.name}: {refused[0]} adapts the head or the embedding; not served"
         )
-    return digest.hexdigest()
+    return content_digest(contents)
 
 
 def tensor_names(content: bytes) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from serve.engines.base import AdapterNotLoaded, EngineError, EngineOverloaded, EngineUnavailable
+from serve.engines.base import AdapterNotLoaded, AnswerBroken, EngineError, EngineOverloaded, EngineUnavailable
 from serve.engines.vllm_server import ServerLost, VllmServer
 
 
@@ -33,10 +33,10 @@ class Attempts:
 
     @contextmanager
     def another_may_do(self, server: VllmServer) -> Iterator[None]:
-        """Pass over a server that is lost, full, or has forgotten the adapter, unless something has begun."""
+        """Pass over a server that is lost, full, breaks off or has lost the adapter, unless something has begun."""
         try:
             yield
-        except (ServerLost, EngineOverloaded, AdapterNotLoaded) as error:
+        except (ServerLost, AnswerBroken, EngineOverloaded, AdapterNotLoaded) as error:
             if isinstance(error, AdapterNotLoaded) and self._adapter is not None:
                 server.confirmed.discard(self._adapter)
                 error = ServerLost(f"{server.url} has lost {self._adapter}; it is loaded again")

@@ -22,6 +22,7 @@ from serve.engines import greedy
 from serve.engines.admission import Admission
 from serve.engines.base import (
     AdapterLoadFailed,
+    AnswerBroken,
     Chunk,
     EngineError,
     EngineInfo,
@@ -39,7 +40,7 @@ from serve.engines.http_wire import AiohttpWire, HttpWire
 from serve.engines.registry import AdapterRegistry, folder_digest
 from serve.engines.vllm_attempts import Attempts
 from serve.engines.vllm_server import CantLoad, VllmServer
-from serve.engines.vllm_translate import FINISH_REASONS
+from serve.engines.vllm_translate import ending
 from serve.engines.vllm_wire import completion_body, likeliest, prompt_logprobs, scoring_body
 
 log = structlog.get_logger(__name__)
@@ -151,16 +152,20 @@ class VllmHttpEngine:
                 attempts = Attempts(self._servers, request.adapter)
                 for server in attempts:
                     with server.busy(sampling.n), attempts.another_may_do(server):
+                        left = sampling.n
                         async with aclosing(server.stream(completion_body(request, server.base))) as events:
                             async for event in events:
                                 for choice in event["choices"]:
-                                    attempts.begun = True
                                     chunk = await self._chunk(choice, sampling, server)
+                                    attempts.begun = True
+                                    left -= chunk.finish_reason is not None
                                     if sampling is wanted:
                                         yield chunk
                                         continue
                                     for copy in greedy.copies(chunk, wanted.n):
                                         yield copy
+                        if left > 0:
+                            raise AnswerBroken(f"{server.url} left {left} of the answers without an end; ask again")
                         return
 
     async def score(self, token_ids: Sequence[int], adapter: str | None) -> tuple[float, ...]:
@@ -304,7 +309,7 @@ class VllmHttpEngine:
     async def _chunk(self, choice: dict[str, Any], sampling: Sampling, server: VllmServer) -> Chunk:
         ids = tuple(choice.get("token_ids") or ())
         reason = choice.get("finish_reason")
-        finish = None if reason is None else FINISH_REASONS.get(reason, "error")
+        finish = ending(reason)
         told = choice.get("logprobs")
         if sampling.logprobs is None or told is None:
             return Chunk(choice["index"], choice["text"], ids, finish_reason=finish)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
-from feedback.contracts import FinishReason
 from serve.engines.base import (
+    AnswerBroken,
     Chunk,
+    Ending,
     EngineError,
     EngineOverloaded,
     EngineUnavailable,
@@ -19,13 +20,20 @@ from serve.engines.base import (
 )
 from serve.engines.registry import HeldAdapter
 
-FINISH_REASONS: dict[str, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "abort": "abort",
-    "error": "error",
-    "repetition": "stop",
-}
+_ENDINGS: dict[str, Ending] = {"stop": "stop", "length": "length", "repetition": "stop"}
+
+
+def ending(told: str | None) -> Ending | None:
+    """How an answer has ended, in our words; None while it goes on.
+
+    Raises:
+        AnswerBroken: vLLM has ended it before its time (`abort`, `error`): such a text is no answer of the model's.
+    """
+    if told is None:
+        return None
+    if told not in _ENDINGS:
+        raise AnswerBroken(f"the engine broke the answer off ({told}); ask again")
+    return _ENDINGS[told]
 
 
 def first_line(error: BaseException) -> str:
@@ -118,7 +126,7 @@ def chunks(output: Any, sampling: Sampling) -> Iterator[Chunk]:
     telling = [part for part in output.outputs if part.token_ids or part.text or part.finish_reason is not None]
     for left, part in zip(reversed(range(len(telling))), telling, strict=True):
         ids = tuple(part.token_ids)
-        finish = None if part.finish_reason is None else FINISH_REASONS.get(part.finish_reason, "error")
+        finish = ending(part.finish_reason)
         if sampling.logprobs is None:
             yield Chunk(part.index, part.text, ids, finish_reason=finish, more=left > 0)
             continue

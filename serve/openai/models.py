@@ -11,12 +11,12 @@ from starlette.responses import Response
 from serve.deps import Deps, ServeDeps
 from serve.errors import ServeError
 from serve.http import FastJSON
+from serve.rollout_adapters import ROLLOUT_PREFIX
 from serve.routes.problems import OPENAI_ERRORS
 
 router = APIRouter(tags=["openai"])
 OFFICE = "hustings"
 BASE = "base"
-ROLLOUT_PREFIX = "rollout-"
 _STARTED = int(time.time())
 
 

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from feedback.contracts import FinishReason
-from serve.engines.base import Chunk
+from serve.engines.base import Chunk, Ending
 
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON lacks."""
-_FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "abort": "stop", "error": "stop"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class ChoiceBuffer:
     index: int
     text: list[str] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
+    finish_reason: Ending | None = None
 
     def add(self, chunk: Chunk) -> None:
         """Take a chunk in."""
@@ -62,13 +60,8 @@ class ChoiceBuffer:
             "index": self.index,
             "message": {"role": "assistant", "content": "".join(self.text), "refusal": None},
             "logprobs": {"content": self.logprobs, "refusal": None} if with_logprobs else None,
-            "finish_reason": finish(self.finish_reason),
+            "finish_reason": self.finish_reason,
         }
-
-
-def finish(reason: FinishReason | None) -> str | None:
-    """OpenAI's name of a finish reason."""
-    return None if reason is None else _FINISH[reason]
 
 
 def delta_choice(chunk: Chunk, with_logprobs: bool) -> dict[str, Any]:
@@ -77,7 +70,7 @@ def delta_choice(chunk: Chunk, with_logprobs: bool) -> dict[str, Any]:
         "index": chunk.index,
         "delta": {"content": chunk.text} if chunk.text else {},
         "logprobs": {"content": logprob_items(chunk), "refusal": None} if with_logprobs else None,
-        "finish_reason": finish(chunk.finish_reason),
+        "finish_reason": chunk.finish_reason,
     }
 
 

@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Sequence
-from contextlib import aclosing
-from pathlib import Path as FilePath
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Body, Depends, Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serve.deps import Deps, ServeDeps
 from serve.engines.base import GenerationRequest, Priority, PromptTooLong, Sampling
-from serve.errors import BadRequest, NotFound
 from serve.http import FastJSON
 from serve.openai.models import ModelNotFound
+from serve.rollout_adapters import ROLLOUT_NAME, ROLLOUT_PREFIX, RolloutAdapters
 from serve.routes.problems import PROBLEMS
 from serve.routes.releases import Operator
 from serve.streams import unless_gone, until
 
-ROLLOUT_NAME = r"^rollout-[0-9a-z-]{1,40}$"
-_FILES = frozenset({".safetensors", ".json", ".md"})
 router = APIRouter(tags=["rollouts"])
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=200_000)]
 
 
+Digest = Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class RolloutRequest(BaseModel):
-    """Prompts to be continued `n` times each. The i-th prompt is drawn with seed + i * n."""
+    """Prompts to be continued `n` times each. The i-th prompt is drawn with seed + i * n.
+
+    A rollout adapter that this serving hasn't loaded is loaded from the data folder; with `digest` (sha256 over its
+    configuration and weights, `feedback.fingerprint.adapter_digest`) only that one.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     adapter: str | None = Field(max_length=64)
+    digest: Digest = None
     prompts: list[TokenIds] = Field(min_length=1, max_length=4096)
     n: int = Field(default=1, ge=1, le=64)
     max_tokens: int = Field(ge=1)
@@ -57,17 +61,46 @@ class RolloutResponse(BaseModel):
     completions: list[list[Rollout]]
 
 
+class Meant(BaseModel):
+    """Which adapter is meant, where the name alone doesn't say."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    digest: Digest = None
+
+
+async def _adapters_of(request: Request) -> RolloutAdapters:
+    """The app's rollout adapters."""
+    adapters: RolloutAdapters = request.app.state.rollout_adapters
+    return adapters
+
+
+Adapters = Annotated[RolloutAdapters, Depends(_adapters_of)]
+
+
 @router.post("/v1/rollouts", response_model=RolloutResponse, responses=PROBLEMS, dependencies=Operator)
-async def roll_out(body: RolloutRequest, request: Request, deps: Deps) -> Response:
+async def roll_out(body: RolloutRequest, request: Request, deps: Deps, adapters: Adapters) -> Response:
     """Sample at low priority: people go first."""
     deps.readiness.require()
-    if body.adapter is not None and body.adapter not in deps.engine.adapters():
-        raise ModelNotFound(f"No adapter {body.adapter} is loaded; PUT /v1/rollout-adapters/{{name}} loads one.")
     context = deps.engine.info.max_model_len
     if max(map(len, body.prompts)) + body.max_tokens > context:
         raise PromptTooLong(f"A prompt and max_tokens exceed the context of {context} tokens; drop it or cut it.")
-    with deps.rollouts.enter(), deps.office.borrow(body.adapter):
-        return FastJSON({"completions": await unless_gone(request, _all(deps, body))})
+    with deps.rollouts.enter():
+        async with _borrowed(deps, adapters, body):
+            return FastJSON({"completions": await unless_gone(request, _all(deps, body))})
+
+
+@asynccontextmanager
+async def _borrowed(deps: ServeDeps, adapters: RolloutAdapters, body: RolloutRequest) -> AsyncIterator[None]:
+    """Keep the adapter loaded until the block ends. A published one is here already, proved, or isn't to be had."""
+    if body.adapter is not None and body.adapter.startswith(ROLLOUT_PREFIX):
+        async with adapters.borrow(body.adapter, body.digest):
+            yield
+        return
+    if body.adapter is not None and body.adapter not in deps.engine.adapters():
+        raise ModelNotFound(f"No adapter {body.adapter} is loaded here; GET /v1/models lists those that are.")
+    with deps.office.borrow(body.adapter):
+        yield
 
 
 async def _all(deps: ServeDeps, body: RolloutRequest) -> list[list[dict[str, Any]]]:
@@ -109,39 +142,20 @@ RolloutName = Annotated[str, Path(pattern=ROLLOUT_NAME)]
 
 
 @router.put("/v1/rollout-adapters/{name}", response_model=None, responses=PROBLEMS, dependencies=Operator)
-async def load_rollout_adapter(name: RolloutName, deps: Deps) -> Response:
+async def load_rollout_adapter(
+    name: RolloutName, deps: Deps, adapters: Adapters, meant: Annotated[Meant | None, Body()] = None
+) -> Response:
     """Load a passing adapter of the trainer's from the data folder, by name."""
     deps.readiness.require()
-    if name in deps.engine.adapters():
-        return FastJSON({"name": name})
-    await deps.engine.load_adapter(name, rollout_folder(deps.paths.rollout_adapters, name))
-    return FastJSON({"name": name}, 201)
+    fresh = await adapters.load(name, None if meant is None else meant.digest)
+    return FastJSON({"name": name}, 201 if fresh else 200)
 
 
 @router.delete(
     "/v1/rollout-adapters/{name}", status_code=204, response_model=None, responses=PROBLEMS, dependencies=Operator
 )
-async def unload_rollout_adapter(name: RolloutName, deps: Deps) -> Response:
+async def unload_rollout_adapter(name: RolloutName, deps: Deps, adapters: Adapters) -> Response:
     """Unload it; unknown names pass, so that a trainer may always clean up."""
     deps.readiness.require()
-    await deps.office.idle(name)
-    await deps.engine.unload_adapter(name)
+    await adapters.unload(name)
     return Response(status_code=204)
-
-
-def rollout_folder(root: FilePath, name: str) -> FilePath:
-    """The adapter's folder, which lies directly below the root and holds no other kinds of files.
-
-    Raises:
-        BadRequest: the name is none of ours, or the folder holds something that could run code.
-        NotFound: there is no such folder.
-    """
-    if re.match(ROLLOUT_NAME, name) is None:
-        raise BadRequest("A rollout adapter's name is `rollout-` and up to 40 of 0-9, a-z and -.")
-    folder = root / name
-    if folder.is_symlink() or not folder.is_dir():
-        raise NotFound(f"There is no folder {name} below the data folder's rollout adapters; save it first.")
-    odd = [entry.name for entry in folder.iterdir() if entry.is_symlink() or entry.suffix not in _FILES]
-    if odd:
-        raise BadRequest(f"{name} holds {odd[0]}; only safetensors and JSON are taken.")
-    return folder

@@ -16,11 +16,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedback.contracts import FinishReason, Message
+from feedback.contracts import Message
 from serve.engines.base import (
     AdapterLoadFailed,
     AdapterNotLoaded,
     Chunk,
+    Ending,
     EngineInfo,
     EngineLoad,
     EngineOverloaded,
@@ -62,7 +63,7 @@ class _Side:
 
     token_ids: tuple[int, ...]
     pieces: tuple[str, ...]
-    finish_reason: FinishReason
+    finish_reason: Ending
 
 
 class FakeEngine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,11 @@ import pytest
 import pytest_asyncio
 
 from feedback.contracts import Message
+from serve.engines import vllm_server
 from serve.engines.base import (
     AdapterLoadFailed,
     AdapterNotLoaded,
+    AnswerBroken,
     Chunk,
     Engine,
     EngineError,
@@ -26,6 +28,7 @@ from serve.engines.base import (
     PromptTooLong,
     Sampling,
 )
+from serve.engines.vllm_http import VllmHttpEngine
 from tests.fakes.engine import FakeEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -374,6 +377,53 @@ async def test_cancelling_the_reader_frees_the_request(engine: Engine) -> None:
     with pytest.raises(asyncio.CancelledError):
         await reader
     assert engine.load().running + engine.load().waiting == 0
+
+
+@pytest.fixture
+def break_off(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Awaitable[None]]:
+    """Make the engine end a request before its time: call it with the request's id after its first chunk."""
+
+    async def by_fake(request_id: str) -> None:
+        monkeypatch.setattr(engine, "failure", AnswerBroken("broken off"))
+        monkeypatch.setattr(engine, "fail_after", 3)
+
+    async def by_vllm(request_id: str) -> None:
+        await engine._llm.abort(request_id)  # type: ignore[attr-defined]
+
+    async def by_server(request_id: str) -> None:
+        """Its HTTP has no such call; what it would say then is put into its mouth."""
+
+        def told(data: bytes) -> bytes:
+            return data.replace(b'"finish_reason":"length"', b'"finish_reason":"abort"')
+
+        async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+            async for data in plain(pieces):
+                yield told(data)
+
+        plain = vllm_server.events
+        monkeypatch.setattr(vllm_server, "events", events)
+
+    if isinstance(engine, FakeEngine):
+        return by_fake
+    return by_server if isinstance(engine, VllmHttpEngine) else by_vllm
+
+
+async def test_an_answer_that_the_engine_breaks_off_is_an_error_and_no_shorter_answer(
+    engine: Engine, break_off: Callable[[str], Awaitable[None]]
+) -> None:
+    """vLLM says `abort` or `error` then; clients were told that the model had stopped."""
+    if isinstance(engine, VllmHttpEngine):
+        await break_off("")
+    wanted = GenerationRequest(await prompt_of(engine), steady(120), next(request_ids))
+    endings = []
+    with pytest.raises(AnswerBroken, match="broke"):
+        async for chunk in engine.generate(wanted):
+            endings.append(chunk.finish_reason)
+            if len(endings) == 1:
+                await break_off(wanted.request_id)
+    assert endings
+    assert set(endings) == {None}
+    await engine.check_health()
 
 
 async def test_unloading_waits_for_the_adapters_streams_and_takes_no_new_ones(

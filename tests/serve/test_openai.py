@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from serve.app import ServeDeps
-from serve.engines.base import GenerationRequest
+from serve.engines.base import AnswerBroken, GenerationRequest
 from tests.fakes.engine import FakeEngine
 
 ASK: Any = [{"role": "user", "content": "Hello?"}]
@@ -261,3 +261,20 @@ async def test_the_trainers_rollout_adapters_are_not_for_people(client: httpx.As
     body = {"model": "rollout-1", "messages": [{"role": "user", "content": "Hello?"}]}
     assert "rollout-1" not in listed
     assert (await client.post("/v1/chat/completions", json=body)).status_code == 404
+
+
+async def test_an_answer_that_is_broken_off_is_a_server_error_and_never_a_shorter_answer(
+    ai: openai.AsyncOpenAI, engine: FakeEngine
+) -> None:
+    engine.fail_after, engine.failure = 3, AnswerBroken("the engine broke the answer off (abort); ask again")
+    with pytest.raises(openai.InternalServerError) as whole:
+        await ai.chat.completions.create(model="hustings", messages=ASK)
+    assert (whole.value.status_code, whole.value.type) == (503, "server_error")
+    assert whole.value.response.headers["retry-after"] == "5"
+    endings = []
+    stream = await ai.chat.completions.create(model="hustings", messages=ASK, stream=True)
+    with pytest.raises(openai.APIError, match="broke the answer off") as streamed:
+        async for chunk in stream:
+            endings.append(chunk.choices[0].finish_reason)
+    assert streamed.value.type == "server_error"
+    assert set(endings) == {None}

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from feedback.identity import pseudonym
 from feedback.ledger import Ledger
 from serve.app import ServeDeps, create_app
-from serve.engines.base import EngineError, EngineOverloaded, EngineUnavailable
+from serve.engines.base import AnswerBroken, EngineError, EngineOverloaded, EngineUnavailable
 from tests.fakes.engine import FakeEngine
 from tests.serve.conftest import SECRET, MakeDeps, client_of
 
@@ -151,6 +151,7 @@ async def test_a_failure_in_the_middle_is_an_error_event_and_nothing_is_recorded
         (None, (1, 0)),
         (EngineError("its weights are odd"), (1, 1)),
         (EngineUnavailable("the engine died"), (0, 0)),
+        (AnswerBroken("broken off"), (0, 0)),
         (EngineOverloaded("full"), (0, 0)),
     ],
 )

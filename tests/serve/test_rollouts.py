@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from feedback.fingerprint import adapter_digest
+from feedback.ledger import Ledger
 from feedback.paths import DataPaths
-from serve.engines.base import Priority
+from serve import rollout_adapters
+from serve.app import ServeDeps, create_app
+from serve.config import ServeConfig
+from serve.engines.base import NoRoomForAdapter, Priority
+from serve.rollout_adapters import RolloutAdapters
 from tests.fakes.engine import FakeEngine
 from tests.serve.adapters import safetensors
-from tests.serve.conftest import TOKEN
+from tests.serve.conftest import TOKEN, client_of, ready_deps
 
 NAME = "rollout-c1-0"
 OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
@@ -47,7 +55,6 @@ async def test_a_rollout_adapter_is_loaded_used_and_unloaded(
 ) -> None:
     save(paths.rollout_adapters)
     path = f"/v1/rollout-adapters/{NAME}"
-    assert (await client.post("/v1/rollouts", json=ASK | {"adapter": NAME}, headers=OPERATOR)).status_code == 404
     assert (await client.put(path, headers=OPERATOR)).status_code == 201
     assert (await client.put(path, headers=OPERATOR)).status_code == 200
     assert (await client.post("/v1/rollouts", json=ASK | {"adapter": NAME}, headers=OPERATOR)).status_code == 200
@@ -55,6 +62,144 @@ async def test_a_rollout_adapter_is_loaded_used_and_unloaded(
     assert (await client.delete(path, headers=OPERATOR)).status_code == 204
     assert (await client.delete(path, headers=OPERATOR)).status_code == 204
     assert engine.adapters() == frozenset()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_behind_a_load_balancer_each_serving_loads_what_it_is_asked_for(
+    client: httpx.AsyncClient, ledger: Ledger, paths: DataPaths
+) -> None:
+    """The one was told to load, another was asked to sample, and answered 404: the cycle ended."""
+    digest = adapter_digest(save(paths.rollout_adapters))
+    other = FakeEngine()
+    await other.start()
+    path, ask = f"/v1/rollout-adapters/{NAME}", ASK | {"adapter": NAME, "digest": digest}
+    assert (await client.put(path, headers=OPERATOR, json={"digest": digest})).status_code == 201
+    async with client_of(create_app(ready_deps(other, ledger, paths, ServeConfig()))) as second:
+        first_use, again = [
+            await asyncio.gather(*(second.post("/v1/rollouts", json=ask, headers=OPERATOR) for _ in range(2)))
+            for _ in range(2)
+        ]
+    assert [answer.status_code for answer in [*first_use, *again]] == [200] * 4
+    assert other.adapters() == {NAME}
+
+
+@pytest.mark.parametrize("loaded_before", [False, True])
+async def test_another_adapter_under_the_name_that_is_meant_is_refused(
+    client: httpx.AsyncClient, paths: DataPaths, engine: FakeEngine, loaded_before: bool
+) -> None:
+    save(paths.rollout_adapters)
+    if loaded_before:
+        await client.put(f"/v1/rollout-adapters/{NAME}", headers=OPERATOR)
+    answer = await client.post("/v1/rollouts", json=ASK | {"adapter": NAME, "digest": "0" * 64}, headers=OPERATOR)
+    assert answer.status_code == 409
+    assert "another adapter here than the trainer has saved" in answer.json()["detail"]
+    assert engine.requests == []
+    assert (NAME in engine.adapters()) is loaded_before
+
+
+async def test_a_serving_without_the_trainers_folder_names_what_to_set(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/rollouts", json=ASK | {"adapter": NAME}, headers=OPERATOR)
+    assert answer.status_code == 404
+    assert "`data_dir`" in answer.json()["detail"]
+    assert 'train.rollout.source = "local"' in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["rollout-a\n", "rollout-../../x", "rollout-a/../../x", "rollout-", "rollout-A"])
+async def test_no_name_in_a_request_leads_out_of_the_folder(client: httpx.AsyncClient, name: str) -> None:
+    answer = await client.post("/v1/rollouts", json=ASK | {"adapter": name}, headers=OPERATOR)
+    assert answer.status_code == 400
+
+
+async def test_a_published_adapter_is_not_loaded_by_being_asked_for(
+    client: httpx.AsyncClient, paths: DataPaths
+) -> None:
+    save(paths.rollout_adapters, "policy-000001")
+    save(paths.adapters, "policy-000001")
+    answer = await client.post("/v1/rollouts", json=ASK | {"adapter": "policy-000001"}, headers=OPERATOR)
+    assert answer.status_code == 404
+
+
+async def test_what_a_killed_trainer_left_is_freed_and_what_a_slow_one_uses_is_not(
+    deps: ServeDeps, engine: FakeEngine, paths: DataPaths
+) -> None:
+    clock = Clock()
+    adapters = RolloutAdapters(deps, clock)
+    for name in ("rollout-left", "rollout-slow", "rollout-used"):
+        save(paths.rollout_adapters, name)
+        await adapters.load(name)
+    clock.now = 899.0
+    async with adapters.borrow("rollout-slow", None):
+        pass
+    async with adapters.borrow("rollout-used", None):
+        clock.now = 900.0
+        await adapters.free_idle()
+        assert engine.adapters() == {"rollout-slow", "rollout-used"}
+        clock.now = 5000.0
+        await adapters.free_idle()
+        assert engine.adapters() == {"rollout-used"}
+    await adapters.free_idle()
+    assert engine.adapters() == {"rollout-used"}, "its time begins when it is given back"
+    async with adapters.borrow("rollout-slow", None):
+        assert "rollout-slow" in engine.adapters(), "a trainer that was only slow gets it again"
+
+
+async def test_an_adapter_whose_trainer_has_taken_the_folder_away_is_freed_at_the_next_look(
+    deps: ServeDeps, engine: FakeEngine, paths: DataPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The DELETE went to another serving, or the trainer was started again and has cleared its folder."""
+    monkeypatch.setattr(rollout_adapters, "LOOK_S", 0.0)
+    engine._usable.add("policy-000001")
+    adapters = RolloutAdapters(deps)
+    folder = save(paths.rollout_adapters)
+    await adapters.load(NAME)
+    watch = asyncio.create_task(adapters.watch())
+    async with adapters.borrow(NAME, None):
+        shutil.rmtree(folder)
+        await adapters.free_idle()
+        assert NAME in engine.adapters()
+    async with asyncio.timeout(10):
+        while NAME in engine.adapters():
+            await asyncio.sleep(0)
+    assert engine.adapters() == {"policy-000001"}
+    watch.cancel()
+
+
+async def test_a_trainer_that_was_started_again_finds_room(ledger: Ledger, paths: DataPaths) -> None:
+    engine = FakeEngine(max_adapters=1)
+    await engine.start()
+    adapters = RolloutAdapters(ready_deps(engine, ledger, paths, ServeConfig()))
+    folder = save(paths.rollout_adapters, "rollout-killed")
+    await adapters.load("rollout-killed")
+    save(paths.rollout_adapters)
+    with pytest.raises(NoRoomForAdapter):
+        await adapters.load(NAME)
+    shutil.rmtree(folder)
+    assert await adapters.load(NAME)
+    assert engine.adapters() == {NAME}
+
+
+async def test_an_adapter_is_freed_after_its_last_request_and_holds_nobody_up_meanwhile(
+    deps: ServeDeps, engine: FakeEngine, paths: DataPaths
+) -> None:
+    adapters = RolloutAdapters(deps)
+    save(paths.rollout_adapters)
+    save(paths.rollout_adapters, "rollout-other")
+    async with adapters.borrow(NAME, None):
+        unload = asyncio.create_task(adapters.unload(NAME))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            assert await adapters.load("rollout-other")
+        assert NAME in engine.adapters()
+        assert not unload.done()
+    await unload
+    assert engine.adapters() == {"rollout-other"}
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/rollouts"), ("PUT", f"/v1/rollout-adapters/{NAME}")])

@@ -16,6 +16,7 @@ from feedback.contracts import Message
 from serve.config import ServeConfig
 from serve.engines.base import (
     AdapterLoadFailed,
+    AnswerBroken,
     EngineLost,
     EngineOverloaded,
     EngineUnavailable,
@@ -41,6 +42,7 @@ class StubServer:
         self.models: Reply | None = None
         self.base = "base"
         self.cut_after: int | None = None
+        self.ending: str | None = "length"
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -53,7 +55,7 @@ class StubServer:
                 "index": 0,
                 "text": "x",
                 "token_ids": [at],
-                "finish_reason": "length" if at == count - 1 else None,
+                "finish_reason": self.ending if at == count - 1 else None,
             }
             yield f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
         yield b"data: [DONE]\n\n"
@@ -194,6 +196,26 @@ async def test_a_server_lost_in_the_middle_ends_the_stream_with_an_error(
             got += chunk.token_ids
     assert got == [0, 1]
     assert engine.load().running == 0
+
+
+@pytest.mark.parametrize("ending", ["abort", "error", "nonsense", None])
+async def test_an_answer_that_a_server_breaks_off_is_an_error(
+    engine: VllmHttpEngine, servers: Servers, ending: str | None
+) -> None:
+    for server in servers.by_name.values():
+        server.ending = ending
+    with pytest.raises(AnswerBroken):
+        await ask(engine, request())
+    await engine.check_health()
+    assert engine.load().running == 0
+
+
+async def test_what_is_broken_off_before_the_first_token_another_server_answers(
+    engine: VllmHttpEngine, servers: Servers
+) -> None:
+    servers["one"].ending = "error"
+    assert await ask(engine, request(tokens=1)) == [0]
+    assert servers["two"].served == ["base"]
 
 
 async def test_no_server_left_is_unavailable_and_unhealthy_until_one_is_back(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import httpx
 import pytest
 
 from train.errors import RolloutsUnavailable
-from train.rollout import Sample, ServingRollouts
+from train.rollout import Sample, ServingRollouts, run_of
 
 PROMPTS = [(1, 2), (3,), (4, 5, 6)]
 
@@ -22,6 +24,7 @@ class Serving:
         self.folder = folder
         self.asked: list[tuple[str, str]] = []
         self.seeds: list[int] = []
+        self.digests: list[str] = []
         self.faults: list[Callable[[], httpx.Response]] = []
         self.waits: list[float] = []
 
@@ -31,18 +34,21 @@ class Serving:
         if self.faults:
             return self.faults.pop(0)()
         if request.method == "PUT":
-            assert (self.folder / request.url.path.rpartition("/")[2] / "weights").exists()
+            self.digests.append(json.loads(request.content)["digest"])
+            assert (self.folder / request.url.path.rpartition("/")[2] / "adapter_model.safetensors").exists()
         if request.method != "POST":
             return httpx.Response(200)
         body = json.loads(request.content)
         self.seeds.append(body["seed"])
+        self.digests.append(body["digest"])
         one = {"token_ids": [7, 2], "logprobs": [-0.5, -0.25], "finish_reason": "stop"}
         return httpx.Response(200, json={"completions": [[one] * body["n"] for _ in body["prompts"]]})
 
     def rollouts(self) -> ServingRollouts:
         def save(folder: Path) -> None:
             folder.mkdir(parents=True)
-            (folder / "weights").write_text("x")
+            (folder / "adapter_config.json").write_text("{}")
+            (folder / "adapter_model.safetensors").write_bytes(b"x")
 
         return ServingRollouts(
             "http://serving/",
@@ -81,6 +87,27 @@ def test_every_prompt_has_a_seed_of_its_own_however_requests_are_cut(tmp_path: P
     generate(serving.rollouts(), n=4)
     # serving draws the i-th prompt of a request with seed + i * n: 100, 104 | 108
     assert serving.seeds == [100, 108]
+
+
+def test_each_request_tells_which_adapter_is_meant_for_any_serving_may_get_it(tmp_path: Path) -> None:
+    serving = Serving(tmp_path)
+    generate(serving.rollouts())
+    weights, config = b"x", b"{}"
+    lengths = [len(content).to_bytes(8, "big") for content in (config, weights)]
+    meant = hashlib.sha256(lengths[0] + config + lengths[1] + weights).hexdigest()
+    assert serving.digests == [meant] * 3
+
+
+def test_a_serving_that_does_not_see_the_folder_yet_is_asked_again(tmp_path: Path) -> None:
+    serving = Serving(tmp_path)
+    serving.faults = [lambda: httpx.Response(404, text="no folder")] * 2
+    assert len(generate(serving.rollouts())) == 6
+
+
+def test_a_trainer_that_is_started_again_in_the_same_cycle_uses_other_names() -> None:
+    runs = {run_of("000007") for _ in range(8)}
+    assert len(runs) == 8
+    assert all(re.fullmatch(r"000007-[0-9a-f]{8}", run) for run in runs)
 
 
 def test_a_busy_or_vanished_serving_is_asked_again(tmp_path: Path) -> None:
