@@ -35,19 +35,22 @@ def token_from(scope: Scope) -> str | None:
     return found if found is not None and _TOKEN.fullmatch(found) else None
 
 
-def new_cookie(scope: Scope) -> tuple[str, str]:
-    """A fresh token and the Set-Cookie header that hands it out."""
-    token = secrets.token_urlsafe(24)
+def cookie_of(token: str, scope: Scope) -> str:
+    """The Set-Cookie header that hands a token out for a year from now."""
     secure = "; Secure" if scope.get("scheme") == "https" else ""
-    return token, f"{COOKIE}={token}; Path=/; Max-Age={_YEAR_S}; HttpOnly; SameSite=Lax{secure}"
+    return f"{COOKIE}={token}; Path=/; Max-Age={_YEAR_S}; HttpOnly; SameSite=Lax{secure}"
 
 
 def voter_of(request: Request, secret: str) -> str:
-    """The pseudonym of who asks. On first touch a new token is made, and the middleware hands it out."""
+    """The pseudonym of who asks.
+
+    On first touch a new token is made, and the middleware hands it out. A cookie that comes back is handed out again,
+    so that who comes at least once a year stays who they are.
+    """
     token = token_from(request.scope)
-    if token is None:
-        token, cookie = new_cookie(request.scope)
-        request.scope.setdefault("state", {})["set_cookie"] = cookie
+    if token is None or header(request.scope, HEADER) is None:
+        token = token or secrets.token_urlsafe(24)
+        request.scope.setdefault("state", {})["set_cookie"] = cookie_of(token, request.scope)
     return pseudonym(secret, token)
 
 

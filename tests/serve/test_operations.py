@@ -195,7 +195,7 @@ async def test_another_programs_odd_cookie_on_the_same_host_takes_nobodys_identi
 ) -> None:
     answer = await client.post("/v1/pairs", json=ASK, headers={"Cookie": f"{neighbour}; hustings_voter=token-of-mine"})
     assert answer.status_code == 200
-    assert "set-cookie" not in answer.headers
+    assert answer.headers["set-cookie"].startswith("hustings_voter=token-of-mine; ")
 
 
 @pytest.mark.parametrize("path", ["/", "/loop", "/favicon.ico", "/web/css/base.css", "/web/js/api.js"])
@@ -235,6 +235,33 @@ async def test_the_voters_cookie_is_kept_from_scripts_and_other_sites(client: ht
     flags = (await client.post("/v1/pairs", json=ASK)).headers["set-cookie"].split("; ")
     assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(flags)
     assert "Secure" not in flags  # over http, on this machine
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/pairs", ASK),
+        ("POST", "/v1/pairs", ASK | {"stream": True}),
+        ("POST", "/v1/turns", ASK),
+        ("POST", "/v1/votes", {"pair_id": "pair_no", "choice": "a"}),
+        ("POST", "/v1/thumbs", {"answer_id": "answer_no", "thumb": "up"}),
+        ("GET", "/v1/reviews", None),
+    ],
+)
+async def test_the_voters_cookie_lives_for_a_year_from_its_last_use(
+    client: httpx.AsyncClient, method: str, path: str, body: object
+) -> None:
+    """It ran out a year after the first visit, and who came every day was a stranger to their conversations."""
+    answer = await client.request(method, path, json=body, headers={"Cookie": "hustings_voter=token-of-mine"})
+    token, *flags = answer.headers["set-cookie"].split("; ")
+    assert token == "hustings_voter=token-of-mine"
+    assert f"Max-Age={365 * 24 * 3600}" in flags
+    assert len(answer.headers.get_list("set-cookie")) == 1
+
+
+async def test_who_brings_a_header_gets_no_cookie_and_keeps_the_one_there_is(client: httpx.AsyncClient) -> None:
+    both = {"Cookie": "hustings_voter=token-of-mine", "X-Hustings-Voter": "alice"}
+    assert "set-cookie" not in (await client.post("/v1/pairs", json=ASK, headers=both)).headers
 
 
 async def test_a_body_without_a_length_is_cut_at_the_limit(client: httpx.AsyncClient) -> None:
