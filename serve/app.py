@@ -55,7 +55,7 @@ def create_app(deps: ServeDeps) -> FastAPI:
     faults.install(app)
     app.add_middleware(Shortcut, routes=[route for route in app.routes if isinstance(route, QuickRoute)])
     app.state.direct = Direct(app, DIRECT, deps.metrics, deps.config.max_body_bytes)
-    app.add_middleware(RequestContext, config=deps.config, metrics=deps.metrics)
+    app.add_middleware(RequestContext, config=deps.config, metrics=deps.metrics, operator_token=deps.operator_token)
     deps.metrics.watch_engine(deps.engine.load, deps.engine.adapters)
     _publish_problem_schema(app)
     return app

@@ -199,7 +199,8 @@ class ServeConfig(Section):
     request_timeout_s: float = Field(default=300.0, gt=0)
     """Deadline of a person's request."""
     stalled_client_s: float = Field(default=30.0, gt=0)
-    """Seconds that a streaming client may take nothing of what waits for it before it is hung up on."""
+    """Seconds that a client may take nothing of a stream that waits for it, or send nothing of a body that has begun,
+    before it is hung up on."""
     rollout_timeout_s: float = Field(default=3600.0, gt=0)
     """Deadline of a trainer's request."""
     rollout_idle_s: float = Field(default=900.0, gt=0)

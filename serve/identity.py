@@ -54,13 +54,16 @@ def voter_of(request: Request, secret: str) -> str:
     return pseudonym(secret, token)
 
 
-def require_operator(request: Request, operator_token: str) -> None:
+def require_operator(authorization: str, operator_token: str) -> None:
     """Pass for the operator.
+
+    Args:
+        authorization: that header; empty where it is missing.
 
     Raises:
         NotAuthorised: the bearer token is missing or wrong.
     """
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    scheme, _, given = authorization.partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), operator_token.encode()):
         raise NotAuthorised(
             "This needs `Authorization: Bearer <operator token>`; the token lies in secrets/operator_token of the data"

@@ -37,7 +37,7 @@ from serve.app import create_app
 from serve.config import ServeConfig
 from serve.deps import ServeDeps
 from serve.direct import Direct
-from serve.direct_protocol import DirectProtocol
+from serve.door import Door
 from serve.engines.base import Engine, EngineError, EngineLost, EngineUnavailable
 from serve.metrics import Metrics
 from serve.releases.follower import ReleaseFollower
@@ -45,6 +45,8 @@ from serve.releases.follower import ReleaseFollower
 WATCH_S = 2.0
 STOP_S = 2.0
 """Seconds that a thread which may be waiting for a broker gets to end; what it has in hand is repeatable."""
+KEEP_ALIVE_S = 75
+"""Seconds that an idle connection is kept: longer than proxies keep theirs, or they use one that is being closed."""
 LEDGER_PATIENCE_S = 60.0
 """Seconds that the start waits for a PostgreSQL that is being started too, or again."""
 LEDGER_RETRY_S = 1.0
@@ -113,12 +115,13 @@ def uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(config.shutdown_grace_s)),
     )
     direct: Direct = app.state.direct
     # As uvicorn wraps the app itself: a cookie is told whether the client speaks https.
     around = ProxyHeadersMiddleware(cast(Any, direct), trusted_hosts=made.forwarded_allow_ips)
-    made.http = cast(Any, partial(DirectProtocol, direct=direct, around=cast(Any, around)))
+    made.http = cast(Any, partial(Door, direct=direct, around=cast(Any, around)))
     return made
 
 

@@ -5,17 +5,23 @@ Pure ASGI, so that a stream's chunks pass through untouched.
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.config import ServeConfig
+from serve.errors import NotAuthorised
 from serve.exchange import Exchange
-from serve.faults import Fault, unexpected_fault
+from serve.faults import Fault, fault_of, unexpected_fault
 from serve.http import header
+from serve.identity import require_operator
 from serve.metrics import Metrics
 from serve.streams import ClientGone, StalledReader
 
+ROLLOUTS = "/v1/rollouts"
 _ROLLOUT_BODY_FACTOR = 16
 log = structlog.get_logger(__name__)
 
@@ -23,17 +29,21 @@ log = structlog.get_logger(__name__)
 class RequestContext:
     """The outermost layer of ours; inside it every failure already is an answer."""
 
-    def __init__(self, app: ASGIApp, *, config: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, config: ServeConfig, metrics: Metrics, operator_token: str) -> None:
         self._app = app
         self._config = config
         self._metrics = metrics
+        self._operator_token = operator_token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        await _Exchange(scope, receive, send, self._config, self._metrics).run(self._app)
+        exchange = _Exchange(scope, receive, send, self._config, self._metrics)
+        if scope["path"] == ROLLOUTS:
+            exchange.expect_operator(self._operator_token)
+        await exchange.run(self._app)
 
 
 class _Exchange(Exchange):
@@ -45,9 +55,20 @@ class _Exchange(Exchange):
         self._send = send
         self._read_bytes = 0
         self._complete = False
-        factor = _ROLLOUT_BODY_FACTOR if scope["path"] == "/v1/rollouts" else 1
-        self._body_limit = config.max_body_bytes * factor
+        self._refused: Fault | None = None
+        self._body_limit = config.max_body_bytes
+        self._body_whole = False
+        self._piece_s, self._body_s = config.stalled_client_s, config.request_timeout_s
         self._length = header(scope, b"content-length") or ""
+
+    def expect_operator(self, operator_token: str) -> None:
+        """Take larger bodies, but from the operator alone: reading so much JSON takes everybody's time."""
+        try:
+            require_operator(header(self.scope, b"authorization") or "", operator_token)
+        except NotAuthorised as error:
+            self._refused = fault_of(error)
+        else:
+            self._body_limit *= _ROLLOUT_BODY_FACTOR
 
     async def run(self, app: ASGIApp) -> None:
         self.begin()
@@ -61,8 +82,10 @@ class _Exchange(Exchange):
             self.end()
 
     async def _answer(self, app: ASGIApp) -> None:
-        if self._length.isdigit() and int(self._length) > self._body_limit:
-            await self._refuse(self._too_large())
+        if self._length.isdecimal() and int(self._length) > self._body_limit:
+            self._refused = self._refused or self._too_large()
+        if self._refused is not None:
+            await self._refuse(self._refused)
             return
         try:
             await app(self.scope, self._limited_receive, self._noted_send)
@@ -80,12 +103,23 @@ class _Exchange(Exchange):
             await self._refuse(unexpected_fault())
 
     async def _limited_receive(self) -> Message:
-        message = await self._receive()
+        message = await (self._receive() if self._body_whole else self._next_piece())
         if message["type"] == "http.disconnect":
             self.hung_up = not self._complete
         self._read_bytes += len(message.get("body", b""))
         if self._read_bytes > self._body_limit:
             raise HTTPException(413, self._too_large().detail)
+        return message
+
+    async def _next_piece(self) -> Message:
+        """More of the body, which must come steadily and be whole within a request's deadline."""
+        left = self._body_s - (time.perf_counter() - self._began)
+        try:
+            async with asyncio.timeout(min(self._piece_s, left)):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise HTTPException(408, "The body did not come whole in time; send it again, in one go.") from error
+        self._body_whole = not message.get("more_body", False)
         return message
 
     async def _noted_send(self, message: Message) -> None:

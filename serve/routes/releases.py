@@ -44,7 +44,7 @@ class Why(BaseModel):
 
 def operator(request: Request, _: Annotated[Any, Depends(_documented)]) -> None:
     """Let only the operator pass."""
-    require_operator(request, deps_of(request).operator_token)
+    require_operator(request.headers.get("authorization", ""), deps_of(request).operator_token)
 
 
 def manager_of(request: Request) -> ReleaseManager:

@@ -1,0 +1,176 @@
+"""What a client may do before its request is whole: on a real server, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from serve import door
+from serve.app import ServeDeps, create_app
+from serve.config import ServeConfig
+from serve.main import KEEP_ALIVE_S, _Uvicorn, listen, uvicorn_config
+from tests.serve.conftest import TOKEN, client_of
+
+HEAD = b"POST /v1/votes HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+WHOLE = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
+PATIENCE_S = 20
+
+
+class Line:
+    """A connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def say(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def hear(self) -> bytes:
+        """The head and body of the next answer."""
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        return head + await self._reader.readexactly(length)
+
+    async def hear_all(self) -> bytes:
+        """All that comes until the server hangs up."""
+        try:
+            return await self._reader.read()
+        except ConnectionResetError:
+            return b""
+
+
+Dial = Callable[[], Any]
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[Dial]:
+    """Serve as `serve.main` does; gives what opens connections."""
+    sock = listen("127.0.0.1", 0)
+    server = _Uvicorn(uvicorn_config(app, ServeConfig(shutdown_grace_s=0)))
+    server.config.lifespan = "off"
+    running = asyncio.create_task(server.serve(sockets=[sock]))
+    writers: list[asyncio.StreamWriter] = []
+
+    async def dial() -> Line:
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writers.append(writer)
+        return Line(reader, writer)
+
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield dial
+    finally:
+        for writer in writers:
+            writer.close()
+        server.should_exit = server.force_exit = True
+        await running
+        sock.close()
+
+
+@pytest.fixture
+async def dial(make_deps: Callable[..., ServeDeps]) -> AsyncIterator[Dial]:
+    async with serving(create_app(make_deps(stalled_client_s=0.2))) as made:
+        yield made
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /hea", HEAD, WHOLE + b"GET /hea"])
+async def test_who_does_not_finish_a_head_is_hung_up_on(
+    dial: Dial, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """Uvicorn waited for ever: two thousand such connections take all of a process's files."""
+    monkeypatch.setattr(door, "HEAD_S", 0.2)
+    line = await dial()
+    await line.say(said)
+    heard = await line.hear_all()
+    assert heard.count(b"HTTP/1.1 200") == said.count(WHOLE)
+
+
+async def test_a_head_without_an_end_is_cut_short(dial: Dial) -> None:
+    """Uvicorn kept all of it: one client took a hundred megabytes in a second."""
+    line = await dial()
+    with pytest.raises(ConnectionError):
+        await line.say(b"GET /healthz HTTP/1.1\r\nHost: here\r\n")
+        for number in range(200):
+            await line.say(b"X-%d: " % number + b"a" * 60_000 + b"\r\n")
+            await asyncio.sleep(0)
+        pytest.fail("twelve megabytes of head were taken")
+
+
+async def test_trailers_without_an_end_are_cut_short_too(dial: Dial) -> None:
+    line = await dial()
+    with pytest.raises(ConnectionError):
+        await line.say(HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n")
+        for number in range(200):
+            await line.say(b"X-%d: " % number + b"a" * 60_000 + b"\r\n")
+            await asyncio.sleep(0)
+        pytest.fail("twelve megabytes of trailers were taken")
+
+
+async def test_a_body_in_chunks_of_a_byte_is_taken(dial: Dial) -> None:
+    body = b'{"pair_id": "' + b"x" * 30_000 + b'", "choice": "a"}'
+    line = await dial()
+    await line.say(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    await line.say(b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
+    assert (await line.hear()).startswith(b"HTTP/1.1 422")
+    await line.say(WHOLE)
+    assert (await line.hear()).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_body_that_stops_coming_is_not_waited_for(dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEAD_S", 0.2)
+    line = await dial()
+    await line.say(HEAD + b'Content-Length: 100\r\n\r\n{"pair_id"')
+    answer = await line.hear()
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"application/problem+json" in answer
+    assert await line.hear_all() == b"", "and what is still to come isn't waited for either"
+
+
+async def test_a_body_that_drips_is_not_waited_for_beyond_a_requests_deadline(
+    make_deps: Callable[..., ServeDeps],
+) -> None:
+    async with serving(create_app(make_deps(request_timeout_s=0.5))) as dial:
+        line = await dial()
+        await line.say(HEAD + b"Content-Length: 100000\r\n\r\n")
+        heard = asyncio.create_task(line.hear())
+        while not heard.done():
+            await line.say(b" ")
+            await asyncio.sleep(0.02)  # the pace of the drip
+        assert (await heard).startswith(b"HTTP/1.1 408")
+
+
+async def test_a_strangers_rollouts_are_refused_unread(client: httpx.AsyncClient) -> None:
+    """Sixteen megabytes of JSON took the event loop a second before the token was looked at."""
+
+    async def body() -> AsyncIterator[bytes]:
+        pytest.fail("it was read")
+        yield b""
+
+    answer = await client.post("/v1/rollouts", content=body(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+
+
+@pytest.mark.parametrize(("token", "status"), [(TOKEN, 422), ("wrong", 401)])
+async def test_only_the_operators_rollouts_may_be_large(
+    make_deps: Callable[..., ServeDeps], token: str, status: int
+) -> None:
+    async with client_of(create_app(make_deps(max_body_bytes=1024))) as client:
+        body = b'{"adapter": null, "max_tokens": 1, "prompts": [[' + b" " * 8000 + b"]]}"
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+        assert (await client.post("/v1/rollouts", content=body, headers=headers)).status_code == status
+        over = await client.post("/v1/rollouts", content=body + b" " * 9000, headers=headers)
+        assert over.status_code == (413 if status == 422 else 401)
+
+
+def test_a_kept_connection_outlives_what_proxies_keep_theirs(app: FastAPI) -> None:
+    """Or a proxy sends a request on one that is just being closed, and answers 502; nginx and ALB keep 60 s."""
+    assert KEEP_ALIVE_S > 60
+    assert uvicorn_config(app, ServeConfig()).timeout_keep_alive == KEEP_ALIVE_S
