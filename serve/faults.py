@@ -116,7 +116,7 @@ def fault_of(error: Exception) -> Fault | None:
     if isinstance(error, HTTPException):
         return _http_fault(error)
     if isinstance(error, RequestValidationError):
-        return validation_fault(error.errors())
+        return validation_fault(error.errors(), error.body)
     return None
 
 
@@ -158,18 +158,22 @@ def _http_fault(error: HTTPException) -> Fault:
     return Fault(error.status_code, phrase, phrase.lower().replace(" ", "-"), hint)
 
 
-def validation_fault(errors: Sequence[Any]) -> Fault:
-    """What was wrong with a request, without echoing it."""
+def validation_fault(errors: Sequence[Any], body: object = None) -> Fault:
+    """What was wrong with a request, without echoing it.
+
+    Args:
+        body: what was sent, to tell its own names from those of the alternatives that were tried on it.
+    """
     first = errors[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "not JSON")
         return Fault(400, "Invalid JSON", "invalid-json", f"The body is not valid JSON: {reason}.", code="invalid_json")
-    listed = tuple({"pointer": _pointer(e["loc"]), "detail": str(e["msg"])} for e in errors[:20])
+    listed = tuple({"pointer": _pointer(_place(e, body)), "detail": _said(e)} for e in errors[:20])
     cause = first.get("ctx", {}).get("error")
-    param = getattr(cause, "param", None) or ".".join(str(part) for part in first["loc"][1:]) or None
+    param = getattr(cause, "param", None) or ".".join(_place(first, body)) or None
     param = param and printable(param)
     unknown = first["type"] == "extra_forbidden"
-    detail = "; ".join(f"{e['pointer'] or 'body'}: {e['detail']}" for e in listed[:3])
+    detail = "; ".join(f"{e['pointer']}: {e['detail']}" if e["pointer"] else e["detail"] for e in listed[:3])
     message = f"Unknown parameter: '{param}'. Leave it out." if unknown else detail
     return Fault(
         422,
@@ -182,8 +186,31 @@ def validation_fault(errors: Sequence[Any]) -> Fault:
     )
 
 
-def _pointer(loc: Sequence[Any]) -> str:
-    return printable("".join(f"/{part}" for part in loc[1:]))
+def _said(error: Any) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _place(error: Any, body: object) -> list[str]:
+    """Where in the request it was wrong, without the inner names of alternatives that pydantic puts in between."""
+    where, *path = error["loc"]
+    if where != "body":
+        return [str(part) for part in path]
+    found: list[str] = []
+    at = body
+    for number, part in enumerate(path, 1):
+        missing = number == len(path) and error["type"] == "missing"
+        if isinstance(at, dict) and (part in at or missing):
+            at = at.get(part)
+        elif isinstance(at, list) and isinstance(part, int) and 0 <= part < len(at):
+            at = at[part]
+        else:
+            continue
+        found.append(str(part))
+    return found
+
+
+def _pointer(place: Sequence[str]) -> str:
+    return printable("".join(f"/{part}" for part in place))
 
 
 def _sentence(text: str) -> str:

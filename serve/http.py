@@ -11,7 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-OPENAI_PREFIXES = ("/v1/chat/", "/v1/models", "/v1/completions", "/v1/embeddings", "/v1/responses")
+OPENAI_PREFIXES = tuple(
+    f"/v1/{name}"
+    for name in (
+        "chat/", "models", "completions", "embeddings", "responses", "moderations", "files", "uploads", "batches",
+        "images", "audio", "videos", "realtime", "fine_tuning", "vector_stores", "assistants", "threads",
+        "conversations", "containers", "evals",
+    )
+)  # fmt: skip
 """Paths that OpenAI's clients ask, those that are not here among them: an error is then in words that they show."""
 PROBLEM_TYPE_BASE = "https://hustings.invalid/problems/"
 """Problem types are names, not pages: `.invalid` never resolves."""

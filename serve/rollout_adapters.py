@@ -139,7 +139,7 @@ def rollout_folder(root: Path, name: str) -> Path:
         BadRequest: the name is none of ours, or the folder holds something that could run code.
         NotFound: there is no such folder.
     """
-    if re.fullmatch(ROLLOUT_NAME.removesuffix("$"), name) is None:
+    if re.fullmatch(ROLLOUT_NAME, name) is None:
         raise BadRequest("A rollout adapter's name is `rollout-` and up to 40 of 0-9, a-z and -.")
     folder = root / name
     if folder.is_symlink() or not folder.is_dir():

@@ -74,7 +74,7 @@ class _Completion:
             max_tokens=answer_tokens(body.wanted_tokens, config.default_max_tokens, self.prompt_tokens, context),
             temperature=config.default_temperature if body.temperature is None else body.temperature,
             top_p=config.default_top_p if body.top_p is None else body.top_p,
-            seed=body.seed,
+            seed=body.engine_seed,
             stop=body.stops,
             n=body.n or 1,
             logprobs=body.engine_logprobs,

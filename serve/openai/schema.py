@@ -120,7 +120,7 @@ class ChatCompletionRequest(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     n: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=0, le=2**53)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
@@ -150,6 +150,11 @@ class ChatCompletionRequest(BaseModel):
     def wanted_tokens(self) -> int | None:
         """The limit that was given under either name."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def engine_seed(self) -> int | None:
+        """A seed that an engine takes; several answers are drawn with this and the next ones."""
+        return None if self.seed is None else self.seed % 2**53
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -170,6 +170,12 @@ async def test_an_unknown_model_is_not_found(ai: openai.AsyncOpenAI) -> None:
         ({"n": 0}, "n", "invalid_value"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, None, None),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "invalid_value"),
+        ({"stop": ""}, "stop", "invalid_value"),
+        ({"stop": ["a", ""]}, "stop", "invalid_value"),
+        ({"stop": 5}, "stop", "invalid_value"),
+        ({"stream_options": {"verbose": 1}, "stream": True}, "stream_options.verbose", "unknown_parameter"),
+        ({"seed": 2**63}, "seed", "invalid_value"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(
@@ -178,6 +184,7 @@ async def test_what_cannot_be_done_is_refused_by_name(
     with pytest.raises(openai.BadRequestError) as caught:
         await ai.chat.completions.create(model="hustings", messages=ASK, extra_body=extra)
     assert caught.value.type == "invalid_request_error"
+    assert not any(inner in caught.value.message for inner in ("function", "0x", "[", "Value error"))
     if param is not None:
         assert caught.value.param == param
     if code is not None:
@@ -227,6 +234,10 @@ async def test_routes_of_openais_that_are_not_here_say_so_in_the_clients_words(a
         lambda: ai.responses.create(model="hustings", input="Hello?"),
         lambda: ai.completions.create(model="hustings", prompt="Hello?"),
         lambda: ai.embeddings.create(model="hustings", input="Hello?"),
+        lambda: ai.moderations.create(input="Hello?"),
+        lambda: ai.files.retrieve("file-1"),
+        lambda: ai.images.generate(prompt="a river"),
+        lambda: ai.batches.retrieve("batch-1"),
     )
     for call in calls:
         with pytest.raises(openai.NotFoundError, match="chat completions and models"):
@@ -278,3 +289,15 @@ async def test_an_answer_that_is_broken_off_is_a_server_error_and_never_a_shorte
             endings.append(chunk.choices[0].finish_reason)
     assert streamed.value.type == "server_error"
     assert set(endings) == {None}
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**62, -(2**63), 2**63 - 1])
+async def test_every_seed_of_openais_range_makes_an_answer_repeat(
+    ai: openai.AsyncOpenAI, engine: FakeEngine, seed: int
+) -> None:
+    for _ in range(2):
+        await ai.chat.completions.create(model="hustings", messages=ASK, seed=seed, n=2)
+    first, again = (request.sampling.seed for request in engine.requests)
+    assert first == again
+    assert first is not None
+    assert 0 <= first < first + 1 <= 2**53, "an engine adds each answer's number to it"
