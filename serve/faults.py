@@ -45,7 +45,7 @@ from serve.http import (
     retry_header,
     wants_openai_errors,
 )
-from serve.text import printable
+from serve.text import printable, without_addresses
 
 log = structlog.get_logger(__name__)
 
@@ -131,11 +131,14 @@ def unexpected_fault() -> Fault:
 
 
 def _engine_fault(error: EngineError) -> Fault:
+    detail = without_addresses(str(error))
+    if detail != str(error):
+        log.warning("trouble with the engine", reason=str(error))
     for kind, (status, title, slug, code) in _ENGINE.items():
         if isinstance(error, kind):
             retry = {429: getattr(error, "retry_after_s", 1.0), 503: 5.0}.get(status)
-            return Fault(status, title, slug, str(error), retry, code=code)
-    return Fault(500, "Engine error", "engine-error", str(error))
+            return Fault(status, title, slug, detail, retry, code=code)
+    return Fault(500, "Engine error", "engine-error", detail)
 
 
 def _ledger_fault(error: LedgerError) -> Fault | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serve.errors import NotReady, Overloaded
+from serve.text import without_addresses
 
 
 class Gate:
@@ -58,7 +59,7 @@ class Readiness:
 
     def set_behind(self, reason: str | None) -> None:
         """Another serving has put somebody into office who can't be loaded here; None: we are level again."""
-        self._behind = reason
+        self._behind = reason and without_addresses(reason)
 
     def set_ready(self) -> None:
         """Requests may come."""
@@ -66,7 +67,7 @@ class Readiness:
 
     def set_unready(self, reason: str) -> None:
         """Requests are refused with this reason."""
-        self._reason = reason
+        self._reason = without_addresses(reason)
 
     def require(self) -> None:
         """Pass when ready.

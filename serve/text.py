@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator
+
+_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;)\"']+")
 
 
 def storable(text: str) -> str:
@@ -20,6 +23,11 @@ def storable(text: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError("must be valid Unicode, without half surrogate pairs") from error
     return text
+
+
+def without_addresses(text: str) -> str:
+    """The text without addresses of machines behind us, and what keys they may hold: those are for the log."""
+    return _ADDRESS.sub("a server", text)
 
 
 def printable(text: str) -> str:

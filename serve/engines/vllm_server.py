@@ -126,7 +126,7 @@ class VllmServer:
                         f" let it see {path}"
                     )
                 if response.status >= 400:
-                    raise AdapterLoadFailed(f"{name}: {self.url} refused it: {told(await response.read())}")
+                    raise AdapterLoadFailed(f"{name}: a vLLM server refused it: {told(await response.read())}")
         except AdapterLoadFailed:
             if (await self.models()).get(name) != path:
                 raise

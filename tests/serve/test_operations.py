@@ -14,6 +14,7 @@ from feedback.contracts import ReleaseChanged, ReleaseState
 from feedback.ledger import Ledger, LedgerUnavailable
 from feedback.paths import DataPaths
 from serve.app import ServeDeps, create_app
+from serve.engines.base import EngineUnavailable
 from tests.fakes.engine import FakeEngine
 from tests.serve.conftest import client_of
 
@@ -272,3 +273,22 @@ async def test_a_body_without_a_length_is_cut_at_the_limit(client: httpx.AsyncCl
     answer = await client.post("/v1/votes", content=endless(), headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_nobody_is_told_where_the_engines_are(
+    client: httpx.AsyncClient, engine: FakeEngine, deps: ServeDeps
+) -> None:
+    """Errors of vLLM servers began with their address, and with the key where that stands in it."""
+    trouble = "http://user:key@10.1.2.3:8000/v1/models can't be reached: refused (https://10.1.2.3/)"
+    engine.fail_after, engine.failure = 2, EngineUnavailable(trouble)
+    chat: dict[str, Any] = ASK | {"model": "base"}
+    told = []
+    for path, body in (("/v1/pairs", ASK), ("/v1/turns", ASK), ("/v1/chat/completions", chat)):
+        told += [(await client.post(path, json=body | {"stream": stream})).text for stream in (False, True)]
+    deps.readiness.set_unready(trouble)
+    told += [(await client.get("/readyz")).text, (await client.get("/v1/loop")).text]
+    deps.readiness.set_ready()
+    deps.readiness.set_behind(trouble)
+    told.append((await client.get("/readyz")).text)
+    assert all("a server can't be reached: refused (a server)" in answer for answer in told)
+    assert not any(secret in answer for answer in told for secret in ("10.1.2.3", "user:key"))
