@@ -25,6 +25,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
         "durability": [["benchmarks.durability", "--skip-missing"]],
         "engine": [["benchmarks.engine", model, "--swap"]],
         "serving-paired": [["benchmarks.serving", "paired", "--model", model]],
+        "serving-rollouts": [["benchmarks.serving", "rollouts", "--model", model]],
         "serving-gateway": [["benchmarks.serving", "gateway"]],
         "serving-swaps": [["benchmarks.serving", "swaps"]],
         "serving-streams": [["benchmarks.serving", "streams"]],

@@ -1,6 +1,7 @@
 """What serving costs beside the engine, in ratios of one run.
 
     python -m benchmarks.serving paired --model FOLDER   tokens a second and first token beside a raw `vllm serve`
+    python -m benchmarks.serving rollouts --model FOLDER a person's first token with and without a trainer's rollouts
     python -m benchmarks.serving gateway                 latency beside LiteLLM's proxy, one instant backend behind both
     python -m benchmarks.serving swaps                   adapters changed under steady streams (tiny model)
     python -m benchmarks.serving streams                 500 streams at once on an instant engine, with a CPU profile
@@ -25,7 +26,7 @@ from benchmarks.serving.client import AskFailed
 from benchmarks.serving.servers import StartFailed
 from deploy.setup.environment import SetupFailed
 
-SECTIONS = {"paired": 3, "gateway": 2, "swaps": 10, "streams": 3}
+SECTIONS = {"paired": 3, "rollouts": 4, "gateway": 2, "swaps": 10, "streams": 3}
 """Each section's rounds."""
 
 
@@ -33,12 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; 1 when a server or a request failed. A figure that misses its aim is told, not punished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("section", choices=tuple(SECTIONS))
-    parser.add_argument("--model", type=Path, help="Hugging Face folder of a chat model (paired)")
+    parser.add_argument("--model", type=Path, help="Hugging Face folder of a chat model (paired, rollouts)")
     parser.add_argument("--rounds", type=int, help="each side in turn so many times")
     parser.add_argument("--baseline", type=Path, help="JSON file to write the figures into")
     parser.add_argument("--logs", type=Path, help="folder for the servers' logs and the profile; by default temporary")
     given = parser.parse_args(arguments)
-    if given.section == "paired" and given.model is None:
+    if given.section in {"paired", "rollouts"} and given.model is None:
         parser.error("--model is needed")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped then too
     with tempfile.TemporaryDirectory() as temporary:
