@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.engines import vllm_cpu_lora, vllm_logprobs
+from serve.engines import vllm_cpu_lora, vllm_cpu_seeds, vllm_logprobs
 
 
 class WorkerExtension:
@@ -10,4 +10,5 @@ class WorkerExtension:
 
 
 vllm_cpu_lora.install()
+vllm_cpu_seeds.install()
 vllm_logprobs.install_in_worker()

@@ -169,6 +169,20 @@ async def test_several_answers_at_temperature_zero_are_one_and_the_same(engine: 
     assert [answer.finish_reasons for answer in both.values()] == [["length"]] * 2
 
 
+async def test_a_seed_says_the_same_when_prompts_do_not_fit_into_one_step(engine: Engine) -> None:
+    """One seeded request whose prompt was cut ended vLLM's CPU engine, and serving with it, for everybody."""
+    texts = [" ".join(f"{at} word {number}" for number in range(40))[:180] for at in range(8)]
+    prompts = [await prompt_of(engine, text) for text in texts]
+    assert sum(map(len, prompts)) > 512, "more than a CPU's engine computes in a step"
+    sampling = [steady(12, seed=at) for at in range(8)]
+    asked = (ask(engine, each, prompt=prompt) for each, prompt in zip(sampling, prompts, strict=True))
+    together = [answers[0].ids for answers in await asyncio.gather(*asked)]
+    await engine.check_health()
+    # Afterwards, for what was asked before would be in the prefix cache, and no prompt would be cut.
+    alone = [(await ask(engine, each, prompt=prompt))[0].ids for each, prompt in zip(sampling, prompts, strict=True)]
+    assert together == alone
+
+
 async def test_temperature_zero_always_gives_the_same(engine: Engine) -> None:
     first, again = [(await ask(engine, steady(16, temperature=0.0)))[0].ids for _ in range(2)]
     assert first == again
