@@ -1,4 +1,4 @@
-"""Generators of draws that are thrown away; that the engine lives on is asked of the real one (test_engine_contract)."""
+"""Generators of draws that are thrown away; test_engine_contract asks the real engine whether it lives on."""
 
 from __future__ import annotations
 
