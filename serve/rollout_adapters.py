@@ -121,7 +121,7 @@ class RolloutAdapters:
             since = self._clock() - self._used.setdefault(name, self._clock())
             if self._deps.office.in_use(name):
                 continue
-            gone = not await on_thread((self._root / name).exists)
+            gone = await on_thread(_gone, self._root / name)
             if gone or since >= self._deps.config.rollout_idle_s:
                 await self._free(name)
                 log.info("rollout adapter freed", adapter=name, seconds=round(since), folder_gone=gone)
@@ -151,6 +151,17 @@ def rollout_folder(root: Path, name: str) -> Path:
     if odd:
         raise BadRequest(f"{name} holds {odd[0]}; only safetensors and JSON are taken.")
     return folder
+
+
+def _gone(folder: Path) -> bool:
+    """Whether it was taken away; a shared folder that is out of reach just now says nothing."""
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _digest_of(folder: Path) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -169,6 +170,21 @@ async def test_an_adapter_whose_trainer_has_taken_the_folder_away_is_freed_at_th
             await asyncio.sleep(0)
     assert engine.adapters() == {"policy-000001"}
     watch.cancel()
+
+
+async def test_a_shared_folder_that_is_out_of_reach_takes_no_adapter_away(
+    deps: ServeDeps, engine: FakeEngine, paths: DataPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters = RolloutAdapters(deps)
+    save(paths.rollout_adapters)
+    await adapters.load(NAME)
+
+    def stale(folder: Path, **_: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "stat", stale)
+    await adapters.free_idle()
+    assert engine.adapters() == {NAME}
 
 
 async def test_a_trainer_that_was_started_again_finds_room(ledger: Ledger, paths: DataPaths) -> None:
