@@ -40,6 +40,7 @@ from serve.direct import Direct
 from serve.door import Door
 from serve.engines.base import Engine, EngineError, EngineLost, EngineUnavailable
 from serve.metrics import Metrics
+from serve.open_files import allow_open_files
 from serve.releases.follower import ReleaseFollower
 
 WATCH_S = 2.0
@@ -67,6 +68,7 @@ def run(config: ServeConfig, feedback: FeedbackConfig, paths: DataPaths, model: 
     """
     logs.configure("serve", level=config.log_level)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    allow_open_files()
     try:
         paths.create()
         with (

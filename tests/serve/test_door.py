@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from serve import door
 from serve.app import ServeDeps, create_app
 from serve.config import ServeConfig
 from serve.main import KEEP_ALIVE_S, _Uvicorn, listen, uvicorn_config
+from serve.open_files import allow_open_files
 from tests.serve.conftest import TOKEN, client_of
 
 HEAD = b"POST /v1/votes HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
@@ -174,3 +176,15 @@ def test_a_kept_connection_outlives_what_proxies_keep_theirs(app: FastAPI) -> No
     """Or a proxy sends a request on one that is just being closed, and answers 502; nginx and ALB keep 60 s."""
     assert KEEP_ALIVE_S > 60
     assert uvicorn_config(app, ServeConfig()).timeout_keep_alive == KEEP_ALIVE_S
+
+
+def test_more_people_may_keep_connections_than_a_login_may_open_files() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = before[1] if before[1] != resource.RLIM_INFINITY else 10**9
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        assert allow_open_files(4096) == min(4096, hard)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(4096, hard), before[1])
+        assert allow_open_files(512) == min(4096, hard), "it is never lowered"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
