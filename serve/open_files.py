@@ -10,8 +10,8 @@ WANTED = 65_536
 def allow_open_files(wanted: int = WANTED) -> int:
     """Raise the soft limit as far as is wanted and the system lets us; returns it.
 
-    A login's is often 1,024: as many people with a kept connection each, and neither another can be taken nor the ledger
-    opened.
+    A login's is often 1,024: as many people with a kept connection each, and neither can another one be taken nor the
+    ledger be opened.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
