@@ -115,6 +115,7 @@ async def measure(rounds: int, folder: Path, model: Path) -> dict[str, Any]:
         "requests a side": len(alone),
         "added ms": round(added_ms(beside, alone), 1),
         "interval": [round(each, 1) for each in interval(beside, alone, added_ms)],
+        # Those that ended while a person asked; none where each takes longer than all of a block's requests.
         "a request for rollouts, s": [round(each, 1) for each in sorted(trainer.seconds)],
     }
 
@@ -130,9 +131,10 @@ def _ask(url: str, number: int) -> Ask:
 
 def rows(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """The one line: nobody may wait for a rollout to end."""
-    slowest, rollouts = figures["slowest, ms"]["beside rollouts"], figures["a request for rollouts, s"]
+    slowest = figures["slowest, ms"]["beside rollouts"]
+    reached = all(slowest < 1e3 * seconds for seconds in figures["a request for rollouts, s"])
     aim = "nobody waits for a rollout to end"
-    found = row("first token beside rollouts, p50, ms more", figures["added ms"], aim, slowest < 1e3 * min(rollouts))
+    found = row("first token beside rollouts, p50, ms more", figures["added ms"], aim, reached)
     return [{**found, "interval": figures["interval"]}]
 
 

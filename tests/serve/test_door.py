@@ -126,6 +126,26 @@ async def test_a_body_in_chunks_of_a_byte_is_taken(dial: Dial) -> None:
     assert (await line.hear()).startswith(b"HTTP/1.1 200")
 
 
+async def test_a_body_that_comes_with_its_head_is_no_head(dial: Dial) -> None:
+    """Votes that come whole go around uvicorn's own way (`serve.direct`), and are counted all the same."""
+    body = b'{"pair_id": "' + b"x" * 300_000 + b'", "choice": "a"}'
+    line = await dial()
+    for _ in range(2):
+        await line.say(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert (await line.hear()).startswith(b"HTTP/1.1 422")
+
+
+async def test_a_connection_is_kept_after_a_vote(dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEAD_S", 0.2)
+    body = b'{"pair_id": "pair_no", "choice": "a"}'
+    line = await dial()
+    await line.say(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert (await line.hear()).startswith(b"HTTP/1.1 404")
+    await asyncio.sleep(0.4)  # for the end of a wait that must not have begun there is nothing to await
+    await line.say(WHOLE)
+    assert (await line.hear()).startswith(b"HTTP/1.1 200")
+
+
 async def test_a_body_that_stops_coming_is_not_waited_for(dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "HEAD_S", 0.2)
     line = await dial()
