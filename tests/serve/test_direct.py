@@ -303,6 +303,21 @@ async def test_who_leaves_before_the_answer_has_voted(
     assert not site.server.server_state.tasks
 
 
+async def test_an_answer_that_is_given_up_ends_the_connection_and_is_counted(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a stop whose time is up."""
+    pair_id, line, held = await site.a_pair(), await site.line(), Held(monkeypatch)
+    with structlog.testing.capture_logs() as told:
+        line.writer.write(b"".join(post(vote(pair_id))))
+        await eventually(held.there.is_set)
+        (task,) = site.server.server_state.tasks
+        task.cancel()
+        assert await line.ended()
+    assert [(entry["event"], entry["status"]) for entry in told] == [("request", 499)]
+    held.go.set()
+
+
 async def test_a_defect_is_answered_as_one(site: Site, monkeypatch: pytest.MonkeyPatch, deps: ServeDeps) -> None:
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("secret detail")
