@@ -50,7 +50,7 @@ class DirectProtocol(OneWrite):
     def on_headers_complete(self) -> None:
         """The head is there."""
         busy = self.cycle is not None and not self.cycle.response_complete
-        if busy or self.expect_100_continue or self.limit_concurrency is not None or self.parser.should_upgrade():
+        if busy or self.limit_concurrency is not None or self.parser.should_upgrade():
             super().on_headers_complete()
             return
         self._route = self._direct.route(self.parser.get_method(), self.url)

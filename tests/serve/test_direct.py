@@ -57,8 +57,9 @@ class Line:
         return await self.answer()
 
     async def ended(self) -> bool:
-        """Whether the server hangs up with nothing left to say; waits for it."""
-        return await self._reader.read() == b""
+        """Whether the server hangs up with nothing left to say, long before an idle connection's time is up."""
+        async with asyncio.timeout(2):
+            return await self._reader.read() == b""
 
 
 class Site:
@@ -250,6 +251,17 @@ async def test_requests_in_one_packet_are_answered_in_their_order(site: Site) ->
     one, other = b"".join(post(vote(pair_id, "a"))), b"".join(post(vote(pair_id, "b")))
     line.writer.write(one + other + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" + one)
     assert [(await line.answer())[0] for _ in range(4)] == [201, 409, 200, 200]
+
+
+async def test_what_could_be_answered_at_once_waits_for_what_was_asked_before_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair_id, line, held = await site.a_pair(), await site.line(), Held(monkeypatch)
+    refused = b"".join(post(vote(pair_id), x_hustings_voter="a b"))
+    line.writer.write(b"".join(post(vote(pair_id))) + refused)
+    await eventually(held.there.is_set)
+    held.go.set()
+    assert [(await line.answer())[0] for _ in range(2)] == [201, 400]
 
 
 @pytest.mark.parametrize(("version", "connection"), [("1.1", "close"), ("1.0", "")])
