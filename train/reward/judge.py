@@ -14,7 +14,8 @@ LN2 = float(np.log(2))
 COIN = 0.1
 """Share of coins that may pass for a reward model."""
 COIN_Z = 1.2816
-"""The same as a bound of the normal distribution, one-sided, where `by_chance` isn't known (the `last` head)."""
+"""The same as a bound of the normal distribution, one-sided, where `by_chance` isn't known: for the `last` head, and
+with hundreds of votes."""
 
 
 @dataclass(frozen=True, slots=True)

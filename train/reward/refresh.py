@@ -23,6 +23,8 @@ from train.reward.mix import MixHead, answer_views, fit_members, fit_problem, fi
 from train.reward.probe import Array, Rows
 from train.reward.votes import Votes, ballots, clear_of, folds, ranking_weights
 
+TURNED_ROWS = 512
+"""From more comparisons on, held-out accuracy tells as surely, and the draws of `by_chance` cost minutes."""
 MIN_VOTERS = 4
 """Fewest voters for a figure on voters never seen."""
 MANY_VOTES = 4_000
@@ -115,7 +117,7 @@ def _refresh(  # noqa: PLR0917 - `refresh`, within its limit of threads
         raw_ece=judge.calibration(predicted[decisive])[1],
         temperature=calm,
         disagreement=_disagreement(head, pooled, scores, votes),
-        by_chance=by_chance(problem, ballots(votes), seed),
+        by_chance=by_chance(problem, ballots(votes), seed) if len(problem.vote) <= TURNED_ROWS else float("nan"),
     )
     old = None if known is None else known.scores(pooled) * known.scale
     if old is not None:

@@ -79,7 +79,7 @@ def average(differences: Mapping[str, Array], outcomes: Outcomes, structures: Se
         structures: names of the families that each may use; those without any known family are passed over.
     """
     kernels = {name: rows @ rows.T for name, rows in differences.items()}
-    some = some_of(len(outcomes.tied))
+    some = _some(len(outcomes.tied))
     all_of_them = len(some) == len(outcomes.tied)
     few = kernels if all_of_them else {name: kernel[np.ix_(some, some)] for name, kernel in kernels.items()}
     tried = []
@@ -140,8 +140,7 @@ def _scores(parts: Sequence[tuple[float, Scaled]]) -> Array:
     return np.asarray(sum(share * scaled.fit.scores for share, scaled in parts))
 
 
-def some_of(count: int) -> Rows:
-    """Rows of `count`, evenly, on which scales are chosen: at most `SCALE_ROWS`."""
+def _some(count: int) -> Rows:
     return np.unique(np.linspace(0, count - 1, min(count, SCALE_ROWS)).astype(np.int64))
 
 
