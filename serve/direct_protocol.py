@@ -116,7 +116,7 @@ class _Cycle:
         """Answer the request; what goes wrong on the way costs the client its connection."""
         try:
             await app(self._scope, _receive, self._send)
-        except Exception:
+        except Exception:  # the boundary: uvicorn would show a traceback; it is logged, and the connection ends below
             log.exception("an answer could not be sent", path=self._scope["path"])
         finally:
             if not self.response_complete:

@@ -272,6 +272,25 @@ def test_a_coin_passes_for_a_reward_model_one_time_in_ten(accuracy: float, fit: 
             judge.refuse_unless_fit(judged, 0.9, 100)
 
 
+@pytest.mark.parametrize(("by_chance", "fit"), [(0.05, True), (0.1, True), (0.15, False), (1.0, False)])
+@pytest.mark.parametrize("accuracy", [0.5, 0.9])
+def test_where_it_is_known_chance_decides_and_not_accuracy(by_chance: float, accuracy: float, fit: bool) -> None:
+    judged = judge.Judgement(accuracy, 0.68, 0.0, 0.0, 0.5, 0.5, 128, by_chance=by_chance)
+    if fit:
+        judge.refuse_unless_fit(judged, 0.9, 100)
+    else:
+        with pytest.raises(RewardRefused, match=f"by chance in {by_chance:.0%}, at most 10% is asked for"):
+            judge.refuse_unless_fit(judged, 0.9, 100)
+
+
+def test_chance_is_asked_as_long_as_that_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    pooled, votes = planted(64)
+    made = {"layers": LAYERS, "vocabulary": tables(), "base_fingerprint": "b"}
+    assert refresh(pooled, votes, RewardConfig(), **made).judgement.metrics()["reward_by_chance"] == 1 / 20
+    monkeypatch.setattr("train.reward.refresh.TURNED_ROWS", 63)
+    assert "reward_by_chance" not in refresh(pooled, votes, RewardConfig(), **made).judgement.metrics()
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.05])
 def test_voters_who_are_not_trusted_cannot_have_every_reward_model_refused(weight: float) -> None:
     pooled, votes = planted(160)

@@ -38,9 +38,9 @@ def by_chance(problem: Problem, ballots: Rows, seed: int, draws: int = DRAWS) ->
         (1 + draws fitted as well or better) / (1 + draws) (Phipson and Smyth 2010).
     """
     kernels = {name: values @ values.T for name, values in problem.families.items()}
-    together = [[name for name in names if name in kernels] for names in structures(list(kernels))]
-    alone = [[name] for name in kernels]
-    priors = [mixed(kernels, starting_variance(names)) for names in (*together, *alone) if names]
+    alone = ((name,) for name in kernels)
+    speaking = dict.fromkeys((*structures(list(kernels)), *alone))  # the states are alone in both
+    priors = [mixed(kernels, starting_variance(list(names))) for names in speaking if names]
     nu = probe.tie_weight(np.zeros(len(problem.vote)), problem.outcomes)
 
     def evidence(sign: NDArray[np.float64]) -> float:
