@@ -12,6 +12,7 @@ from tests.train.test_reward_mix import made_votes, planted
 from train.reward import probe
 from train.reward.chance import by_chance
 from train.reward.mix import pose
+from train.reward.tokens import COLUMNS
 from train.reward.votes import Votes, ballots
 
 COINS = 60
@@ -26,7 +27,7 @@ def rankings(seed: int, ballots_cast: int = 12, answers: int = 4) -> tuple[dict[
     """Answers ranked by coins, each ballot as its six comparisons."""
     rng = np.random.default_rng(seed)
     count = ballots_cast * answers
-    pooled = {"state:0": rng.normal(size=(count, 8)), "surface": rng.normal(size=(count, 15))}
+    pooled = {"state:0": rng.normal(size=(count, 8)), "surface": rng.normal(size=(count, len(COLUMNS) + 4))}
     pairs = [
         (start + order[a], start + order[b])
         for start in range(0, count, answers)

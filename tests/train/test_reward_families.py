@@ -56,15 +56,16 @@ def test_token_moments_add_up_to_the_covariance() -> None:
     np.testing.assert_allclose(covariance(parts.numpy()), np.cov(states.numpy().T, bias=True), rtol=1e-5, atol=1e-7)
 
 
-def test_structures_are_everything_the_states_and_each_view_of_them_alone() -> None:
-    names = ["state:0", "state:2", "surface", "meet", "state:0.white", "state:2.content", "surface.words"]
+def test_structures_are_everything_the_states_each_view_of_them_alone_and_valence_alone() -> None:
+    names = ["state:0", "state:2", "surface", "meet", "state:0.white", "state:2.content", "surface.valence"]
     assert structures(names) == (
-        ("state:0", "state:2", "surface", "meet", "surface.words"),
+        ("state:0", "state:2", "surface", "meet", "surface.valence"),
         ("state:0", "state:2"),
         ("state:0",),
         ("state:2",),
         ("state:0.white",),
         ("state:2.content",),
+        ("surface.valence",),
     )
     assert structures(["state:0"]) == (("state:0",),)
 

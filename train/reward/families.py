@@ -36,7 +36,10 @@ SHAPE_FAMILIES = {
     "marks": ("question", "exclamation", "digit", "punctuation", "capital"),
     "length": ("end_of_turn", "length"),
     "repetition": ("repeated",),
+    "valence": ("pleasant", "unpleasant"),
 }
+SPEAKS_ALONE = "surface.valence"
+"""The one shape family that is a structure by itself: two columns tell a taste for kind words from tens of votes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +92,14 @@ def views(pooled: Mapping[str, Array], answers: Rows, spread: Mapping[str, Array
 
 
 def structures(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Which families may speak together: everything, the states, each state alone, and the two views of them alone."""
+    """Which families may speak together: everything, the states, each state, its views and valence alone."""
     plain = tuple(name for name in names if not name.startswith("state:") or "." not in name)
     states = tuple(name for name in plain if name.startswith("state:"))
     turned = tuple((name,) for name in names if name not in plain)
     several = (states,) if len(states) > 1 else ()
     alone = tuple((name,) for name in states)
-    return tuple(dict.fromkeys((plain, *several, *alone, *turned)))
+    sound = ((SPEAKS_ALONE,),) if SPEAKS_ALONE in names else ()
+    return tuple(dict.fromkeys((plain, *several, *alone, *turned, *sound)))
 
 
 def _scaled(block: str, columns: list[int] | slice, values: Array, answers: Rows) -> View:

@@ -6,7 +6,8 @@ add up to 1 over the answer, hence `w.(features - mean) = sum_t c_t w.(phi_t - m
 Blocks, for the layers `l` that the head reads:
 
 - `state:l`    hidden states, pooled evenly: what is said.
-- `surface`    token classes and running state (first sentence, repetition, length), pooled evenly: its shape.
+- `surface`    token classes, how words sound, and running state (first sentence, repetition, length), pooled evenly:
+               its shape.
 - `opening`    the same, pooled with weights `exp(-t / 8)`: how it begins.
 - `meet`       how a token meets the prompt: its likest prompt token and the prompt's mean, per layer, weighted by how
                rare the prompt's tokens are among prompts: whether it answers what was asked.
@@ -25,7 +26,7 @@ from train.reward import tokens
 
 EARLY_TOKENS = 8.0
 LENGTH_UNIT = 64.0
-STANDING = 9 + len(tokens.COLUMNS)
+STANDING = 9 + tokens.PLEASANT
 """Columns of `standing`."""
 
 
@@ -119,7 +120,7 @@ def standing(token_ids: Tensor, response_mask: Tensor, table: Tensor) -> Tensor:
     along, fading, share = position / LENGTH_UNIT, torch.exp(-position / EARLY_TOKENS), 1 / (1 + position)
     first, ended = shape[..., classes], shape[..., classes + 1]
     now = torch.stack([first, ended, along, fading, share, first * fading, first * along, ended * along], dim=-1)
-    before = torch.cat([shape[..., :classes], shape[..., classes + 2 : classes + 3]], dim=-1)
+    before = torch.cat([shape[..., : tokens.PLEASANT], shape[..., classes + 2 : classes + 3]], dim=-1)
     before = torch.cat([torch.zeros_like(before[:, :1]), before[:, :-1]], dim=1)
     return torch.cat([now, before], dim=-1) * mask.unsqueeze(-1)
 

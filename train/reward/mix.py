@@ -161,7 +161,7 @@ class MixHead:
     def load(cls, folder: Path) -> MixHead:
         """Read what `save` wrote."""
         record: dict[str, Any] = json.loads((folder / "reward.json").read_text())
-        tensors = load_file(folder / "reward.safetensors")
+        tensors = _with_valence(load_file(folder / "reward.safetensors"))
         return cls(
             layers=tuple(record["layers"]),
             weights={n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")},
@@ -187,6 +187,20 @@ class MixHead:
 
     def _tables(self, device: torch.device) -> Vocabulary:
         return Vocabulary(self.vocabulary.surface.to(device), self.vocabulary.rarity.to(device))
+
+
+def _with_valence(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A head of before the columns of valence, with zeros in their place; others as they are."""
+    missing = len(tokens.COLUMNS) + 1 - tensors["surface"].shape[1]
+    if not missing:
+        return tensors
+
+    def widened(rows: Tensor) -> Tensor:
+        before, after = rows[..., : tokens.PLEASANT], rows[..., tokens.PLEASANT :]
+        return torch.cat([before, rows.new_zeros((*rows.shape[:-1], missing)), after], dim=-1)
+
+    shaped = {name for name in tensors if name.endswith(("/surface", "/opening"))} | {"surface"}
+    return {name: widened(tensor) if name in shaped else tensor for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True, slots=True)
