@@ -178,7 +178,7 @@ class GovernorConfig(Section):
     fluency_rate: float = Field(default=1.0, ge=0)
     """By how much an iteration sharpens it, a nat of perplexity beyond the aim; 0 for never."""
     breach_factor: float = Field(default=1.5, ge=1)
-    """The KL grows dearer by this factor whenever a bound is broken; the step that broke it is taken half back."""
+    """The KL grows dearer by this factor whenever a bound is broken; a part of the step that broke it is taken back."""
     gold_votes: int = Field(default=512, ge=1)
     """From so many decisive votes on, a share of them is kept from the reward model; a second one, of these alone,
     reads every iteration's answers, and PPO stops where its score is predicted to peak (Gao et al. 2022). With fewer

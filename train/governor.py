@@ -2,7 +2,7 @@
 
 (Gao et al. 2022: the true reward follows d (alpha - beta log d), d = sqrt(KL).) The governor watches what the reward
 model can't see: repetition, how strange the answers are to the base, whether they keep to the question, and the
-distance itself. Near a bound, what breaks it is priced; a step that went past one is taken half back.
+distance itself. Near a bound, what breaks it is priced; of a step that went past one, a part is taken back.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ DEAREST_TOPIC = 3.0
 """Highest price of the topic, in standard deviations of the score."""
 DEAREST_FLUENCY = 1.0
 """Furthest that the reference is sharpened: to half its temperature."""
+
+AIMED_KL = 0.9
+"""A step that went too far is taken back to this share of the KL's bound: the KL is known to half a nat."""
+HALF, LEAST_KEPT, MOST_KEPT = 0.5, 0.25, 0.9
+"""Shares of a step: kept for want of a better rule, at least, and at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +149,27 @@ class Prices:
             fluency=min(max(self.fluency + config.fluency_rate * strangeness, 0.0), DEAREST_FLUENCY),
             kl=self.kl * (1.0 if judgement.within else config.breach_factor),
         )
+
+
+def kept(before: Conduct, seen: Conduct, judgement: Judgement, config: GovernorConfig) -> float:
+    """Which share of a step that broke a bound stays, 0 to 1.
+
+    A half; where the distance was the only bound broken, as much as is foreseen to end at `AIMED_KL` of it. The square
+    root of the KL grows about linearly along a step (the d of Gao et al.), so that
+    share = (sqrt(aim) - sqrt(KL before)) / (sqrt(KL seen) - sqrt(KL before)).
+
+    Args:
+        before: conduct of the policy that the step began at, within all bounds.
+        seen: of the one that it led to.
+        judgement: of `seen`.
+        config: bounds.
+    """
+    begun, ended = math.sqrt(max(before.kl, 0.0)), math.sqrt(max(seen.kl, 0.0))
+    if seen.kl <= config.max_kl or ended <= begun:
+        return HALF
+    share = (math.sqrt(AIMED_KL * config.max_kl) - begun) / (ended - begun)
+    share = min(max(share, LEAST_KEPT), MOST_KEPT)
+    return share if len(judgement.breaches) == 1 else min(share, HALF)
 
 
 def choose(scores: Sequence[float], judgements: Sequence[Judgement]) -> int:

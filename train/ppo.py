@@ -4,7 +4,7 @@ One iteration, numbered as in `PpoTrainer._iterate`:
 
  1. sample answers from the policy
  2. score them: one adapters-off pass gives the reference's log-probs and the reward model's view
- 3. judge the policy that sampled (the governor); past its bounds, go half the way back and judge again
+ 3. judge the policy that sampled (the governor); past its bounds, go part of the way back and judge again
  4. old log-probs, and the states that the critic reads
  5. rewards less the KL's price
  6. advantages: generalised over a critic's values and whitened, or against the other answers to the prompt
@@ -34,7 +34,7 @@ from train.config import MEMORY_SETTINGS, TrainConfig
 from train.errors import BaseMismatch, CycleInterrupted
 from train.experience import Scored, shaped
 from train.gold import Point, passed
-from train.governor import Conduct, Judgement, Prices, choose, conduct, judge
+from train.governor import Conduct, Judgement, Prices, choose, conduct, judge, kept
 from train.iteration import IterationMetrics, PpoResult
 from train.memory import give_back
 from train.order import SAMPLING, plan, prompt_at, seed_for
@@ -129,7 +129,7 @@ class PpoTrainer:
         return PpoResult(chosen, tuple(state.metrics), tuple(state.judgements), state.before, after)
 
     def _iterate(self, iteration: int) -> tuple[tuple[Sample, ...], bool]:
-        """Sample and judge the policy, then update it, or take it half back if it is out of bounds.
+        """Sample and judge the policy, then update it, or take part of the last step back if it is out of bounds.
 
         Returns:
             The answers, and whether there is a next policy to judge.
@@ -147,7 +147,7 @@ class PpoTrainer:
         self._state.metrics.append(metrics)
         self._state.judgements.append(judgement)
         self._observe(metrics, judgement)
-        moved = metrics.updates > 0 or (not (last or judgement.within or judgement.final) and self._back_off())
+        moved = metrics.updates > 0 or (not (last or judgement.within or judgement.final) and self._back_off(judgement))
         if moved:  # 8
             self._steer(metrics, judgement)
             self._save(iteration + 1)
@@ -161,14 +161,17 @@ class PpoTrainer:
         seen, before = (_conduct_of(state.metrics[at]) for at in (-1, max(-2, -len(state.metrics))))
         state.prices = state.prices.after(seen, before, state.baseline, judgement, self._config.governor)
 
-    def _back_off(self) -> bool:
-        """Go half the way back to the last policy within bounds; False if there has been none."""
-        good = [at for at, judgement in enumerate(self._state.judgements) if judgement.within]
+    def _back_off(self, judgement: Judgement) -> bool:
+        """Go part of the way back to the last policy within bounds; False if there has been none."""
+        state = self._state
+        good = [at for at, judged in enumerate(state.judgements) if judged.within]
         if not good:
             return False
+        seen, begun = _conduct_of(state.metrics[-1]), _conduct_of(state.metrics[good[-1]])
+        share = kept(begun, seen, judgement, self._config.governor)
         before, now = self._policy_of(good[-1]), self._base.adapters.state(POLICY)
-        middle = {name: (before[name].to(tensor.device) + tensor) / 2 for name, tensor in now.items()}
-        self._base.adapters.load_state(POLICY, middle)
+        between = {name: torch.lerp(before[name].to(tensor.device), tensor, share) for name, tensor in now.items()}
+        self._base.adapters.load_state(POLICY, between)
         return True
 
     def _policy_of(self, iteration: int) -> dict[str, Tensor]:

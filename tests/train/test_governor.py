@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from train.config import GovernorConfig
-from train.governor import Conduct, Judgement, Prices, choose, conduct, judge
+from train.governor import Conduct, Judgement, Prices, choose, conduct, judge, kept
 
 BASE = Conduct(distinct_within=1.0, distinct_across=0.9, perplexity=8.0, kl=0.0)
 
@@ -60,10 +60,33 @@ def test_the_best_within_all_bounds_is_chosen() -> None:
     good, bad = Judgement(True), Judgement(False, ("x",))
     assert choose([0.0, 1.0, 2.0], [good, good, good]) == 2
     assert choose([0.0, 1.0, 9.0], [good, good, bad]) == 1
-    # after a breach half the step is taken back: what follows is within on its own account
+    # after a breach a part of the step is taken back: what follows is within on its own account
     assert choose([0.0, 1.0, 9.0, 3.0], [good, good, bad, good]) == 3
     assert choose([1.0, 1.0], [good, good]) == 0
     assert choose([9.0, 9.0], [bad, bad]) == 0
+
+
+def at(kl: float) -> Conduct:
+    return Conduct(1.0, 0.9, 8.0, kl)
+
+
+@pytest.mark.parametrize(
+    ("before", "seen", "alone", "beside"),
+    [
+        (4.0, 16.0, 0.4230, 0.4230),  # (sqrt(0.9 * 9) - 2) / (4 - 2)
+        (4.0, 9.5, 0.7818, 0.5),  # (2.8460 - 2) / (3.0822 - 2)
+        (-0.2, 9.1, 0.9, 0.5),  # 2.8460 / 3.0166 is more than ever stays
+        (8.5, 12.0, 0.25, 0.25),  # begun past the aim
+        (4.0, 8.9, 0.5, 0.5),  # something else was broken
+    ],
+)
+def test_of_a_step_past_the_kl_bound_stays_what_ends_before_it(
+    before: float, seen: float, alone: float, beside: float
+) -> None:
+    config = GovernorConfig()
+    assert config.max_kl == 9.0
+    for breaches, share in ((("KL",), alone), (("KL", "perplexity"), beside)):
+        assert kept(at(before), at(seen), Judgement(False, breaches), config) == pytest.approx(share, abs=1e-4)
 
 
 def test_prices_follow_shortfalls_by_hand() -> None:
