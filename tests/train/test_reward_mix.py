@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,7 +190,12 @@ def test_a_head_of_before_words_had_a_sound_gives_the_rewards_that_it_gave(tmp_p
             kept[name] = torch.cat([kept[name][..., :PLEASANT], kept[name][..., PLEASANT + 2 :]], dim=-1).contiguous()
     assert kept["surface"].shape[1] == 12, "eleven classes, and whether there is a letter"
     save_file(kept, file)
-    np.testing.assert_array_equal(token_rewards(MixHead.load(tmp_path), batch), token_rewards(head, batch))
+    found = MixHead.load(tmp_path)
+    np.testing.assert_array_equal(token_rewards(found, batch), token_rewards(head, batch))
+    total = hashlib.sha256(head.base_fingerprint.encode())
+    for name in sorted(head.weights):
+        total.update(name.encode() + kept[f"weight/{name}"].numpy().tobytes() + kept[f"mean/{name}"].numpy().tobytes())
+    assert found.model_id == f"reward-{total.hexdigest()[:12]}", "an open cycle knows it again"
 
 
 def test_the_probe_reaches_the_optimum_that_gradient_descent_finds() -> None:

@@ -64,11 +64,11 @@ class MixHead:
         """`reward-` and 12 hex digits of the sha256 of all that its scores depend on."""
         total = hashlib.sha256(self.base_fingerprint.encode())
         for name in sorted(self.weights):
-            total.update(name.encode() + self.weights[name].numpy().tobytes() + self.means[name].numpy().tobytes())
+            total.update(name.encode() + _told(name, self.weights[name]) + _told(name, self.means[name]))
         if self.pessimism:
             total.update(f"{self.pessimism} {self.doubt}".encode())
             for name in sorted(self.members):
-                total.update(self.members[name].numpy().tobytes())
+                total.update(_told(name, self.members[name]))
         return f"reward-{total.hexdigest()[:12]}"
 
     def token_rewards(
@@ -187,6 +187,14 @@ class MixHead:
 
     def _tables(self, device: torch.device) -> Vocabulary:
         return Vocabulary(self.vocabulary.surface.to(device), self.vocabulary.rarity.to(device))
+
+
+def _told(name: str, values: Tensor) -> bytes:
+    """A block's values for the head's id, which stays what it was where the columns of valence say nothing."""
+    at, end = tokens.PLEASANT, len(tokens.COLUMNS)
+    if name in {"surface", "opening"} and not values[..., at:end].any():
+        values = torch.cat([values[..., :at], values[..., end:]], dim=-1)
+    return values.contiguous().numpy().tobytes()
 
 
 def _with_valence(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
