@@ -151,7 +151,7 @@ class Prices:
         )
 
 
-def kept(before: Conduct, seen: Conduct, judgement: Judgement, config: GovernorConfig) -> float:
+def share_kept(before: Conduct, seen: Conduct, judgement: Judgement, config: GovernorConfig) -> float:
     """Which share of a step that broke a bound stays, 0 to 1.
 
     A half; where the distance was the only bound broken, as much as is foreseen to end at `AIMED_KL` of it. The square

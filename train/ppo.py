@@ -34,7 +34,7 @@ from train.config import MEMORY_SETTINGS, TrainConfig
 from train.errors import BaseMismatch, CycleInterrupted
 from train.experience import Scored, shaped
 from train.gold import Point, passed
-from train.governor import Conduct, Judgement, Prices, choose, conduct, judge, kept
+from train.governor import Conduct, Judgement, Prices, choose, conduct, judge, share_kept
 from train.iteration import IterationMetrics, PpoResult
 from train.memory import give_back
 from train.order import SAMPLING, plan, prompt_at, seed_for
@@ -168,7 +168,7 @@ class PpoTrainer:
         if not good:
             return False
         seen, begun = _conduct_of(state.metrics[-1]), _conduct_of(state.metrics[good[-1]])
-        share = kept(begun, seen, judgement, self._config.governor)
+        share = share_kept(begun, seen, judgement, self._config.governor)
         before, now = self._policy_of(good[-1]), self._base.adapters.state(POLICY)
         between = {name: torch.lerp(before[name].to(tensor.device), tensor, share) for name, tensor in now.items()}
         self._base.adapters.load_state(POLICY, between)

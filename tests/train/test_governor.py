@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from train.config import GovernorConfig
-from train.governor import Conduct, Judgement, Prices, choose, conduct, judge, kept
+from train.governor import Conduct, Judgement, Prices, choose, conduct, judge, share_kept
 
 BASE = Conduct(distinct_within=1.0, distinct_across=0.9, perplexity=8.0, kl=0.0)
 
@@ -86,7 +86,7 @@ def test_of_a_step_past_the_kl_bound_stays_what_ends_before_it(
     config = GovernorConfig()
     assert config.max_kl == 9.0
     for breaches, share in ((("KL",), alone), (("KL", "perplexity"), beside)):
-        assert kept(at(before), at(seen), Judgement(False, breaches), config) == pytest.approx(share, abs=1e-4)
+        assert share_kept(at(before), at(seen), Judgement(False, breaches), config) == pytest.approx(share, abs=1e-4)
 
 
 def test_prices_follow_shortfalls_by_hand() -> None:

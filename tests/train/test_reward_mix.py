@@ -129,6 +129,23 @@ def test_a_planted_preference_is_found_through_noise_and_judged_better_than_a_co
     assert np.isfinite(made.judgement.new_voters)
 
 
+def test_a_taste_for_kind_words_is_found_from_48_noisy_votes_among_wide_states() -> None:
+    rng = np.random.default_rng(6)
+    n, wide, seen = 248, 400, np.arange(48)
+    pooled = {"state:0": rng.normal(size=(2 * n, wide)), "state:2": rng.normal(size=(2 * n, wide))}
+    widths = {"surface": len(COLUMNS) + 4, "opening": len(COLUMNS) + 4, "meet": 6}
+    pooled |= {name: rng.normal(size=(2 * n, width)) for name, width in widths.items()}
+    votes = made_votes(pooled["surface"][:, PLEASANT])
+    flipped = rng.random(n) < 0.15
+    said = replace(
+        votes,
+        first=np.where(flipped, votes.second, votes.first),
+        second=np.where(flipped, votes.first, votes.second),
+    )
+    right = fit_weights(pooled, said, seen).differences(pooled, votes.first[48:], votes.second[48:]) > 0
+    assert right.mean() > 0.85
+
+
 def test_votes_that_say_nothing_are_refused() -> None:
     pooled, _ = planted(64)
     random = made_votes(np.random.default_rng(5).normal(size=128))
