@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from train.reward.features import STANDING
+from train.reward.features import STANDING, sentence_ends, surface
 from train.reward.tokens import COLUMNS, surface_table
 
-TEXTS = ("a", " wonderful", "Terrible", "good", " good", "?\n", "</s>")
+TEXTS = ("a", " wonderful", "Terrible", "good", " good", "?\n", "。", "1", ".", "\n\n", "…", "</s>")
 
 
 class _Tokenizer:
@@ -47,8 +48,22 @@ def test_words_sound_as_raters_found_and_the_rest_of_a_word_has_no_sound() -> No
 def test_classes_of_tokens() -> None:
     assert column("starts_word") == dict.fromkeys(TEXTS, 0.0) | {" wonderful": 1.0, " good": 1.0}
     assert column("capital") == dict.fromkeys(TEXTS, 0.0) | {"Terrible": 1.0}
-    assert column("question") == column("newline") == dict.fromkeys(TEXTS, 0.0) | {"?\n": 1.0}
+    assert column("question") == dict.fromkeys(TEXTS, 0.0) | {"?\n": 1.0}
+    assert column("newline") == dict.fromkeys(TEXTS, 0.0) | {"?\n": 1.0, "\n\n": 1.0}
+    assert column("sentence_end") == dict.fromkeys(TEXTS, 0.0) | {"?\n": 1.0, "。": 1.0, ".": 1.0, "…": 1.0}
     assert column("end_of_turn") == dict.fromkeys(TEXTS, 0.0) | {"</s>": 1.0}
+
+
+def test_only_what_holds_a_letter_is_a_sentence() -> None:
+    texts = ("1", ".", " good", ".", "\n\n", "…", "a", "。", ".", " good", "</s>")
+    by_hand = [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 1]  # " good." ends one, then "a。", then " good" with the turn
+    table = surface_table(_Tokenizer(), len(TEXTS))
+    ids = torch.tensor([[TEXTS.index(text) for text in texts]] * 2)
+    answer = torch.ones_like(ids, dtype=torch.bool)
+    answer[1, :3] = False  # the second answer begins after " good": its first stop has no word before it
+    assert sentence_ends(table[ids] * answer.unsqueeze(-1)).tolist() == [by_hand, [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1]]
+    first_sentence = surface(ids, answer, table)[..., len(COLUMNS)]
+    assert first_sentence.tolist() == [[1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0]]
 
 
 def test_what_a_critic_is_told_of_how_an_answer_stands_is_what_open_cycles_have_been_told() -> None:

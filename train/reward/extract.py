@@ -22,7 +22,7 @@ from train.reward.probe import Array
 from train.reward.votes import Answer
 from train.team import ALONE, Team
 
-FEATURES_VERSION = 4
+FEATURES_VERSION = 5
 """Raised when the meaning of a block changes: older cache files are then left alone and a new one is begun."""
 Progress = Callable[[int, int], None]
 Stored = NDArray[Any]

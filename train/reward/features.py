@@ -98,13 +98,26 @@ def surface(token_ids: Tensor, response_mask: Tensor, table: Tensor) -> Tensor:
     """Token classes and running state, (B, L, columns): see `tokens.COLUMNS`, then the four named below."""
     mask = response_mask.float()
     rows = table[token_ids] * mask.unsqueeze(-1)
-    ends = ((rows[..., tokens.SENTENCE_END] + rows[..., tokens.NEWLINE] + rows[..., tokens.END_OF_TURN]) > 0).float()
+    ends = sentence_ends(rows)
     ended_before = ends.cumsum(dim=1) - ends
     first_sentence = (ended_before == 0).float() * mask
     sentences_so_far = torch.log1p(ended_before) * mask
     length = mask.sum(dim=1, keepdim=True).expand_as(mask) / LENGTH_UNIT * mask
     running = torch.stack([first_sentence, sentences_so_far, repeated(token_ids, response_mask), length], dim=-1)
     return torch.cat([rows[..., : len(tokens.COLUMNS)], running], dim=-1)
+
+
+def sentence_ends(rows: Tensor) -> Tensor:
+    """1 where a sentence ends, (B, L), for rows (B, L, columns + 1) of the surface table that are 0 off the answer.
+
+    Only what holds a letter is a sentence: neither a list's "1." nor dots nor an empty line ends one. Were they to
+    count, a policy asked for a short first sentence would number its answers (ADR 0097).
+    """
+    stops = (rows[..., tokens.SENTENCE_END] + rows[..., tokens.NEWLINE] + rows[..., tokens.END_OF_TURN]) > 0
+    letters = rows[..., tokens.ALPHABETIC].cumsum(dim=1)
+    at_stop = (letters * stops).cummax(dim=1).values  # a stop after no letters holds what the one before it held
+    at_stop_before = torch.cat([torch.zeros_like(at_stop[:, :1]), at_stop[:, :-1]], dim=1)
+    return (stops & (letters > at_stop_before)).float()
 
 
 def standing(token_ids: Tensor, response_mask: Tensor, table: Tensor) -> Tensor:

@@ -43,7 +43,11 @@ PLEASANT = COLUMNS.index("pleasant")
 STRONGEST_VALENCE = 4.0
 """Raters gave words -4 to 4."""
 ALPHABETIC = -1
-"""The table's last column, no feature: whether the token holds a letter."""
+"""The table's last column, no feature: whether the token holds a letter. What holds none is no sentence."""
+QUESTION_MARKS = frozenset("?？؟")
+EXCLAMATION_MARKS = frozenset("!！")
+TERMINATORS = QUESTION_MARKS | EXCLAMATION_MARKS | frozenset(".…。।۔")
+"""Marks that end sentences: Latin, Chinese and Japanese, Arabic and Urdu, Devanagari."""
 
 
 def surface_table(tokenizer: Any, vocabulary: int) -> Tensor:
@@ -74,14 +78,14 @@ def _row(text: str, token_id: int, *, special: bool) -> list[float]:
     if special:
         return [float(name == "end_of_turn") for name in COLUMNS] + [0.0]
     core = text.strip()
-    ends = core[-1:] in {".", "!", "?"}
+    ends = bool(core) and core[-1] in TERMINATORS
     flags = [
         text[:1].isspace() and core[:1].isalpha(),
         min(len(core), 12) / 4,
         torch.log1p(torch.tensor(float(token_id))).item() / 4,
         ends,
-        "?" in core,
-        "!" in core,
+        bool(QUESTION_MARKS & set(core)),
+        bool(EXCLAMATION_MARKS & set(core)),
         "\n" in text,
         any(c.isdigit() for c in core),
         bool(core) and not ends and not any(c.isalnum() for c in core),
