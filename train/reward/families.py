@@ -15,7 +15,7 @@ covariance of a few hundred pooled answers does no good here (docs/log.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,9 @@ SHAPE_FAMILIES = {
     "repetition": ("repeated",),
     "valence": ("pleasant", "unpleasant"),
 }
+LATE = ("end_of_turn", "length")
+"""Shape columns that the opening leaves out. How an answer begins doesn't say how long it gets; and weighed as openings
+are, a turn's end has stood near 0 in all voted answers: any weight there pays an answer of ten words beyond measure."""
 SPEAKS_ALONE = "surface.valence"
 """The one shape family that is a structure by itself: two columns tell a taste for kind words from tens of votes."""
 
@@ -85,9 +88,11 @@ def views(pooled: Mapping[str, Array], answers: Rows, spread: Mapping[str, Array
         found[f"{turned[-1]}.content"] = _turned(turned[-1], spread[turned[-1]], _without_leading)
     names = (*tokens.COLUMNS, "first_sentence", "sentences_so_far", "repeated", "length")
     for block in sorted({"surface", "opening"} & pooled.keys()):
+        left_out = LATE if block == "opening" else ()
+        found[block] = _scaled(block, _places(names, set(names) - set(left_out)), pooled[block], answers)
         for family, members in SHAPE_FAMILIES.items():
-            columns = [names.index(member) for member in members]
-            found[f"{block}.{family}"] = _scaled(block, columns, pooled[block], answers)
+            if columns := _places(names, set(members) - set(left_out)):
+                found[f"{block}.{family}"] = _scaled(block, columns, pooled[block], answers)
     return found
 
 
@@ -100,6 +105,10 @@ def structures(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     alone = tuple((name,) for name in states)
     sound = ((SPEAKS_ALONE,),) if SPEAKS_ALONE in names else ()
     return tuple(dict.fromkeys((plain, *several, *alone, *turned, *sound)))
+
+
+def _places(names: Sequence[str], chosen: Container[str]) -> list[int]:
+    return [at for at, name in enumerate(names) if name in chosen]
 
 
 def _scaled(block: str, columns: list[int] | slice, values: Array, answers: Rows) -> View:
