@@ -11,6 +11,7 @@ from train.reward.extract import covariance, moment
 from train.reward.families import CONTENT_DROPPED, structures, views
 from train.reward.mix import answer_views, collapse, fit_weights, pose
 from train.reward.probe import Outcomes
+from train.reward.tokens import COLUMNS
 from train.reward.votes import Answer, Votes
 
 
@@ -68,6 +69,19 @@ def test_structures_are_everything_the_states_each_view_of_them_alone_and_valenc
         ("surface.valence",),
     )
     assert structures(["state:0"]) == (("state:0",),)
+
+
+def test_the_opening_has_no_say_on_length_however_well_its_columns_told_votes_apart() -> None:
+    pooled, votes = some_votes(40)
+    names = (*COLUMNS, "first_sentence", "sentences_so_far", "repeated", "length")
+    late = [names.index("end_of_turn"), names.index("length")]
+    shape = np.random.default_rng(2).normal(size=(80, len(names)))
+    shape[:, late] = pooled["state:0"][:, [1]]  # what voters like
+    pooled |= {"surface": shape, "opening": shape}
+    weight = fit_weights(pooled, votes, np.arange(40)).weight
+    assert not weight["opening"][late].any()
+    assert (weight["surface"][late] > 0).all()
+    assert weight["opening"][names.index("newline")] != 0
 
 
 def test_shares_follow_tempered_evidence_and_drop_what_hardly_counts() -> None:
