@@ -106,6 +106,8 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        for reason in ("unavailable", "defect"):  # likewise
+            self.release_put_off.labels(reason)
         self.release_conflicts = Counter(
             "hustings_release_conflicts", "Changes given up: another serving had made one first", registry=registry
         )
