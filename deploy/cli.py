@@ -27,7 +27,8 @@ app = typer.Typer(
     Start with `hustings up`, open the page that it names, chat and vote. Every 64 votes that name a winner, a training
     cycle runs and its adapter goes into service while the old one still answers.
 
-    Every verb takes `--config FILE`, and most `--set key=value`; `hustings config --explain` lists all keys.
+    Verbs take `--config FILE`, and those that run something `--set key=value`; `hustings config --explain` lists all
+    keys.
     """,
     no_args_is_help=True,
     add_completion=False,
@@ -201,7 +202,7 @@ def replay(
     *,
     source: Annotated[ReplaySource, typer.Option("--from", help="The record to read.")] = ReplaySource.LEDGER,
     topic: Annotated[
-        list[str] | None, typer.Option(help="hustings.pairs, hustings.votes or hustings.releases; repeatable.")
+        list[str] | None, typer.Option(help="Only this one, such as hustings.votes; repeatable. By default all.")
     ] = None,
     data_dir: DataDir = None,
     kafka: Kafka = None,
