@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from deploy.config import load
-from deploy.options import ConfigFile, DataDir
+from deploy.options import ConfigFile, DataDir, Overrides
 
 app = typer.Typer(
     help="""List and verify whole models, published by a trainer with `train.tuning = "full"`.
@@ -22,7 +22,7 @@ app = typer.Typer(
 
 
 @app.command("list")
-def list_checkpoints(data_dir: DataDir = None, config: ConfigFile = None) -> None:
+def list_checkpoints(data_dir: DataDir = None, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Every checkpoint, oldest first, with its figures and its folder.
 
     Example: hustings checkpoints list
@@ -31,7 +31,7 @@ def list_checkpoints(data_dir: DataDir = None, config: ConfigFile = None) -> Non
     from train.full_publish import checkpoints
     from train.publish import MANIFEST
 
-    folders = checkpoints(load(config, (), {"data_dir": data_dir}).paths.checkpoints)
+    folders = checkpoints(load(config, overrides or (), {"data_dir": data_dir}).paths.checkpoints)
     for folder in folders:
         manifest = CheckpointManifest.model_validate_json((folder / MANIFEST).read_bytes())
         reward, kl = manifest.metrics.get("policy_reward", 0.0), manifest.metrics.get("policy_kl", 0.0)

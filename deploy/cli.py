@@ -16,6 +16,7 @@ from deploy.checkpoints import app as checkpoints_app
 from deploy.config import HustingsConfig, load, to_toml
 from deploy.data import forget, import_, lineage
 from deploy.errors import ConfigError, DeployError, ModelError
+from deploy.ledgers import open_ledger
 from deploy.options import ConfigFile, DataDir, Kafka, Model, Overrides, serving_flags
 from deploy.releases import app as releases_app
 from deploy.simulating import simulate
@@ -27,8 +28,8 @@ app = typer.Typer(
     Start with `hustings up`, open the page that it names, chat and vote. Every 64 votes that name a winner, a training
     cycle runs and its adapter goes into service while the old one still answers.
 
-    Verbs take `--config FILE`, and those that run something `--set key=value`; `hustings config --explain` lists all
-    keys.
+    Every verb that reads the configuration takes `--config FILE` and `--set key=value`; `hustings config --explain`
+    lists all keys.
     """,
     no_args_is_help=True,
     add_completion=False,
@@ -222,7 +223,6 @@ def replay(
     resolved = load(config, overrides or (), {"data_dir": data_dir, "feedback.kafka": kafka})
     from feedback.dataset import Dataset
     from feedback.kafka_log import KafkaEventLog
-    from feedback.ledger import Ledger
     from feedback.replay import LEDGER_TOPICS, replay_dataset, replay_ledger
 
     log = KafkaEventLog(_bootstrap(resolved), resolved.feedback.partitions, resolved.feedback.replication)
@@ -231,7 +231,7 @@ def replay(
             raise ConfigError("--topic goes with --from ledger; the dataset's pairs and votes are sent whole")
         sent = replay_dataset(Dataset(resolved.paths.dataset), log)
     else:
-        ledger = Ledger.open(resolved.feedback.ledger_url or resolved.paths.ledger_url)
+        ledger = open_ledger(resolved)
         try:
             sent = replay_ledger(ledger, log, tuple(topic or LEDGER_TOPICS))
         finally:

@@ -15,7 +15,8 @@ import typer
 
 from deploy.config import HustingsConfig, load
 from deploy.errors import ConfigError
-from deploy.options import ConfigFile, DataDir
+from deploy.ledgers import open_ledger
+from deploy.options import ConfigFile, DataDir, Overrides
 
 if TYPE_CHECKING:
     from feedback.dataset import Dataset
@@ -32,6 +33,7 @@ def forget(
     as_json: AsJson = False,
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
     """Forget a voter: their chats, pairs and votes go from the ledger, the dataset and every later snapshot.
 
@@ -44,7 +46,7 @@ def forget(
 
         hustings forget vote_6f0c…
     """
-    resolved = load(config, (), {"data_dir": data_dir})
+    resolved = load(config, overrides or (), {"data_dir": data_dir})
     with _opened(resolved) as (ledger, dataset):
         pseudonym = _pseudonym(resolved, ledger, voter, token=token)
         if not yes and not typer.confirm(f"Forget {pseudonym} for good?"):
@@ -60,6 +62,7 @@ def lineage(
     as_json: AsJson = False,
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
     """Where something comes from and where it went: answer, adapter, reward model, snapshot, votes, and back.
 
@@ -69,7 +72,7 @@ def lineage(
 
         hustings lineage vote_6f0c…
     """
-    resolved = load(config, (), {"data_dir": data_dir})
+    resolved = load(config, overrides or (), {"data_dir": data_dir})
     from feedback.lineage import Lineage, UnknownId
 
     with _opened(resolved) as (ledger, dataset):
@@ -106,6 +109,7 @@ def import_(
     as_json: AsJson = False,
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
     """Start warm: read preferences (prompt, chosen, rejected; plain or conversational) or prompts into the dataset.
 
@@ -121,7 +125,7 @@ def import_(
 
         hustings import --undo preferences
     """
-    resolved = load(config, (), {"data_dir": data_dir})
+    resolved = load(config, overrides or (), {"data_dir": data_dir})
     if (file is None) == (undo is None):
         raise ConfigError("hustings import: name a FILE to import, or an import to take back with --undo NAME")
     if file is None:
@@ -159,9 +163,8 @@ def _take_back(config: HustingsConfig, name: str, *, as_json: bool) -> None:
 @contextmanager
 def _opened(config: HustingsConfig) -> Iterator[tuple[Ledger, Dataset]]:
     from feedback.dataset import Dataset
-    from feedback.ledger import Ledger
 
-    ledger = Ledger.open(config.feedback.ledger_url or config.paths.ledger_url)
+    ledger = open_ledger(config)
     try:
         yield ledger, Dataset(config.paths.dataset)
     finally:

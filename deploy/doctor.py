@@ -23,6 +23,7 @@ from deploy import launch, ports, presence
 from deploy.config import HustingsConfig
 from deploy.default_model import default_folder
 from deploy.errors import DeployError
+from deploy.ledgers import ledger_url, open_ledger
 from train.convert import is_converted
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
@@ -238,13 +239,10 @@ def check_kafka(config: HustingsConfig) -> Iterator[Finding]:
 
 def check_ledger(config: HustingsConfig) -> Iterator[Finding]:
     """The ledger answers; what is in it and what still waits for the event log."""
-    url = config.feedback.ledger_url
-    if url is None and not (config.data_dir / "ledger.sqlite3").exists():
+    if ledger_url(config) == config.paths.ledger_url and not (config.data_dir / "ledger.sqlite3").exists():
         yield Finding("ok", "ledger", "none yet: made at the first start")
         return
-    from feedback.ledger import Ledger
-
-    ledger = Ledger.open(url or config.paths.ledger_url)
+    ledger = open_ledger(config)
     try:
         counts, outbox, office = ledger.counts(), ledger.outbox_stats(), ledger.office()
     finally:

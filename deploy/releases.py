@@ -12,7 +12,8 @@ from deploy import presence
 from deploy.config import HustingsConfig, load
 from deploy.errors import NotReachable
 from deploy.launch import serve_url
-from deploy.options import ConfigFile, DataDir
+from deploy.ledgers import open_ledger
+from deploy.options import ConfigFile, DataDir, Overrides
 
 if TYPE_CHECKING:
     from feedback.contracts import ReleaseChanged
@@ -29,15 +30,13 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="An adapter, such as p
 
 
 @app.command("list")
-def list_releases(data_dir: DataDir = None, config: ConfigFile = None) -> None:
+def list_releases(data_dir: DataDir = None, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Every adapter and where it stands. Reads the ledger, so serving need not run.
 
     Example: hustings releases list
     """
-    resolved = load(config, (), {"data_dir": data_dir})
-    from feedback.ledger import Ledger
-
-    ledger = Ledger.open(resolved.feedback.ledger_url or resolved.paths.ledger_url)
+    resolved = load(config, overrides or (), {"data_dir": data_dir})
+    ledger = open_ledger(resolved)
     try:
         releases, office, pauses = ledger.releases(), ledger.office(), ledger.gate_history()
     finally:
@@ -56,15 +55,14 @@ def history(
     ] = None,
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
     """The audit trail: who changed what, when, why and on which figures. Reads the ledger, so serving need not run.
 
     Example: hustings releases history policy-000003
     """
-    resolved = load(config, (), {"data_dir": data_dir})
-    from feedback.ledger import Ledger
-
-    ledger = Ledger.open(resolved.feedback.ledger_url or resolved.paths.ledger_url)
+    resolved = load(config, overrides or (), {"data_dir": data_dir})
+    ledger = open_ledger(resolved)
     try:
         changes, pauses = ledger.release_history(name), ledger.gate_history() if name is None else []
     finally:
@@ -87,12 +85,13 @@ def promote(
     url: Url = None,
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
     """Put an adapter into office, whatever the voters have said so far. It is verified and probed again first.
 
     Example: hustings releases promote policy-000003 --reason "reads well"
     """
-    _post(load(config, (), {"data_dir": data_dir}), url, f"/v1/releases/{name}/promote", reason, by)
+    _post(load(config, overrides or (), {"data_dir": data_dir}), url, f"/v1/releases/{name}/promote", reason, by)
 
 
 @app.command()
@@ -104,45 +103,64 @@ def reject(
     url: Url = None,
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
     """Take an adapter out of the race for good; if it is in office, the one before takes over.
 
     Example: hustings releases reject policy-000003 --reason "rambles"
     """
-    _post(load(config, (), {"data_dir": data_dir}), url, f"/v1/releases/{name}/reject", reason, by)
+    _post(load(config, overrides or (), {"data_dir": data_dir}), url, f"/v1/releases/{name}/reject", reason, by)
 
 
 @app.command()
 def rollback(
-    reason: Reason = None, by: By = None, url: Url = None, data_dir: DataDir = None, config: ConfigFile = None
+    *,
+    reason: Reason = None,
+    by: By = None,
+    url: Url = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
     """Put the previous office-holder back (or the base, when there was none).
 
     Example: hustings releases rollback
     """
-    _post(load(config, (), {"data_dir": data_dir}), url, "/v1/releases/rollback", reason, by)
+    _post(load(config, overrides or (), {"data_dir": data_dir}), url, "/v1/releases/rollback", reason, by)
 
 
 @app.command()
 def pause(
-    reason: Reason = None, by: By = None, url: Url = None, data_dir: DataDir = None, config: ConfigFile = None
+    *,
+    reason: Reason = None,
+    by: By = None,
+    url: Url = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
     """Let no adapter into canary or office by itself until `resume`. Your own commands and the alarm still act.
 
     Example: hustings releases pause --reason "a wave of odd votes"
     """
-    _post(load(config, (), {"data_dir": data_dir}), url, "/v1/releases/pause", reason, by)
+    _post(load(config, overrides or (), {"data_dir": data_dir}), url, "/v1/releases/pause", reason, by)
 
 
 @app.command()
 def resume(
-    reason: Reason = None, by: By = None, url: Url = None, data_dir: DataDir = None, config: ConfigFile = None
+    *,
+    reason: Reason = None,
+    by: By = None,
+    url: Url = None,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
     """End a pause: a canary that waited goes on with the votes that it has.
 
     Example: hustings releases resume
     """
-    _post(load(config, (), {"data_dir": data_dir}), url, "/v1/releases/resume", reason, by)
+    _post(load(config, overrides or (), {"data_dir": data_dir}), url, "/v1/releases/resume", reason, by)
 
 
 def _why(change: ReleaseChanged) -> str:

@@ -12,7 +12,7 @@ from deploy import presence
 from deploy.config import load
 from deploy.errors import ConfigError
 from deploy.launch import serve_url
-from deploy.options import ConfigFile, DataDir
+from deploy.options import ConfigFile, DataDir, Overrides
 
 
 def simulate(
@@ -31,6 +31,7 @@ def simulate(
     url: Annotated[str | None, typer.Option(metavar="URL", help="Serving; found by itself beside `up`.")] = None,
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    overrides: Overrides = None,
 ) -> None:
     """Let simulated people with a hidden taste chat and vote, over HTTP like everybody else.
 
@@ -57,7 +58,7 @@ def simulate(
         "split": split,
         "seed": seed,
     }
-    resolved = load(config, (), {"data_dir": data_dir})
+    resolved = load(config, overrides or (), {"data_dir": data_dir})
     running = presence.read(resolved.paths)
     given["url"] = url or (running.serve_url if running else serve_url(resolved))
     try:

@@ -12,6 +12,7 @@ from deploy.config import HustingsConfig, to_toml
 from deploy.console import Console
 from deploy.default_model import resolve
 from deploy.errors import ConfigError
+from deploy.ledgers import RESOLVED
 from deploy.supervisor import Supervisor
 from feedback.identity import SecretError, load_or_make_secret
 
@@ -36,7 +37,7 @@ def run(config: HustingsConfig) -> None:
         _require_ports(config)
         config, broker_port = _resolve(config, resolve(config))
         console.say(f"data folder {config.data_dir}, model {config.model}")
-        config_file = config.paths.run / "resolved.toml"
+        config_file = config.paths.run / RESOLVED
         _write_privately(config_file, to_toml(config))
         kafka = str(config.feedback.kafka)
         url = launch.serve_url(config)

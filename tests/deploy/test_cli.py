@@ -7,9 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from deploy import cli, presence
 from deploy.config import load, to_toml
@@ -45,6 +48,17 @@ def test_help_lists_every_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert run(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
     assert all(f" {verb} " in text for verb in VERBS)
+
+
+def test_every_verb_that_reads_the_configuration_takes_any_key() -> None:
+    def verbs(command: Any, name: str) -> Iterator[tuple[str, set[str]]]:
+        for verb, inner in getattr(command, "commands", {}).items():
+            yield from verbs(inner, f"{name} {verb}")
+        yield name, {flag for parameter in command.params for flag in parameter.opts}
+
+    found = dict(verbs(typer.main.get_command(cli.app), "hustings"))
+    assert len(found) > 20
+    assert [name for name, flags in found.items() if "--config" in flags and "--set" not in flags] == []
 
 
 RELEASES = [f"releases {verb}" for verb in ("list", "history", "promote", "reject", "rollback", "pause", "resume")]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from deploy import presence
 from deploy.cli import app
+from deploy.config import load, to_toml
 from deploy.errors import ConfigError
 from feedback.dataset import Dataset
 from feedback.identity import load_or_make_secret, pseudonym
@@ -50,6 +53,26 @@ def test_lineage_tells_where_a_vote_went(paths: DataPaths) -> None:
     told = json.loads(run(paths, "lineage", vote_id, "--json"))
     assert (told["pair"], told["choice"], len(told["snapshots"]), told["adapters"]) == ("p1", "a", 1, [])
     assert f"vote: {vote_id}" in run(paths, "lineage", "p1")
+
+
+def test_commands_beside_a_running_up_work_on_its_ledger(paths: DataPaths, tmp_path: Path) -> None:
+    """`up --set feedback.ledger_url=...` told its own processes alone: `forget` said all was well and forgot nobody."""
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.sqlite3'}"
+    ledger = Ledger.open(elsewhere)
+    shown = pair(1).model_copy(update={"voter": "v_ann"})
+    ledger.record_pair(shown)
+    told = load(None, [f"feedback.ledger_url={elsewhere}"], {"data_dir": paths.root}, environment={})
+    with presence.hold(paths):
+        presence.write(paths, presence.Presence(os.getpid(), "http://127.0.0.1:1", "127.0.0.1:2", {}))
+        (paths.run / "resolved.toml").write_text(to_toml(told), encoding="utf-8")
+        assert "pair: p1" in run(paths, "lineage", "p1")
+        with pytest.raises(ConfigError, match="'p1'"):
+            run(paths, "lineage", "p1", "--set", f"feedback.ledger_url={paths.ledger_url}")
+        assert "pairs: 1" in run(paths, "forget", "v_ann", "--yes")
+        assert ledger.pair("p1") is None
+    ledger.close()
+    with pytest.raises(ConfigError, match="'p1'"):
+        run(paths, "lineage", "p1")
 
 
 def test_forgetting_asks_first_and_takes_the_id_of_a_vote(paths: DataPaths) -> None:
