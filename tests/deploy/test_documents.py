@@ -27,7 +27,7 @@ GUIDES = [ROOT / "README.md", ROOT / "serve/web/README.md", *sorted((ROOT / "doc
 GUIDES.remove(ROOT / "docs" / "log.md")  # what was so then; only its links are looked at
 RECORDS = sorted((ROOT / "docs" / "adr").glob("[0-9]*.md"))
 ALL = [*GUIDES, ROOT / "docs" / "log.md", ROOT / "CHANGELOG.md", ROOT / "docs" / "adr" / "README.md", *RECORDS]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 SETTING = re.compile(r"(?<![\w./])(?:serve|feedback|train)(?:\.[a-z_]+)+")
 METHODS = "GET|POST|PUT|DELETE"
