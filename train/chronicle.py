@@ -88,7 +88,7 @@ class Chronicle:
         self._status.phase(
             "ppo",
             metrics.iteration / self._config.ppo.iterations,
-            step=metrics.iteration,
+            step=min(metrics.iteration, self._config.ppo.iterations),
             message=f"reward {metrics.score:.2f}, KL {metrics.kl:.1f}",
             clip_fraction=metrics.clip_fraction,
             entropy=metrics.entropy,

@@ -131,6 +131,9 @@ class PpoTrainer:
     def _iterate(self, iteration: int) -> tuple[tuple[Sample, ...], bool]:
         """Sample and judge the policy, then update it, or take part of the last step back if it is out of bounds.
 
+        What the last update led to is judged without another. Is it out of bounds, it goes part of the way back as any
+        other, and that is judged: sampling again costs half of what the step has cost.
+
         Returns:
             The answers, and whether there is a next policy to judge.
         """
@@ -141,13 +144,14 @@ class PpoTrainer:
             scored = score_together(self._team, self._base, samples, self._reward, config, witness=self._witness)
         metrics, judgement = self._judge(iteration, scored)  # 3
         self._state.before = self._state.before or tuple(replace(sample, states=None) for sample in samples)
-        last = iteration >= config.ppo.iterations
-        if not last and judgement.within:
+        more, back = iteration < config.ppo.iterations, iteration <= config.ppo.iterations
+        if more and judgement.within:
             metrics = self._improve(iteration, scored, metrics)
         self._state.metrics.append(metrics)
         self._state.judgements.append(judgement)
         self._observe(metrics, judgement)
-        moved = metrics.updates > 0 or (not (last or judgement.within or judgement.final) and self._back_off(judgement))
+        back = back and not (judgement.within or judgement.final)
+        moved = metrics.updates > 0 or (back and self._back_off(judgement))
         if moved:  # 8
             self._steer(metrics, judgement)
             self._save(iteration + 1)

@@ -190,7 +190,7 @@ def test_a_step_past_the_kl_bound_goes_back_to_it_and_the_best_policy_within_is_
     bounded = bounded.model_copy(update={"max_perplexity_ratio": 1e9, "fluency_rate": 0.0})
     result = train(base, tmp_path, settings.model_copy(update={"governor": bounded}))
     within = [judgement.within for judgement in result.judgements]
-    assert len(within) == 13
+    assert len(within) == 13 + (not within[12])  # the last step, too, goes back and is judged once more
     assert not all(within)
     broken = within.index(False)
     assert "KL" in result.judgements[broken].breaches[0]
@@ -212,6 +212,29 @@ def test_a_step_past_the_kl_bound_goes_back_to_it_and_the_best_policy_within_is_
     tensors, _ = checkpoint.load(tmp_path, result.chosen)
     kept = {k.removeprefix(f"{POLICY}/"): v for k, v in tensors.items() if k.startswith(f"{POLICY}/")}
     assert digest(kept) == digest(base.adapters.state(POLICY))
+
+
+def test_the_last_step_goes_back_too_and_is_judged_once_more(base: Base, tmp_path: Path) -> None:
+    settings = config(iterations=1)
+    bounded = settings.governor.model_copy(
+        update={"enabled": True, "max_kl": 0.02, "min_distinct_ratio": 0.0, "max_perplexity_ratio": 1e9}
+    )
+    result = train(base, tmp_path, settings.model_copy(update={"governor": bounded}))
+    assert [m.updates > 0 for m in result.metrics] == [True, False, False]
+    assert not result.judgements[1].within
+    before, whole, kept = (
+        {k: v for k, v in checkpoint.load(tmp_path, at)[0].items() if k.startswith(f"{POLICY}/")} for at in range(3)
+    )
+    # from KL 0 the root of the KL grows linearly to that of the whole step; 0.9 of the bound is aimed at
+    share = max((0.9 * 0.02 / result.metrics[1].kl) ** 0.5, 0.25)
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, before[name] + share * (whole[name] - before[name]))
+    assert result.metrics[2].kl < result.metrics[1].kl
+    assert len(result.after) == settings.ppo.episodes
+    # a bound that can't be kept: one step back, and no further
+    hopeless = bounded.model_copy(update={"max_kl": 1e-9})
+    result = train(base, tmp_path / "hopeless", settings.model_copy(update={"governor": hopeless}))
+    assert ([judgement.within for judgement in result.judgements], result.chosen) == ([True, False, False], 0)
 
 
 @pytest.mark.slow
