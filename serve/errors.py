@@ -5,6 +5,8 @@ ServeError
 ├── NotAuthorised       401
 ├── NotFound            404
 ├── Conflict            409
+├── Misdirected         421
+├── Unreadable          422
 ├── Overloaded          429
 ├── NotReady            503
 └── DeadlinePassed      504
@@ -48,6 +50,18 @@ class Conflict(ServeError):
     """The state of things doesn't allow it."""
 
     status, title, slug = 409, "Conflict", "conflict"
+
+
+class Misdirected(ServeError):
+    """The request names a host that this serving doesn't answer for."""
+
+    status, title, slug = 421, "Not a trusted host", "not-a-trusted-host"
+
+
+class Unreadable(ServeError):
+    """The body is wrong in more places than are worth telling."""
+
+    status, title, slug = 422, "Invalid request", "invalid-request"
 
 
 class Overloaded(ServeError):

@@ -259,3 +259,13 @@ async def test_somebody_elses_conversation_is_forbidden_before_the_engine_works(
     assert len(engine.requests) == asked
     assert (await client.post("/v1/pairs", json=follow_up)).status_code == 200
     assert ledger.counts().pairs == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/pairs", "/v1/turns", "/v1/chat/completions"])
+async def test_a_conversation_without_end_is_one_fault(client: httpx.AsyncClient, path: str) -> None:
+    """Every turn's faults were collected: a megabyte of `{}` took five seconds of the event loop and 0.9 GB."""
+    asked = {"messages": [{}] * 10_001} | ({"model": "base"} if "chat" in path else {})
+    answer = await client.post(path, json=asked)
+    assert answer.status_code == (400 if "chat" in path else 422)
+    assert "/messages: List should have at most 10000 items" in answer.text
+    assert "/messages/0" not in answer.text
