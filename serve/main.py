@@ -123,7 +123,7 @@ def uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
     direct: Direct = app.state.direct
     # As uvicorn wraps the app itself: a cookie is told whether the client speaks https.
     around = ProxyHeadersMiddleware(cast(Any, direct), trusted_hosts=made.forwarded_allow_ips)
-    made.http = cast(Any, partial(Door, direct=direct, around=cast(Any, around)))
+    made.http = cast(Any, partial(Door, direct=direct, around=cast(Any, around), stalled_s=config.stalled_client_s))
     return made
 
 

@@ -7,6 +7,7 @@ wake-ups of the client for an answer of three hundred bytes. They were a seventh
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -20,20 +21,30 @@ class OneWrite(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, with a transport that gathers."""
-        super().connection_made(Gathering(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(Gathering(transport, self.loop, self.on_close))  # type: ignore[arg-type]
+
+    def on_close(self) -> None:
+        """The connection ends as soon as the client has taken what was written."""
 
 
 class Gathering:
     """A transport that gathers what is written until the loop's turn ends; all else is the transport's own.
 
     A stream's chunk leaves in the turn in which it is written, as before.
+
+    Args:
+        on_close: called when it was told to close; what was written may wait for the client even then.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, on_close: Callable[[], None] = lambda: None
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._on_close = on_close
         self._held: list[bytes] = []
         self._size = 0
+        self._sent = 0
 
     def write(self, data: bytes) -> None:
         """Send with whatever else is written in this turn."""
@@ -46,8 +57,16 @@ class Gathering:
 
     def close(self) -> None:
         """Close when what was written has been sent."""
+        if self._transport.is_closing():
+            return
         self._send()
         self._transport.close()
+        self._on_close()
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the network has taken so far."""
+        return self._sent - self._transport.get_write_buffer_size()
 
     def _send(self) -> None:
         if not self._held:
@@ -55,6 +74,7 @@ class Gathering:
         data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
         self._held, self._size = [], 0
         if not self._transport.is_closing():  # the client may have gone within the turn
+            self._sent += len(data)
             self._transport.write(data)
 
     def __getattr__(self, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,12 +16,13 @@ from fastapi import FastAPI
 from serve import door
 from serve.app import ServeDeps, create_app
 from serve.config import ServeConfig
+from serve.door import AHEAD, Door
 from serve.main import KEEP_ALIVE_S, _Uvicorn, listen, uvicorn_config
 from serve.open_files import allow_open_files
 from tests.serve.conftest import TOKEN, client_of
 
-HEAD = b"POST /v1/votes HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
-WHOLE = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
+HEAD = b"POST /v1/votes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+WHOLE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PATIENCE_S = 20
 
 
@@ -35,11 +37,18 @@ class Line:
         self._writer.write(data)
         await self._writer.drain()
 
+    def say_no_more(self) -> None:
+        self._writer.write_eof()
+
     async def hear(self) -> bytes:
         """The head and body of the next answer."""
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         return head + await self._reader.readexactly(length)
+
+    async def hear_some(self) -> bytes:
+        """What is there; nothing at the end."""
+        return await self._reader.read(1 << 14)
 
     async def hear_all(self) -> bytes:
         """All that comes until the server hangs up."""
@@ -56,13 +65,19 @@ Dial = Callable[[], Any]
 async def serving(app: FastAPI) -> AsyncIterator[Dial]:
     """Serve as `serve.main` does; gives what opens connections."""
     sock = listen("127.0.0.1", 0)
-    server = _Uvicorn(uvicorn_config(app, ServeConfig(shutdown_grace_s=0)))
+    config: ServeConfig = app.state.deps.config
+    server = _Uvicorn(uvicorn_config(app, config.model_copy(update={"shutdown_grace_s": 0.0})))
     server.config.lifespan = "off"
     running = asyncio.create_task(server.serve(sockets=[sock]))
     writers: list[asyncio.StreamWriter] = []
 
-    async def dial() -> Line:
-        reader, writer = await asyncio.open_connection(*sock.getsockname())
+    async def dial(window: int | None = None) -> Line:
+        ours = socket.socket()
+        if window is not None:  # bytes that the system takes for us before we read them
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        ours.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(ours, sock.getsockname())
+        reader, writer = await asyncio.open_connection(sock=ours, limit=window or 2**16)
         writers.append(writer)
         return Line(reader, writer)
 
@@ -99,7 +114,7 @@ async def test_a_head_without_an_end_is_cut_short(dial: Dial) -> None:
     """Uvicorn kept all of it: one client took a hundred megabytes in a second."""
     line = await dial()
     with pytest.raises(ConnectionError):
-        await line.say(b"GET /healthz HTTP/1.1\r\nHost: here\r\n")
+        await line.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
         for number in range(200):
             await line.say(b"X-%d: " % number + b"a" * 60_000 + b"\r\n")
             await asyncio.sleep(0)
@@ -167,6 +182,92 @@ async def test_a_body_that_drips_is_not_waited_for_beyond_a_requests_deadline(
             await line.say(b" ")
             await asyncio.sleep(0.02)  # the pace of the drip
         assert (await heard).startswith(b"HTTP/1.1 408")
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when the server has let go of a connection."""
+    told, real = asyncio.Event(), Door.connection_lost
+
+    def connection_lost(self: Door, error: Exception | None) -> None:
+        told.set()
+        real(self, error)
+
+    monkeypatch.setattr(Door, "connection_lost", connection_lost)
+    return told
+
+
+ASK_MUCH = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n"
+
+
+async def test_who_reads_nothing_is_hung_up_on(dial: Dial, lost: asyncio.Event) -> None:
+    """It was waited for without an end, with all that was asked and answered on that connection."""
+    line = await dial(4096)
+    await line.say((ASK_MUCH + b"\r\n") * 100)
+    await lost.wait()
+
+
+@pytest.mark.parametrize("who", ["server", "client"])
+async def test_who_reads_nothing_before_a_connection_ends_is_hung_up_on(
+    dial: Dial, lost: asyncio.Event, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """Closing waits until all that was written is taken."""
+    real, answered = Door.connection_made, asyncio.Event()
+    complete = Door.on_response_complete
+
+    def on_response_complete(self: Door) -> None:
+        complete(self)
+        if not self.pipeline:
+            answered.set()
+
+    def connection_made(self: Door, transport: Any) -> None:
+        transport.set_write_buffer_limits(high=1 << 30)  # so that only the end is waited for, no piece before it
+        real(self, transport)
+
+    monkeypatch.setattr(Door, "connection_made", connection_made)
+    monkeypatch.setattr(Door, "on_response_complete", on_response_complete)
+    line = await dial(4096)
+    end = b"Connection: close\r\n\r\n" if who == "server" else b"\r\n"
+    await line.say((ASK_MUCH + b"\r\n") * 100 + ASK_MUCH + end)
+    if who == "client":
+        await answered.wait()
+        line.say_no_more()
+    await lost.wait()
+
+
+async def test_who_reads_slowly_gets_it_all(dial: Dial) -> None:
+    line = await dial(4096)
+    await line.say((ASK_MUCH + b"\r\n") * 30 + ASK_MUCH + b"Connection: close\r\n\r\n")
+    heard, took = b"", asyncio.get_running_loop().time()
+    while some := await line.hear_some():
+        heard += some
+        await asyncio.sleep(0.003)  # the pace of the reader
+    took = asyncio.get_running_loop().time() - took
+    assert heard.count(b"HTTP/1.1 200") == 31
+    assert took > 2 * 0.2, "it took longer than a reader of nothing is waited for"
+
+
+async def test_nobody_asks_without_end_before_they_were_answered(make_deps: Callable[..., ServeDeps]) -> None:
+    """A packet holds thousands of requests, and uvicorn kept each, for as long as the first took."""
+    deps = make_deps()
+    engine: Any = deps.engine
+    engine.gate.clear()  # so that the first is not answered
+    async with serving(create_app(deps)) as dial:
+        line = await dial()
+        body = b'{"messages": [{"role": "user", "content": "Hello?"}]}'
+        slow = HEAD.replace(b"votes", b"pairs") + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        await line.say(slow + WHOLE * (AHEAD + 1))
+        heard = await line.hear_all()
+        engine.gate.set()
+    assert heard.startswith(b"HTTP/1.1 400")
+    assert b"read what you are answered" in heard
+
+
+async def test_as_many_as_may_wait_are_answered(dial: Dial) -> None:
+    line = await dial()
+    await line.say(WHOLE * AHEAD)
+    for _ in range(AHEAD):
+        assert (await line.hear()).startswith(b"HTTP/1.1 200")
 
 
 async def test_a_strangers_rollouts_are_refused_unread(client: httpx.AsyncClient) -> None:
