@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
+from feedback.manifests import Manifests
 from serve import faults
 from serve.deps import ServeDeps
 from serve.direct import Direct
+from serve.hosts import TrustedHosts
 from serve.middleware import RequestContext
 from serve.openai import chat, models
 from serve.quick_route import QuickRoute
@@ -49,13 +51,17 @@ def create_app(deps: ServeDeps) -> FastAPI:
     app.state.releases = ReleaseManager(deps)
     app.state.rollout_adapters = RolloutAdapters(deps)
     app.state.reviews = ReviewShelf(deps.paths.review_pool, deps.base_fingerprint, deps.rng)
+    app.state.manifests = Manifests(deps.ledger, deps.paths.adapters)
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/web", pages.FILES, name="web")
     faults.install(app)
     app.add_middleware(Shortcut, routes=[route for route in app.routes if isinstance(route, QuickRoute)])
-    app.state.direct = Direct(app, DIRECT, deps.metrics, deps.config.max_body_bytes)
-    app.add_middleware(RequestContext, config=deps.config, metrics=deps.metrics, operator_token=deps.operator_token)
+    hosts = TrustedHosts(deps.config)
+    app.state.direct = Direct(app, DIRECT, deps.metrics, deps.config.max_body_bytes, hosts)
+    app.add_middleware(
+        RequestContext, config=deps.config, metrics=deps.metrics, operator_token=deps.operator_token, hosts=hosts
+    )
     deps.metrics.watch_engine(deps.engine.load, deps.engine.adapters)
     _publish_problem_schema(app)
     return app

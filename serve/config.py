@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -129,6 +130,9 @@ class RatingsConfig(Section):
     """Votes that one voter may cast a minute in the long run (429 beyond); 0 sets no limit."""
     vote_burst: int = Field(default=60, ge=1)
     """Votes that one voter may cast at once after a pause."""
+    reviews_per_minute: float = Field(default=600.0, ge=0)
+    """Prepared pairs that all voters together may take a minute in the long run, and so many at once after a pause;
+    one voter as many as they may vote. 0 sets no limit: then who comes under ever new names fills the ledger."""
     newest: int = Field(default=50_000, ge=1)
     """Votes, the newest, that standings and voters' weights look at."""
     fresh_s: float = Field(default=10.0, ge=0)
@@ -142,6 +146,10 @@ class ServeConfig(Section):
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 picks a free one."""
+    trusted_hosts: tuple[str, ...] = ()
+    """Names under which serving may be asked for (a request's Host header), without scheme and port; `"*"` is any.
+    Addresses, `localhost` and `host` always are. None given: on a loopback address only those, else any name. Where one
+    is given, name also what a trainer, a proxy and Prometheus ask for."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged."""
 
@@ -216,6 +224,14 @@ class ServeConfig(Section):
     contenders: ContendersConfig = ContendersConfig()
     releases: ReleasesConfig = ReleasesConfig()
     ratings: RatingsConfig = RatingsConfig()
+
+    @field_validator("trusted_hosts")
+    @classmethod
+    def _are_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        odd = [host for host in hosts if host != "*" and re.fullmatch(r"[A-Za-z0-9._-]+", host) is None]
+        if odd:
+            raise ValueError(f"{odd[0]!r} is no host's name; write it as chat.example.org, without scheme and port")
+        return hosts
 
     @field_validator("engine_urls")
     @classmethod

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve import faults
 from serve.exchange import Exchange
+from serve.hosts import TrustedHosts
 from serve.metrics import Metrics
 from serve.quick_route import QuickRoute
 
@@ -35,9 +36,12 @@ class Direct:
         paths: the `QuickRoute`s that go this way; their endpoints answer in one piece.
     """
 
-    def __init__(self, app: FastAPI, paths: Collection[str], metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: FastAPI, paths: Collection[str], metrics: Metrics, max_body_bytes: int, hosts: TrustedHosts
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._hosts = hosts
         self._max_body_bytes = max_body_bytes
         found: Sequence[QuickRoute] = [each for each in app.routes if isinstance(each, QuickRoute)]
         self._routes = {
@@ -52,8 +56,10 @@ class Direct:
         return self._routes.get((method, target))
 
     def read(self, route: QuickRoute, scope: Scope, body: bytes) -> BaseModel | None:
-        """The body, if it is plainly good: then the request can go this way."""
-        return None if len(body) > self._max_body_bytes else route.read(scope, body)
+        """The body, if the request is plainly good: then it can go this way."""
+        if len(body) > self._max_body_bytes or not self._hosts.trust(scope):
+            return None
+        return route.read(scope, body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; `receive` is not asked."""

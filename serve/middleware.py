@@ -1,4 +1,5 @@
-"""What happens around every request: id, canonical log line, metrics, body limit, security headers, last-resort error.
+"""What happens around every request: id, canonical log line, metrics, trusted hosts, body limit, security headers,
+last-resort error.
 
 Pure ASGI, so that a stream's chunks pass through untouched.
 """
@@ -13,9 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.config import ServeConfig
-from serve.errors import NotAuthorised
+from serve.errors import Misdirected, NotAuthorised, ServeError
 from serve.exchange import Exchange
 from serve.faults import Fault, fault_of, unexpected_fault
+from serve.hosts import TrustedHosts
 from serve.http import header
 from serve.identity import require_operator
 from serve.metrics import Metrics
@@ -29,11 +31,14 @@ log = structlog.get_logger(__name__)
 class RequestContext:
     """The outermost layer of ours; inside it every failure already is an answer."""
 
-    def __init__(self, app: ASGIApp, *, config: ServeConfig, metrics: Metrics, operator_token: str) -> None:
+    def __init__(
+        self, app: ASGIApp, *, config: ServeConfig, metrics: Metrics, operator_token: str, hosts: TrustedHosts
+    ) -> None:
         self._app = app
         self._config = config
         self._metrics = metrics
         self._operator_token = operator_token
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -41,7 +46,11 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self._config, self._metrics)
-        if scope["path"] == ROLLOUTS:
+        if not self._hosts.trust(scope):
+            exchange.refuse(
+                Misdirected("The Host header's name isn't trusted here; if it is yours, add it to serve.trusted_hosts.")
+            )
+        elif scope["path"] == ROLLOUTS:
             exchange.expect_operator(self._operator_token)
         await exchange.run(self._app)
 
@@ -66,9 +75,13 @@ class _Exchange(Exchange):
         try:
             require_operator(header(self.scope, b"authorization") or "", operator_token)
         except NotAuthorised as error:
-            self._refused = fault_of(error)
+            self.refuse(error)
         else:
             self._body_limit *= _ROLLOUT_BODY_FACTOR
+
+    def refuse(self, error: ServeError) -> None:
+        """Answer this, whatever was asked, and read no body."""
+        self._refused = fault_of(error)
 
     async def run(self, app: ASGIApp) -> None:
         self.begin()

@@ -115,7 +115,7 @@ async def site(deps: ServeDeps) -> AsyncIterator[Site]:
 def post(body: Any, path: str = "/v1/votes", version: str = "1.1", **headers: str) -> tuple[bytes, bytes]:
     """Head and body of a request by Ann."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    told = {"host": "x", "content-type": "application/json", "content-length": str(len(content))}
+    told = {"host": "localhost", "content-type": "application/json", "content-length": str(len(content))}
     told |= ANN | {name.replace("_", "-"): value for name, value in headers.items()}
     lines = [f"POST {path} HTTP/{version}", *(f"{name}: {value}" for name, value in told.items() if value)]
     return "\r\n".join([*lines, "", ""]).encode(), content
@@ -249,7 +249,7 @@ async def test_a_body_in_chunks_is_a_body(site: Site) -> None:
 async def test_requests_in_one_packet_are_answered_in_their_order(site: Site) -> None:
     pair_id, line = await site.a_pair(), await site.line()
     one, other = b"".join(post(vote(pair_id, "a"))), b"".join(post(vote(pair_id, "b")))
-    line.writer.write(one + other + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" + one)
+    line.writer.write(one + other + b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" + one)
     assert [(await line.answer())[0] for _ in range(4)] == [201, 409, 200, 200]
 
 

@@ -39,7 +39,7 @@ async def engine(engine_answer: Any) -> FakeEngine:
 @pytest.fixture
 async def ai(app: FastAPI) -> AsyncIterator[openai.AsyncOpenAI]:
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
-    async with openai.AsyncOpenAI(base_url="http://test/v1", api_key="-", http_client=http, max_retries=0) as made:
+    async with openai.AsyncOpenAI(base_url="http://localhost/v1", api_key="-", http_client=http, max_retries=0) as made:
         yield made
 
 

@@ -62,7 +62,7 @@ def client(long_way: list[str]) -> httpx.AsyncClient:
     app.add_middleware(Way, seen=long_way)
     app.add_middleware(Shortcut, routes=[route for route in app.routes if isinstance(route, QuickRoute)])
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 async def test_a_good_body_goes_straight_to_the_endpoint(client: httpx.AsyncClient, long_way: list[str]) -> None:

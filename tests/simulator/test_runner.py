@@ -59,7 +59,7 @@ class FakeServing:
 
 async def ran(serving, **settings):
     transport = httpx.ASGITransport(app=serving.app)
-    http = httpx.AsyncClient(transport=transport, base_url="http://serving")
+    http = httpx.AsyncClient(transport=transport, base_url="http://localhost")
     return await simulate(SimulateConfig(**{**SURE, **settings}), http)
 
 
@@ -125,7 +125,7 @@ async def test_a_server_that_refuses_everything_ends_the_run_with_its_reason():
 async def test_a_server_that_stays_away_ends_the_run_with_its_address():
     serving = FakeServing()
     serving.faults = [("pair", 503, {})] * 500
-    with pytest.raises(SimulateError, match=r"http://serving.*no answer"):
+    with pytest.raises(SimulateError, match=r"http://localhost.*no answer"):
         await ran(serving, votes=1, patience_s=0.01)
 
 
@@ -156,7 +156,7 @@ async def test_a_connection_that_breaks_is_tried_again():
                 raise httpx.ConnectError("connection refused")
             return await inner.handle_async_request(request)
 
-    http = httpx.AsyncClient(transport=Breaking(), base_url="http://serving")
+    http = httpx.AsyncClient(transport=Breaking(), base_url="http://localhost")
     report = await simulate(SimulateConfig(**SURE, votes=2, concurrency=1), http)
     assert (report.votes, report.retries) == (2, 2)
 
