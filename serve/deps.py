@@ -23,7 +23,7 @@ from serve.kept import Kept
 from serve.latest import Latest
 from serve.metrics import Metrics
 from serve.office import Office
-from serve.rate_limit import RateLimit
+from serve.rate_limit import RateLimit, ReviewLimits
 from serve.vote_book import VoteBook, VoteNews
 from serve.vote_desk import VoteDesk
 
@@ -59,6 +59,7 @@ class ServeDeps:
     people: Gate = field(init=False)
     rollouts: Gate = field(init=False)
     vote_limit: RateLimit = field(init=False)
+    review_limits: ReviewLimits = field(init=False)
     votes: VoteDesk = field(init=False)
     book: VoteBook = field(init=False)
     news: Latest[VoteNews] = field(init=False)
@@ -69,6 +70,8 @@ class ServeDeps:
         object.__setattr__(self, "rollouts", Gate(self.config.max_rollouts_in_flight))
         ratings = self.config.ratings
         object.__setattr__(self, "vote_limit", RateLimit(ratings.votes_per_minute, ratings.vote_burst))
+        limits = ReviewLimits(ratings.votes_per_minute, ratings.vote_burst, ratings.reviews_per_minute)
+        object.__setattr__(self, "review_limits", limits)
         object.__setattr__(self, "votes", VoteDesk(self.ledger))
         book = VoteBook(self.ledger, self.voters, most=ratings.newest, fresh_s=ratings.fresh_s)
         object.__setattr__(self, "book", book)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +18,7 @@ import structlog
 from pydantic import ValidationError
 
 from feedback.contracts import REVIEW_RULE, PairShown, ReviewItem, ReviewPool
+from serve.rate_limit import REMEMBERED
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +26,8 @@ log = structlog.get_logger(__name__)
 class ReviewShelf:
     """What is prepared now, and who has seen what of it. For any thread; it may read the disk.
 
-    What was shown is remembered by this process alone: after a restart somebody may be shown a pair again.
+    What was shown is remembered by this process alone, and of so many voters: after a restart, or when very many have
+    come since, somebody may be shown a pair again.
 
     Args:
         fingerprint: of the base served; a pool of another base's answers is left alone.
@@ -40,7 +42,7 @@ class ReviewShelf:
         self._stamp: tuple[int, int] | None = None
         self._pool: ReviewPool | None = None
         self._shown: Counter[str] = Counter()
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: OrderedDict[str, set[str]] = OrderedDict()
 
     def waiting(self, voter: str) -> int:
         """How many pairs there are that this voter hasn't seen."""
@@ -57,7 +59,7 @@ class ReviewShelf:
             offered = [item for item in unseen if self._shown[item.item_id] == least]
             item = self._rng.choice(offered)
             self._shown[item.item_id] += 1
-            self._seen.add((voter, item.item_id))
+            self._note_seen(voter, item.item_id)
             return self._pair(item, voter, self._pool, 1 / len(offered))
 
     def _pair(self, item: ReviewItem, voter: str, pool: ReviewPool, chance: float) -> PairShown:
@@ -81,7 +83,14 @@ class ReviewShelf:
     def _unseen(self, voter: str) -> list[ReviewItem]:
         self._look()
         items = () if self._pool is None else self._pool.items
-        return [item for item in items if (voter, item.item_id) not in self._seen]
+        seen = self._seen.get(voter, ())
+        return [item for item in items if item.item_id not in seen]
+
+    def _note_seen(self, voter: str, item_id: str) -> None:
+        self._seen.setdefault(voter, set()).add(item_id)
+        self._seen.move_to_end(voter)
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
 
     def _look(self) -> None:
         """Read the pool where it is another than last time."""

@@ -39,9 +39,10 @@ async def count_reviews(request: Request, deps: Deps) -> Response:
 
 @router.post("/v1/reviews", response_model=ReviewResponse, responses=PROBLEMS)
 async def take_review(request: Request, deps: Deps) -> Response:
-    """Take a prepared pair; the vote goes to `/v1/votes`, as any. 404: none waits for you."""
+    """Take a prepared pair; the vote goes to `/v1/votes`, as any. 404: none waits for you; 429: not so fast."""
     shelf: ReviewShelf = request.app.state.reviews
     voter = voter_of(request, deps.secret)
+    deps.review_limits.take(voter)
     with deps.people.enter():
         pair = await on_thread(shelf.take, voter)
         if pair is None:

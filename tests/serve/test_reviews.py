@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,10 @@ from feedback.contracts import CompletionRecord, Message, ReviewItem, ReviewPool
 from feedback.ledger import Ledger
 from feedback.paths import DataPaths
 from feedback.simulator import SimulateConfig, simulate
-from tests.serve.conftest import client_of
+from serve import reviews
+from serve.app import create_app
+from serve.reviews import ReviewShelf
+from tests.serve.conftest import MakeDeps, client_of
 
 FINGERPRINT = "f" * 64
 """Of the fixture's base."""
@@ -140,3 +144,42 @@ async def test_simulated_people_judge_what_is_prepared_and_then_go_on_chatting(
     assert (report.votes, report.reviewed, report.errors) == (8, 3, 0)
     assert Counter(vote.pair.source for vote in ledger.votes_between()) == {"review": 3, "chat": 5}
     assert len(ledger.duels(None, None, datetime(2026, 1, 1, tzinfo=UTC))) == 5  # what nobody asked is no duel
+
+
+async def test_one_voter_takes_pairs_no_faster_than_they_may_vote(make_deps: MakeDeps, paths: DataPaths) -> None:
+    put(paths, 5)
+    deps = make_deps(ratings={"votes_per_minute": 1, "vote_burst": 2})
+    app = create_app(deps)
+    async with client_of(app, **{"X-Hustings-Voter": "eager"}) as client:
+        answers = [await client.post("/v1/reviews") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert 50 <= int(answers[2].headers["retry-after"]) <= 60
+    assert deps.ledger.counts().pairs == 2
+    async with client_of(app, **{"X-Hustings-Voter": "another"}) as client:
+        assert (await client.post("/v1/reviews")).status_code == 200
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_who_comes_under_ever_new_names_does_not_fill_the_ledger(
+    make_deps: MakeDeps, paths: DataPaths, named: bool
+) -> None:
+    """Each of them is a new voter, with all of the pool before them."""
+    put(paths, 3)
+    deps = make_deps(ratings={"reviews_per_minute": 4})
+    app = create_app(deps)
+    statuses = []
+    for number in range(7):
+        async with client_of(app, **({"X-Hustings-Voter": f"name-{number}"} if named else {})) as client:
+            answer = await client.post("/v1/reviews")
+        statuses.append(answer.status_code)
+    assert statuses == [200] * 4 + [429] * 3
+    assert "serve.ratings.reviews_per_minute" in answer.json()["detail"]
+    assert deps.ledger.counts().pairs == 4
+
+
+def test_who_has_seen_what_is_remembered_of_so_many(paths: DataPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reviews, "REMEMBERED", 2)
+    shelf = ReviewShelf(put(paths, 2), lambda: FINGERPRINT, random.Random(1))
+    for voter in ("v_a", "v_b", "v_a", "v_c"):
+        assert shelf.take(voter) is not None
+    assert [shelf.waiting(voter) for voter in ("v_a", "v_b", "v_c")] == [0, 2, 1]
