@@ -16,8 +16,7 @@ from feedback.comparisons import told
 from feedback.contracts import ADAPTER_NAME_PATTERN, AdapterManifest, Choice, PairShown, Position, VoteCast
 from feedback.dataset import Dataset, ForgottenVoter, SnapshotManifest
 from feedback.ledger import Ledger
-
-MANIFEST = "manifest.json"
+from feedback.manifests import Manifests
 
 
 class UnknownId(ValueError):
@@ -131,13 +130,14 @@ class Lineage:
     """Reads ledger, dataset and adapters as they are now.
 
     Args:
-        adapters: folder of published adapters; what the ledger has of their manifests counts too.
+        adapters: folder of published adapters; what the ledger has of their manifests counts too. Who asks often gives
+            the `Manifests` that it keeps.
     """
 
-    def __init__(self, ledger: Ledger, dataset: Dataset, adapters: Path) -> None:
+    def __init__(self, ledger: Ledger, dataset: Dataset, adapters: Path | Manifests) -> None:
         self._ledger = ledger
         self._dataset = dataset
-        self._manifests = read_manifests(ledger, adapters)
+        self._manifests = (adapters if isinstance(adapters, Manifests) else Manifests(ledger, adapters))()
         self._forgotten = {stone.event.voter: stone for stone in dataset.forgotten()}
         self._snapshots: Mapping[str, SnapshotManifest] = {one.id: one for one in dataset.snapshots()}
 
@@ -275,11 +275,3 @@ class Lineage:
             erased=self._dataset.is_erased(voter),
             **asdict(self.taken_out(stone)),
         )
-
-
-def read_manifests(ledger: Ledger, adapters: Path) -> dict[str, AdapterManifest]:
-    """Every adapter's manifest that the folder or the ledger has, by name."""
-    found = {one.name: one.manifest for one in ledger.releases() if one.manifest is not None}
-    for path in sorted(adapters.glob(f"policy-*/{MANIFEST}")):
-        found[path.parent.name] = AdapterManifest.model_validate_json(path.read_bytes())
-    return found

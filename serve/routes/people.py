@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 from starlette.responses import Response
 
+from feedback.manifests import Manifests
 from serve.deps import Deps, ServeDeps, on_thread
 from serve.errors import NotFound, NotReady
 from serve.http import FastJSON
@@ -34,9 +36,13 @@ async def forget_voter(body: ForgetRequest, deps: Deps) -> Response:
 
 
 @router.get("/v1/lineage/{id}", response_model=None, responses=PROBLEMS, dependencies=Operator)
-async def lineage(id: Annotated[Text, Path(min_length=1, max_length=128)], deps: Deps) -> Response:  # noqa: A002
+async def lineage(
+    id: Annotated[Text, Path(min_length=1, max_length=128)],  # noqa: A002
+    request: Request,
+    deps: Deps,
+) -> Response:
     """Where an adapter, snapshot, pair, vote or forgotten voter comes from and where it went."""
-    return FastJSON(await on_thread(_trace, deps, id))
+    return FastJSON(await on_thread(_trace, deps, request.app.state.manifests, id))
 
 
 def _forget(deps: ServeDeps, voter: str) -> dict[str, Any]:
@@ -50,11 +56,11 @@ def _forget(deps: ServeDeps, voter: str) -> dict[str, Any]:
         raise NotReady(f"The ledger has forgotten; the curator does the rest when this is mended: {error}") from error
 
 
-def _trace(deps: ServeDeps, wanted: str) -> dict[str, Any]:
+def _trace(deps: ServeDeps, manifests: Manifests, wanted: str) -> dict[str, Any]:
     from feedback.dataset import Dataset
     from feedback.lineage import Lineage, UnknownId
 
     try:
-        return asdict(Lineage(deps.ledger, Dataset(deps.paths.dataset), deps.paths.adapters).trace(wanted))
+        return asdict(Lineage(deps.ledger, Dataset(deps.paths.dataset), manifests).trace(wanted))
     except UnknownId as error:
         raise NotFound(str(error)) from error

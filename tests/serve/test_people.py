@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
+import pytest
 from fastapi import FastAPI
 
+from feedback import manifests
+from feedback.contracts import AdapterManifest
 from feedback.ledger import Ledger
 from feedback.paths import DataPaths
 from tests.serve.adapters import publish
@@ -40,6 +45,28 @@ async def test_lineage_is_told_and_the_unknown_is_404(app: FastAPI, paths: DataP
         missing = await operator.get("/v1/lineage/vote_none")
         assert missing.status_code == 404
         assert "vote_none" in missing.json()["detail"]
+
+
+async def test_manifests_are_not_read_at_every_request(
+    app: FastAPI, paths: DataPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(paths.adapters, 1)
+    publish(paths.adapters, 2, parent="policy-000001")
+    reads: list[str] = []
+    real = manifests.read_manifest
+
+    def read_manifest(path: Path) -> AdapterManifest:
+        reads.append(path.parent.name)
+        return real(path)
+
+    monkeypatch.setattr(manifests, "read_manifest", read_manifest)
+    async with client_of(app, Authorization=f"Bearer {TOKEN}") as operator:
+        for _ in range(3):
+            assert (await operator.get("/v1/lineage/policy-000002")).json()["ancestors"] == ["policy-000001"]
+        assert reads == ["policy-000001", "policy-000002"]
+        publish(paths.adapters, 3)
+        await operator.get("/v1/lineage/policy-000003")
+    assert reads[2:] == ["policy-000003"]
 
 
 async def test_an_id_that_no_database_could_hold_is_refused(app: FastAPI) -> None:
