@@ -86,7 +86,7 @@ async def serving(app: FastAPI) -> AsyncIterator[Dial]:
             yield dial
     finally:
         for writer in writers:
-            writer.close()
+            writer.transport.abort()  # closing would wait until the server has taken all
         server.should_exit = server.force_exit = True
         await running
         sock.close()
@@ -204,7 +204,7 @@ async def test_who_reads_nothing_is_hung_up_on(dial: Dial, lost: asyncio.Event) 
     """It was waited for without an end, with all that was asked and answered on that connection."""
     line = await dial(4096)
     await line.say((ASK_MUCH + b"\r\n") * 100)
-    await lost.wait()
+    await asyncio.wait_for(lost.wait(), PATIENCE_S)
 
 
 @pytest.mark.parametrize("who", ["server", "client"])
@@ -230,9 +230,9 @@ async def test_who_reads_nothing_before_a_connection_ends_is_hung_up_on(
     end = b"Connection: close\r\n\r\n" if who == "server" else b"\r\n"
     await line.say((ASK_MUCH + b"\r\n") * 100 + ASK_MUCH + end)
     if who == "client":
-        await answered.wait()
+        await asyncio.wait_for(answered.wait(), PATIENCE_S)
         line.say_no_more()
-    await lost.wait()
+    await asyncio.wait_for(lost.wait(), PATIENCE_S)
 
 
 async def test_who_reads_slowly_gets_it_all(dial: Dial) -> None:
