@@ -25,11 +25,12 @@ _FRAMING = 8
 AHEAD = 128
 """Requests that may wait for the answer to one before them. A quarter of a megabyte holds thousands, and each takes
 kilobytes once it is parsed; browsers and proxies send none ahead."""
+_BODY = frozenset({b"content-length", b"transfer-encoding"})
 log = structlog.get_logger(__name__)
 
 
-class TooFarAhead(Exception):
-    """More requests than may wait: ends the parsing, and uvicorn refuses as it refuses what isn't HTTP."""
+class Refused(Exception):
+    """What can't be gone on with: ends the parsing, and uvicorn refuses as it refuses what isn't HTTP."""
 
 
 class Door(DirectProtocol):
@@ -43,6 +44,8 @@ class Door(DirectProtocol):
     _timer: asyncio.TimerHandle | None = None
     _watching: asyncio.TimerHandle | None = None
     _taken = 0
+    _refusal: str | None = None
+    _deaf = False
     _in_head = False
     _in_message = False
     _left = HEAD_BYTES
@@ -83,23 +86,24 @@ class Door(DirectProtocol):
             self._stop_watching()
 
     def data_received(self, data: bytes) -> None:
-        """Count, and wait for the rest of a head that came in part."""
+        """Count, and wait for the rest of a head that came in part, or for one where something else came."""
+        if self._deaf:
+            return
         self._left -= len(data)
         super().data_received(data)
         if self._left < 0 and not self.transport.is_closing():
             self.send_400_response("The request's head is too large.")
-        elif self._in_head:
+        elif self._in_head or self._idle:
             self._wait()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse and hang up."""
-        ahead = f"No more than {AHEAD} requests may wait for an answer; read what you are answered before you ask on."
-        super().send_400_response(ahead if len(self.pipeline) >= AHEAD else msg)
+        super().send_400_response(self._refusal or msg)
 
     def on_message_begin(self) -> None:
         """A request begins."""
         if len(self.pipeline) >= AHEAD:
-            raise TooFarAhead
+            self._refuse(f"No more than {AHEAD} requests may wait for an answer; read what you are answered first.")
         self._in_head = self._in_message = True
         self._left = HEAD_BYTES
         super().on_message_begin()
@@ -108,7 +112,13 @@ class Door(DirectProtocol):
         """Its head is whole."""
         self._in_head = False
         self._stop_waiting()
+        other = self.parser.should_upgrade() and not self._should_upgrade()
+        if other and any(name in _BODY and value != b"0" for name, value in self.headers):
+            self._refuse("A body can't come with the header Upgrade: only WebSocket is known here; leave it out.")
         super().on_headers_complete()
+        if other:  # the parser takes whatever follows for a new request, were it the body that a proxy has let through
+            self._deaf = True
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Some of its body."""
@@ -126,6 +136,15 @@ class Door(DirectProtocol):
         super().on_response_complete()
         if self._in_message:
             self._wait()
+
+    def _refuse(self, refusal: str) -> None:
+        self._refusal = refusal
+        raise Refused(refusal)
+
+    @property
+    def _idle(self) -> bool:
+        """Nothing is being asked, and nothing is to be answered. Uvicorn ends its own wait at each byte that comes."""
+        return not self._in_message and (self.cycle is None or self.cycle.response_complete)
 
     def _wait(self) -> None:
         if self._timer is None:
