@@ -27,7 +27,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ledger = Ledger.open(paths.ledger_url)
     engine = FakeEngine(words=2)
     engine._dead = None
-    deps = ready_deps(engine, ledger, paths, ServeConfig(max_max_tokens=64))
+    deps = ready_deps(engine, ledger, paths, ServeConfig(max_max_tokens=64, trusted_hosts=("testserver",)))
     yield schemathesis.openapi.from_asgi("/openapi.json", create_app(deps))
     ledger.close()
 

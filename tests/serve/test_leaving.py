@@ -194,8 +194,8 @@ async def test_on_the_network_too_a_client_that_reads_nothing_is_hung_up_on(make
         await eventually(lambda: server.started)
         client.connect(listening.getsockname())
         body = json.dumps(CHAT | {"stream": True})
-        head = f"POST /v1/pairs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        client.sendall(f"{head}\r\n\r\n{body}".encode())
+        head = "POST /v1/pairs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json"
+        client.sendall(f"{head}\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
         await eventually(lambda: deps.people.inside == 1)
         await eventually(lambda: deps.people.inside == 0)
         await eventually(lambda: deps.metrics.stalled_clients._value.get() == 1)
