@@ -20,6 +20,7 @@ import feedback.curator  # noqa: F401 (registers the curator's metrics)
 from deploy.config import keys, load
 from feedback.relay import RelayMetrics
 from serve.engines.base import EngineLoad
+from serve.hosts import TrustedHosts
 from serve.metrics import Metrics
 from train.metrics import TrainMetrics
 
@@ -302,6 +303,21 @@ def test_compose_settings_are_keys_of_the_configuration() -> None:
         settings = {command[n + 1].split("=")[0] for n, argument in enumerate(command) if argument == "--set"}
         assert settings <= set(keys())
         assert command[0] == name
+
+
+def test_in_compose_serving_is_asked_by_its_services_name_and_by_no_strangers() -> None:
+    service, scraped = compose()["services"], ROOT / "deploy" / "compose" / "prometheus.yml"
+    command = service["serve"]["command"]
+    settings = [command[n + 1] for n, argument in enumerate(command) if argument == "--set"]
+    hosts = TrustedHosts(load(None, settings, environment={"HUSTINGS_SERVE_HOST": "0.0.0.0"}).serve)
+
+    def trusted(host: str) -> bool:
+        return hosts.trust({"type": "http", "headers": [(b"host", host.encode())]})
+
+    assert "http://serve:8000" in service["train"]["command"]
+    assert "serve:8000" in scraped.read_text(encoding="utf-8")
+    assert all(map(trusted, ("serve:8000", "127.0.0.1:8000", "localhost:8000")))
+    assert not trusted("evil.example:8000")
 
 
 def test_compose_wants_every_secret_named_in_the_example() -> None:
