@@ -127,11 +127,15 @@ def test_a_cycle_of_two_processes_equals_that_of_one(tiny_model: Path, tmp_path:
     together, same = cycle(tmp_path / "two", tiny_model, 2, tuning)
     assert len(alone) == len(together) == 3
     for one, two in zip(alone, together, strict=True):
+        assert (one["updates"], one["episodes"]) == (two["updates"], two["episodes"])
+    # The last line only judges answers of the last policy. By then the two policies are a thousandth of their way apart
+    # (below), and of 960 answers that they were asked for 32 differed in a token: a draw that fell between two shares.
+    for one, two in zip(alone[:2], together[:2], strict=True):
+        assert one["updates"] > 0
         for name in ("score", "kl", "length", "policy_loss", "value_loss", "grad_norm", "entropy", "approx_kl"):
             assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-4), name
-        assert (one["updates"], one["episodes"]) == (two["updates"], two["episodes"])
     # Adam gives a weight whose gradient is nothing but rounding a whole step either way, so not weight by weight
-    assert float((weights - same).norm()) < 0.05 * float(weights.norm())
+    assert float((weights - same).norm()) < 0.01 * float(weights.norm())
 
 
 @pytest.mark.slow
