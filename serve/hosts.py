@@ -55,5 +55,5 @@ def _without_port(told: str) -> str:
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(name)
-    except ValueError:
+    except ValueError:  # a name
         return None
