@@ -144,14 +144,14 @@ class PpoTrainer:
             scored = score_together(self._team, self._base, samples, self._reward, config, witness=self._witness)
         metrics, judgement = self._judge(iteration, scored)  # 3
         self._state.before = self._state.before or tuple(replace(sample, states=None) for sample in samples)
-        more, back = iteration < config.ppo.iterations, iteration <= config.ppo.iterations
-        if more and judgement.within:
+        last = config.ppo.iterations
+        if iteration < last and judgement.within:
             metrics = self._improve(iteration, scored, metrics)
         self._state.metrics.append(metrics)
         self._state.judgements.append(judgement)
         self._observe(metrics, judgement)
-        back = back and not (judgement.within or judgement.final)
-        moved = metrics.updates > 0 or (back and self._back_off(judgement))
+        astray = not (judgement.within or judgement.final)
+        moved = metrics.updates > 0 or (astray and iteration <= last and self._back_off(judgement))
         if moved:  # 8
             self._steer(metrics, judgement)
             self._save(iteration + 1)

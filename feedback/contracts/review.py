@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from feedback.contracts.base import Contract, Moment, Name, TokenIds, utc_now
-from feedback.contracts.voting import CompletionRecord, Message
+from feedback.contracts.voting import MAX_MESSAGES, CompletionRecord, Message
 
 
 class ReviewItem(Contract):
@@ -20,7 +20,7 @@ class ReviewItem(Contract):
     """
 
     item_id: Name
-    messages: tuple[Message, ...] = Field(min_length=1, max_length=10_000)
+    messages: tuple[Message, ...] = Field(min_length=1, max_length=MAX_MESSAGES)
     prompt_token_ids: TokenIds
     completions: tuple[CompletionRecord, CompletionRecord]
     propensity: float = Field(gt=0, le=1)

@@ -27,6 +27,7 @@ Thumb = Literal["up", "down"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 Reason = Annotated[str, Field(max_length=256)]
 MAX_COMMENT = 10_000
+MAX_MESSAGES = 10_000
 MAX_EDITED = 100_000
 
 
@@ -87,7 +88,7 @@ class PairShown(Event):
     pair_id: Name
     conversation_id: Name
     voter: Name
-    messages: tuple[Message, ...] = Field(min_length=1, max_length=10_000)
+    messages: tuple[Message, ...] = Field(min_length=1, max_length=MAX_MESSAGES)
     completions: tuple[CompletionRecord, ...] = Field(min_length=2, max_length=4)
     contenders: Name
     propensity: float = Field(gt=0, le=1)
@@ -165,7 +166,7 @@ class AnswerShown(Event):
     answer_id: Name
     conversation_id: Name
     voter: Name
-    messages: tuple[Message, ...] = Field(min_length=1, max_length=10_000)
+    messages: tuple[Message, ...] = Field(min_length=1, max_length=MAX_MESSAGES)
     completion: CompletionRecord
     propensity: float = Field(gt=0, le=1)
     base_model: Name

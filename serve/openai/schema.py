@@ -6,12 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from feedback.contracts import Message
+from feedback.contracts import MAX_MESSAGES, Message
 from serve.text import Text
 
 MAX_TEXT = 100_000
-MOST_MESSAGES = 10_000
-"""As many as a pair's record may hold; `serve.max_messages` is the bound that people meet."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "function_call": (None, "none"),
@@ -114,7 +112,7 @@ class ChatCompletionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: Text = Field(min_length=1, max_length=128)
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)  # serve.max_messages is what people meet
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)

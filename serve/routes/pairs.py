@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from feedback.comparisons import POSITIONS
-from feedback.contracts import FinishReason, Message, PairShown, Position
+from feedback.contracts import MAX_MESSAGES, FinishReason, Message, PairShown, Position
 from serve.deps import Deps, ServeDeps
 from serve.errors import BadRequest
 from serve.faults import fault_of, unexpected_fault
@@ -27,8 +27,6 @@ from serve.text import Text
 
 E = TypeVar("E")
 MAX_CONTENT = 100_000
-MOST_MESSAGES = 10_000
-"""As many as a pair's record may hold; `serve.max_messages` is the bound that people meet."""
 router = APIRouter(tags=["pairs"], route_class=QuickRoute)
 log = structlog.get_logger(__name__)
 
@@ -47,7 +45,7 @@ class PairRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    messages: list[Turn] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES)  # serve.max_messages is what people meet
     conversation_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
     n: int | None = Field(default=None, ge=2, le=4)
     stream: bool = False
