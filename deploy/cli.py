@@ -16,6 +16,7 @@ from deploy.checkpoints import app as checkpoints_app
 from deploy.config import HustingsConfig, load, to_toml
 from deploy.data import forget, import_, lineage
 from deploy.errors import ConfigError, DeployError, ModelError
+from deploy.kafka import require_kafka, with_kafka
 from deploy.ledgers import open_ledger
 from deploy.options import ConfigFile, DataDir, Kafka, Model, Overrides, serving_flags
 from deploy.releases import app as releases_app
@@ -92,7 +93,8 @@ def serve(config: HustingsConfig) -> None:
     from deploy.default_model import resolve
     from serve.main import run
 
-    bootstrap = _bootstrap(config)
+    config = with_kafka(config)
+    bootstrap = require_kafka(config)
     raise typer.Exit(run(config.serve, config.feedback, config.paths, resolve(config), bootstrap))
 
 
@@ -104,14 +106,15 @@ def curate(
 
     Example: hustings curate --kafka kafka-1:9092 --data-dir /srv/hustings
     """
-    resolved = _prepare("curate", load(config, overrides or (), {"data_dir": data_dir, "feedback.kafka": kafka}))
+    loaded = load(config, overrides or (), {"data_dir": data_dir, "feedback.kafka": kafka})
+    resolved = with_kafka(_prepare("curate", loaded))
     from feedback.curator import main as run
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         # In a thread: setting an event inside a handler can wait for ever on the lock that the interrupted wait holds.
         signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
-    run(resolved.feedback, resolved.paths, _bootstrap(resolved), stop)
+    run(resolved.feedback, resolved.paths, require_kafka(resolved), stop)
 
 
 @app.command()
@@ -142,7 +145,7 @@ def train(
         hustings train --once --set train.tuning=full (all weights; see `hustings checkpoints --help`)
     """
     direct: dict[str, object] = {"data_dir": data_dir, "model": model, "feedback.kafka": kafka}
-    resolved = _prepare("train", load(config, overrides or (), direct))
+    resolved = with_kafka(_prepare("train", load(config, overrides or (), direct)))
     from deploy import presence
     from deploy.default_model import resolve
     from deploy.up import make_secrets
@@ -154,7 +157,7 @@ def train(
         resolved.feedback,
         resolved.paths,
         resolve(resolved),
-        resolved.feedback.kafka or (running.kafka if running else None),
+        resolved.feedback.kafka,
         once,
         serve_url or (running.serve_url if running else None),
         make_secrets(resolved)[1],
@@ -220,12 +223,12 @@ def replay(
 
         hustings replay --from dataset --kafka kafka-1:9092
     """
-    resolved = load(config, overrides or (), {"data_dir": data_dir, "feedback.kafka": kafka})
+    resolved = with_kafka(load(config, overrides or (), {"data_dir": data_dir, "feedback.kafka": kafka}))
     from feedback.dataset import Dataset
     from feedback.kafka_log import KafkaEventLog
     from feedback.replay import LEDGER_TOPICS, replay_dataset, replay_ledger
 
-    log = KafkaEventLog(_bootstrap(resolved), resolved.feedback.partitions, resolved.feedback.replication)
+    log = KafkaEventLog.configured(require_kafka(resolved), resolved.feedback)
     if source is ReplaySource.DATASET:
         if topic:
             raise ConfigError("--topic goes with --from ledger; the dataset's pairs and votes are sent whole")
@@ -310,16 +313,3 @@ def _prepare(process: str, config: HustingsConfig) -> HustingsConfig:
     except OSError as error:
         raise ConfigError(f"the data folder {config.data_dir} can't be made: {error.strerror or error}") from error
     return config
-
-
-def _bootstrap(config: HustingsConfig) -> str:
-    from deploy import presence
-
-    if config.feedback.kafka:
-        return config.feedback.kafka
-    running = presence.read(config.paths)
-    if running is not None:
-        return running.kafka
-    raise ConfigError(
-        "no Kafka is named: give --kafka HOST:PORT, or use `hustings up`, which brings a broker of its own"
-    )

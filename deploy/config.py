@@ -23,12 +23,22 @@ ENVIRONMENT = {
     "HUSTINGS_DATA_DIR": "data_dir",
     "HUSTINGS_MODEL": "model",
     "HUSTINGS_KAFKA": "feedback.kafka",
+    "HUSTINGS_KAFKA_PROTOCOL": "feedback.kafka_security.protocol",
+    "HUSTINGS_KAFKA_SSL_CAFILE": "feedback.kafka_security.ssl_cafile",
+    "HUSTINGS_KAFKA_SSL_CHECK_HOSTNAME": "feedback.kafka_security.ssl_check_hostname",
+    "HUSTINGS_KAFKA_SSL_CERTFILE": "feedback.kafka_security.ssl_certfile",
+    "HUSTINGS_KAFKA_SSL_KEYFILE": "feedback.kafka_security.ssl_keyfile",
+    "HUSTINGS_KAFKA_SSL_KEY_PASSWORD_FILE": "feedback.kafka_security.ssl_key_password_file",
+    "HUSTINGS_KAFKA_SASL_MECHANISM": "feedback.kafka_security.sasl_mechanism",
+    "HUSTINGS_KAFKA_SASL_USERNAME": "feedback.kafka_security.sasl_username",
+    "HUSTINGS_KAFKA_SASL_PASSWORD_FILE": "feedback.kafka_security.sasl_password_file",
     "HUSTINGS_LEDGER_URL": "feedback.ledger_url",
     # Not HUSTINGS_PORT: Kubernetes sets that itself (to an URL) beside a service named hustings.
     "HUSTINGS_SERVE_HOST": "serve.host",
     "HUSTINGS_SERVE_PORT": "serve.port",
 }
-"""Environment variables that set a key. HUSTINGS_SECRET and HUSTINGS_OPERATOR_TOKEN are read where they are used."""
+"""Environment variables that set a key. Secrets are read where they are used: HUSTINGS_SECRET, HUSTINGS_OPERATOR_TOKEN,
+HUSTINGS_ENGINE_KEY, HUSTINGS_KAFKA_SASL_PASSWORD, HUSTINGS_KAFKA_SSL_KEY_PASSWORD."""
 
 
 def default_data_dir() -> Path:

@@ -23,7 +23,11 @@ from deploy import launch, ports, presence
 from deploy.config import HustingsConfig
 from deploy.default_model import default_folder
 from deploy.errors import DeployError
+from deploy.kafka import with_kafka
 from deploy.ledgers import ledger_url, open_ledger
+from feedback.config import KafkaSecurity
+from feedback.event_log import EventLogError
+from feedback.kafka_security import worries
 from train.convert import is_converted
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
@@ -219,22 +223,40 @@ def check_running(config: HustingsConfig) -> Iterator[Finding]:
 
 
 def check_kafka(config: HustingsConfig) -> Iterator[Finding]:
-    """The event log: the embedded broker's program, or the Kafka that is named."""
-    running = presence.read(config.paths)
-    address = config.feedback.kafka or (running.kafka if running else None)
-    if address is None:
+    """The event log: the embedded broker's program, or the Kafka that is named, its TLS and login included."""
+    told = with_kafka(config).feedback
+    if told.kafka is None:
         from feedback.broker import broker_command
 
         yield Finding("ok", "broker", f"embedded: {broker_command(0)[0]}")
         return
-    for server in address.split(","):
+    for worry in worries(told.kafka_security):
+        text, _, remedy = worry.partition("; ")
+        yield Finding("note", "kafka", text, remedy)
+    reached = False
+    for server in told.kafka.split(","):
         host, _, port = server.strip().rpartition(":")
         try:
             socket.create_connection((host, int(port)), timeout=3).close()
         except (OSError, ValueError) as error:
             yield Finding("not ok", "kafka", f"{server}: {error}", "start it, or mend feedback.kafka")
         else:
+            reached = True
             yield Finding("ok", "kafka", f"{server} accepts connections")
+    if reached:
+        yield _as_a_client(told.kafka, told.kafka_security)
+
+
+def _as_a_client(address: str, security: KafkaSecurity) -> Finding:
+    from feedback.kafka_log import KafkaEventLog
+
+    how = f"{security.protocol}, {security.sasl_mechanism}" if security.login else security.protocol
+    try:
+        KafkaEventLog(address, security=security).check()
+    except EventLogError as error:
+        text, _, remedy = str(error).partition("; ")
+        return Finding("not ok", "kafka", text, remedy)
+    return Finding("ok", "kafka", f"answers its clients ({how})")
 
 
 def check_ledger(config: HustingsConfig) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from deploy.config import HustingsConfig, to_toml
 from deploy.console import Console
 from deploy.default_model import resolve
 from deploy.errors import ConfigError
+from deploy.kafka import require_usable
 from deploy.ledgers import RESOLVED
 from deploy.supervisor import Supervisor
 from feedback.identity import SecretError, load_or_make_secret
@@ -34,6 +35,7 @@ def run(config: HustingsConfig) -> None:
     with presence.hold(config.paths):
         started = time.monotonic()
         make_secrets(config)
+        require_usable(config)
         _require_ports(config)
         config, broker_port = _resolve(config, resolve(config))
         console.say(f"data folder {config.data_dir}, model {config.model}")

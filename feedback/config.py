@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from feedback.privacy.config import PrivacyConfig
 
@@ -58,11 +59,72 @@ class VotersConfig(Section):
     deviation 0.09 around a half). Smaller forgives strong tastes, and promoters with them."""
 
 
+GivenFile = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A file by its whole path: other processes, in other folders, read it too."""
+WITH_TLS = frozenset({"SSL", "SASL_SSL"})
+WITH_LOGIN = frozenset({"SASL_PLAINTEXT", "SASL_SSL"})
+
+
+class KafkaSecurity(Section):
+    """`[feedback.kafka_security]`: TLS and login of the Kafka that `feedback.kafka` names (docs/deployment.md).
+
+    Passwords are no settings, but variables or files: so they stand in no configuration, command line or message.
+    """
+
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Kafka's `security.protocol`: SSL for TLS, SASL_SSL for TLS and a login; SASL_PLAINTEXT encrypts nothing."""
+    ssl_cafile: GivenFile | None = None
+    """PEM file of the authorities that sign the brokers' certificates; None for those that this system trusts."""
+    ssl_check_hostname: bool = True
+    """Refuse a broker whose certificate is for another name than the one it was asked by."""
+    ssl_certfile: GivenFile | None = None
+    """PEM file of our own certificate and what leads to its authority, where the brokers ask for one."""
+    ssl_keyfile: GivenFile | None = None
+    """PEM file of its private key; None where that stands in `ssl_certfile`."""
+    ssl_key_password_file: GivenFile | None = None
+    """File with the private key's password, where it has one and HUSTINGS_KAFKA_SSL_KEY_PASSWORD doesn't give it."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """How the brokers want the login: PLAIN shows them the password, SCRAM proves it."""
+    sasl_username: str | None = Field(default=None, min_length=1)
+    """User of the login."""
+    sasl_password_file: GivenFile | None = None
+    """File with its password, where HUSTINGS_KAFKA_SASL_PASSWORD doesn't give it."""
+
+    @property
+    def tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.protocol in WITH_TLS
+
+    @property
+    def login(self) -> bool:
+        """Whether there is a user and a password."""
+        return self.protocol in WITH_LOGIN
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        if not self.tls and (
+            idle := sorted(name for name in given if name.startswith("ssl_") and name.endswith("file"))
+        ):
+            raise ValueError(f"{idle[0]} says nothing without TLS; set protocol to SSL or SASL_SSL")
+        if not self.login and (idle := sorted(name for name in given if name.startswith("sasl_"))):
+            raise ValueError(f"{idle[0]} says nothing without a login; set protocol to SASL_SSL")
+        if self.login and self.sasl_mechanism is None:
+            raise ValueError(f"{self.protocol} needs sasl_mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+        if self.login and self.sasl_username is None:
+            raise ValueError(f"{self.protocol} needs sasl_username")
+        if self.ssl_certfile is None and (idle := sorted(given & {"ssl_keyfile", "ssl_key_password_file"})):
+            raise ValueError(f"{idle[0]} says nothing without ssl_certfile; give the certificate too")
+        return self
+
+
 class FeedbackConfig(Section):
     """`[feedback]` of hustings.toml."""
 
     kafka: str | None = None
     """`host:port[,host:port]` of a Kafka; None for the embedded broker (volatile: the ledger is the record)."""
+    kafka_security: KafkaSecurity = KafkaSecurity()
+    """TLS and login of that Kafka."""
     broker_port: int = Field(default=0, ge=0, le=65535)
     """Port of the embedded broker on 127.0.0.1; 0 picks a free one."""
     partitions: int = Field(default=3, ge=1)

@@ -377,12 +377,12 @@ def main(config: FeedbackConfig, paths: DataPaths, bootstrap: str, stop: threadi
     Raises:
         CuratorError: the metrics port is in use.
         DatasetError: the data folder can't be made.
-        EventLogError: `bootstrap` isn't an address.
+        EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
     """
     from feedback.kafka_log import KafkaEventLog
 
     step_back(NICENESS)
-    log = KafkaEventLog(bootstrap, config.partitions, config.replication)
+    log = KafkaEventLog.configured(bootstrap, config)
     dataset = Dataset(paths.dataset)
     with _metrics_server(config.curator_metrics_port, config.curator_metrics_host):
         logger.info("curating", kafka=bootstrap, dataset=str(paths.dataset))

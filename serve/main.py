@@ -146,7 +146,10 @@ class _Server:
         self._feedback = feedback
         self._paths = paths
         self._model = model
-        self._bootstrap = bootstrap
+        self._event_log = KafkaEventLog.configured(bootstrap, feedback)
+        self._relayed: EventLog = self._event_log
+        if feedback.relay_apart:
+            self._relayed = KafkaApart.configured(bootstrap, feedback, process="serve")
         self._failed = False
         self._uvicorn: uvicorn.Server | None = None
 
@@ -201,9 +204,8 @@ class _Server:
     def _lifespan(self, deps: ServeDeps, ledger: Ledger) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
         @asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-            event_log = KafkaEventLog(self._bootstrap, self._feedback.partitions, self._feedback.replication)
-            starting = asyncio.create_task(self._bring_up(app, deps, event_log), name="bring-up")
-            relayed = self._relayed_through(event_log)
+            starting = asyncio.create_task(self._bring_up(app, deps, self._event_log), name="bring-up")
+            relayed = self._relayed
             relay = Relay(ledger, relayed, self._feedback, metrics=RelayMetrics(deps.metrics.registry))
             relay.start()
             try:
@@ -220,11 +222,6 @@ class _Server:
                 log.info("stopped")
 
         return lifespan
-
-    def _relayed_through(self, here: KafkaEventLog) -> EventLog:
-        if not self._feedback.relay_apart:
-            return here
-        return KafkaApart(self._bootstrap, self._feedback.partitions, self._feedback.replication, process="serve")
 
     async def _bring_up(self, app: FastAPI, deps: ServeDeps, event_log: EventLog) -> None:
         """Start the engine, restore the office, follow the releases, then watch the engine until cancelled."""

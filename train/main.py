@@ -393,4 +393,4 @@ def _event_log(bootstrap: str | None, feedback: FeedbackConfig) -> EventLog | No
         return None
     from feedback.kafka_log import KafkaEventLog
 
-    return KafkaEventLog(bootstrap, feedback.partitions, feedback.replication)
+    return KafkaEventLog.configured(bootstrap, feedback)

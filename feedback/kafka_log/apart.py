@@ -15,9 +15,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import feedback
+from feedback.config import FeedbackConfig, KafkaSecurity
 from feedback.event_log import (
     EventConsumer,
     EventLogError,
@@ -27,7 +28,7 @@ from feedback.event_log import (
     StoredRecord,
 )
 from feedback.kafka_log import wire
-from feedback.kafka_log.log import addresses
+from feedback.kafka_log.client import Brokers
 from feedback.kafka_log.wire import Carried, Said, Wire
 
 CALL_S = 120.0
@@ -82,12 +83,12 @@ class KafkaApart:
     started by the first call, and again by the first call after it ended; its clients are gone with it.
 
     Args:
-        bootstrap, partitions, replication: as of `KafkaEventLog`.
+        bootstrap, partitions, replication, security: as of `KafkaEventLog`; passwords the process finds by itself.
         process: names the process in its logs.
         start: starts the other end.
 
     Raises:
-        EventLogError: `bootstrap` isn't an address.
+        EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
     """
 
     def __init__(
@@ -96,18 +97,35 @@ class KafkaApart:
         partitions: int = 3,
         replication: int = -1,
         *,
+        security: KafkaSecurity | None = None,
         process: str = "kafka",
         start: Callable[[], tuple[Wire, Child]] = spawn,
     ) -> None:
-        addresses(bootstrap)
-        self._settings = {"bootstrap": bootstrap, "partitions": partitions, "replication": replication}
-        self._settings["process"] = process
+        security = security or KafkaSecurity()
+        Brokers(bootstrap, security)  # which says what is wrong with them
+        self._settings: dict[str, Any] = {
+            "bootstrap": bootstrap,
+            "partitions": partitions,
+            "replication": replication,
+            "security": security.model_dump(mode="json"),
+            "process": process,
+        }
         self._start = start
         self._seen: dict[str, str] = {}
         self._lock = threading.Lock()
         self._wire: Wire | None = None
         self._child: Child | None = None
         self._life = 0
+
+    @classmethod
+    def configured(cls, bootstrap: str, config: FeedbackConfig, *, process: str) -> Self:
+        """As the settings say.
+
+        Raises:
+            EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
+        """
+        security = config.kafka_security
+        return cls(bootstrap, config.partitions, config.replication, security=security, process=process)
 
     def ensure_topics(self, topics: Iterable[str]) -> frozenset[str]:
         """Create what is missing; see `EventLog.ensure_topics`."""

@@ -12,6 +12,7 @@ from itertools import count
 from multiprocessing.connection import Connection
 
 from feedback import logs
+from feedback.config import KafkaSecurity
 from feedback.event_log import EventConsumer, EventLog, EventLogError, EventProducer
 from feedback.kafka_log import wire
 from feedback.kafka_log.log import KafkaEventLog
@@ -27,7 +28,9 @@ def main() -> None:
     with contextlib.suppress(EOFError, OSError), Connection(STDIN) as parent:
         settings, _ = wire.receive(parent)
         logs.configure(settings["process"])
-        log = KafkaEventLog(settings["bootstrap"], settings["partitions"], settings["replication"], settings["seen"])
+        security = KafkaSecurity.model_validate(settings["security"])
+        shape = settings["partitions"], settings["replication"]
+        log = KafkaEventLog(settings["bootstrap"], *shape, settings["seen"], security)
         serve(parent, log, lambda: log.seen)
 
 

@@ -1,17 +1,22 @@
-"""What every talk with the client shares: time limits, connections, and its errors as ours."""
+"""The brokers as their clients' callers see them: every client is made here, and its errors become ours."""
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
-from kafka.net.compat import KafkaNetClient
 
 from feedback.broker import VOLATILE_CLUSTER
+from feedback.config import KafkaSecurity
 from feedback.event_log import EventLogError, EventLogUnavailable, GroupRebalanced, RecordTooLarge, TopicsMissing
+from feedback.kafka_log.network import Reasons, network
+from feedback.kafka_log.refusals import explained
+from feedback.kafka_security import options
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 """Largest record; topics are made with this limit (a long conversation with four answers and their ids fits)."""
@@ -20,36 +25,145 @@ REQUEST_TIMEOUT_MS = 5_000
 DELIVERY_TIMEOUT_MS = 10_000
 CLOSE_TIMEOUT_MS = 2_000
 
-_TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
-_REBALANCED = (
-    kafka_errors.CommitFailedError,
-    kafka_errors.IllegalGenerationError,
-    kafka_errors.RebalanceInProgressError,
-    kafka_errors.UnknownMemberIdError,
-    kafka_errors.FencedInstanceIdError,
+_MEANINGS: tuple[tuple[tuple[type[Exception], ...], type[EventLogError], str], ...] = (
+    (
+        (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError),
+        RecordTooLarge,
+        f" refuses the record, it is over {MAX_RECORD_BYTES:,} bytes",
+    ),
+    (
+        (
+            kafka_errors.CommitFailedError,
+            kafka_errors.IllegalGenerationError,
+            kafka_errors.RebalanceInProgressError,
+            kafka_errors.UnknownMemberIdError,
+            kafka_errors.FencedInstanceIdError,
+        ),
+        GroupRebalanced,
+        ": another member of the group has the partitions now",
+    ),
+    (
+        (kafka_errors.UnknownTopicOrPartitionError,),
+        TopicsMissing,
+        " has no such topic; make it with ensure_topics",
+    ),
+    (
+        (kafka_errors.AuthorizationError,),
+        EventLogError,
+        " denies access; check the broker's rights for this client",
+    ),
+    (
+        (kafka_errors.KafkaConfigurationError, kafka_errors.InvalidReplicationFactorError),
+        EventLogError,
+        " refuses the settings; check feedback.replication and partitions",
+    ),
 )
-_DENIED = (kafka_errors.AuthorizationError, kafka_errors.SaslAuthenticationFailedError)
+_ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[^\s:,/]+):[0-9]{1,5}$")
 
 
-def quiet_client(**configs: Any) -> Any:
-    """The client's network layer, told not to make topics on sight (the option doesn't reach it, see the package)."""
-    client = KafkaNetClient(**configs)
-    client.cluster.config["allow_auto_create_topics"] = False
-    return client
+def addresses(bootstrap: str) -> list[str]:
+    """The brokers of `host:port[,host:port]`.
+
+    Raises:
+        EventLogError: one of them isn't an address.
+    """
+    servers = [server.strip() for server in bootstrap.split(",")]
+    for server in servers:
+        if not _ADDRESS.match(server):
+            raise EventLogError(f"{server!r} is no broker address; give host:port, or several with commas between")
+    return servers
 
 
-@contextmanager
-def admin_client(servers: list[str]) -> Iterator[Any]:
-    """A client for topics, closed at the end."""
-    admin = KafkaAdminClient(
-        bootstrap_servers=servers,
-        bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
-        request_timeout_ms=REQUEST_TIMEOUT_MS,
-    )
-    try:
-        yield admin
-    finally:
-        admin.close()
+class Brokers:
+    """Where the brokers are, and how they are talked to.
+
+    Args:
+        bootstrap: `host:port[,host:port]`.
+        security: TLS and login.
+
+    Raises:
+        EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
+    """
+
+    def __init__(self, bootstrap: str, security: KafkaSecurity) -> None:
+        self.bootstrap = bootstrap
+        self._servers = addresses(bootstrap)
+        self._security = security
+        self._reasons = Reasons()
+        options(security)  # what is wrong with it is better said now than with the first call
+        # The client logs each failed attempt; its errors come up to our callers, who log what matters.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+    def client(self, kind: Any, *topics: str, **settings: Any) -> Any:
+        """A new client, connected; the caller closes it.
+
+        Args:
+            kind: `KafkaProducer`, `KafkaConsumer` or `KafkaAdminClient`.
+            topics, settings: as that takes them.
+
+        Raises:
+            EventLogUnavailable: there is no connection to be had.
+            EventLogError: TLS or login can't be used as set.
+        """
+        networks: list[Any] = []
+
+        def made(**configs: Any) -> Any:
+            networks.append(network(self._reasons, **configs))
+            return networks[-1]
+
+        shared = {"bootstrap_servers": self._servers, "bootstrap_timeout_ms": CONNECT_TIMEOUT_MS, "kafka_client": made}
+        secure = options(self._security)
+        with self.translated():
+            try:
+                return kind(*topics, **shared, **secure, **settings)
+            except BaseException:
+                for left in networks:  # with a thread that would go on for ever
+                    left.close()
+                raise
+
+    @contextmanager
+    def admin(self) -> Iterator[Any]:
+        """A client for topics, closed at the end; its errors are ours."""
+        admin = self.client(KafkaAdminClient, request_timeout_ms=REQUEST_TIMEOUT_MS)
+        try:
+            with self.translated():
+                yield admin
+        finally:
+            admin.close()
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn every error of the client into one of ours."""
+        try:
+            yield
+        except kafka_errors.KafkaError as error:
+            raise self.as_ours(error) from error
+        except (OSError, RuntimeError) as error:
+            # The client's network thread reports a lost broker with either.
+            raise self.unreachable(str(error)) from error
+
+    def as_ours(self, error: Exception) -> EventLogError:
+        """What an error of the client means to our callers."""
+        detail = f"{type(error).__name__}: {str(error)[:300]}"
+        for kinds, ours, told in _MEANINGS:
+            if isinstance(error, kinds):
+                return ours(f"{self.bootstrap}{told} ({detail})")
+        return self.unreachable(detail, error)
+
+    def unreachable(self, detail: str, error: BaseException | None = None) -> EventLogUnavailable:
+        """What to say of a broker that does not answer, or refuses to talk with us."""
+        for cause in (error, self._reasons.last):
+            told = None if cause is None else explained(cause, self._security)
+            if told is not None:
+                return EventLogUnavailable(f"{self.bootstrap}: {told}. Nothing is lost ({str(cause)[:300]})")
+        last, running = str(self._reasons.last or ""), "is the broker running"
+        if last and last not in detail:
+            detail = f"{detail}; {last}"
+        if "disconnected" in last:  # as a listener for another protocol does, too
+            running = f"{running}, and does its port speak {self._security.protocol}"
+        return EventLogUnavailable(
+            f"the event log at {self.bootstrap} does not answer; {running}? Nothing is lost ({detail})"
+        )
 
 
 def connections(network: Any) -> frozenset[Any]:
@@ -66,36 +180,3 @@ def topic_ids(admin: Any, names: Sequence[str]) -> dict[str, str]:
 def is_volatile(admin: Any) -> bool:
     """Whether it is the embedded broker, which keeps everything in its memory; after a first answer of the broker."""
     return (admin._manager.cluster.cluster_id or "").startswith(VOLATILE_CLUSTER)
-
-
-@contextmanager
-def translated(bootstrap: str) -> Iterator[None]:
-    """Turn every error of the client into one of ours."""
-    try:
-        yield
-    except kafka_errors.KafkaError as error:
-        raise as_ours(error, bootstrap) from error
-    except (OSError, RuntimeError) as error:
-        # The client's network thread reports a lost broker with either.
-        raise EventLogUnavailable(unreachable(bootstrap, str(error))) from error
-
-
-def as_ours(error: Exception, bootstrap: str) -> EventLogError:
-    """What an error of the client means to our callers."""
-    detail = f"{type(error).__name__}: {str(error)[:300]}"
-    if isinstance(error, _TOO_LARGE):
-        return RecordTooLarge(f"{bootstrap} refuses the record, it is over {MAX_RECORD_BYTES:,} bytes ({detail})")
-    if isinstance(error, _REBALANCED):
-        return GroupRebalanced(f"{bootstrap}: another member of the group has the partitions now ({detail})")
-    if isinstance(error, kafka_errors.UnknownTopicOrPartitionError):
-        return TopicsMissing(f"{bootstrap} has no such topic; make it with ensure_topics ({detail})")
-    if isinstance(error, _DENIED):
-        return EventLogError(f"{bootstrap} denies access; check the broker's rights for this client ({detail})")
-    if isinstance(error, (kafka_errors.KafkaConfigurationError, kafka_errors.InvalidReplicationFactorError)):
-        return EventLogError(f"{bootstrap} refuses the settings; check feedback.replication and partitions ({detail})")
-    return EventLogUnavailable(unreachable(bootstrap, detail))
-
-
-def unreachable(bootstrap: str, detail: str) -> str:
-    """What to say of a broker that does not answer."""
-    return f"the event log at {bootstrap} does not answer; is the broker running? Nothing is lost ({detail})"

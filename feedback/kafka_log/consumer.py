@@ -12,19 +12,15 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
-from feedback.event_log import EventLogUnavailable, StoredRecord, TopicsMissing
+from feedback.event_log import StoredRecord, TopicsMissing
 from feedback.kafka_log.client import (
     CLOSE_TIMEOUT_MS,
-    CONNECT_TIMEOUT_MS,
     MAX_RECORD_BYTES,
     REQUEST_TIMEOUT_MS,
-    admin_client,
+    Brokers,
     connections,
     is_volatile,
-    quiet_client,
     topic_ids,
-    translated,
-    unreachable,
 )
 
 FETCH_WAIT_MS = 250
@@ -46,9 +42,8 @@ logger = structlog.get_logger(__name__)
 class Consumer:
     """A member of a group, or (group None) a lone reader from the beginning; not for several threads at once."""
 
-    def __init__(self, bootstrap: str, servers: list[str], topics: Sequence[str], group: str | None) -> None:
-        self._bootstrap = bootstrap
-        self._servers = servers
+    def __init__(self, brokers: Brokers, topics: Sequence[str], group: str | None) -> None:
+        self._brokers = brokers
         self._topics = list(topics)
         self._group = group
         self._client: Any = None
@@ -62,7 +57,7 @@ class Consumer:
 
     def poll(self, timeout_s: float, max_records: int = 500) -> list[StoredRecord]:
         """The next records; see `EventConsumer.poll`."""
-        with translated(self._bootstrap):
+        with self._brokers.translated():
             if self._client is None:
                 self._connect()
             fetched = self._client.poll(int(timeout_s * 1000), max_records=max_records)
@@ -81,7 +76,7 @@ class Consumer:
         """Mark what `poll` returned as dealt with; see `EventConsumer.commit`."""
         if self._group is None or self._client is None:
             return
-        with translated(self._bootstrap):
+        with self._brokers.translated():
             mine = {(tp.topic, tp.partition) for tp in self._client.assignment()}
             offsets = {
                 TopicPartition(*where): OffsetAndMetadata(offset, "", -1)
@@ -96,7 +91,7 @@ class Consumer:
         if self._client is None:
             return {}
         lags: dict[tuple[str, int], int] = {}
-        with translated(self._bootstrap):
+        with self._brokers.translated():
             for tp in self._client.assignment():
                 highwater, position = self._client.highwater(tp), self._client.position(tp, timeout_ms=100)
                 if highwater is not None and position is not None:
@@ -109,19 +104,19 @@ class Consumer:
 
     def _connect(self) -> None:
         """Look first that the topics are there: the client takes a missing one badly, and never recovers."""
-        with admin_client(self._servers) as admin:
+        with self._brokers.admin() as admin:
             ids = topic_ids(admin, self._topics)
             missing = [topic for topic in self._topics if topic not in ids]
             if missing:
-                raise TopicsMissing(f"{self._bootstrap} has no topic {', '.join(missing)}; make it with ensure_topics")
+                raise TopicsMissing(
+                    f"{self._brokers.bootstrap} has no topic {', '.join(missing)}; make it with ensure_topics"
+                )
             incarnation = _incarnation(admin, ids)
         self._volatile = bool(incarnation)
         detour = f".{self._detours}" if self._detours else ""
-        self._client = KafkaConsumer(
+        self._client = self._brokers.client(
+            KafkaConsumer,
             *self._topics,
-            bootstrap_servers=self._servers,
-            kafka_client=quiet_client,
-            bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
             group_id=self._group and self._group + incarnation + detour,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -168,7 +163,7 @@ class Consumer:
         now = time.monotonic()
         self._unreachable_since = None if connections(self._client._client) else self._unreachable_since or now
         if self._unreachable_since is not None and now - self._unreachable_since >= UNREACHABLE_AFTER_S:
-            raise EventLogUnavailable(unreachable(self._bootstrap, "no connection"))
+            raise self._brokers.unreachable("no connection")
 
     def _leave_a_stuck_group(self) -> None:
         """The embedded broker can wait for ever for a member that was killed as it joined: then read in another group.

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
+import structlog
 from kafka import TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
 
+from feedback.config import FeedbackConfig, KafkaSecurity
 from feedback.contracts import ADAPTER_TOPIC, FORGOTTEN_TOPIC, RELEASE_TOPIC
-from feedback.event_log import EventConsumer, EventLogError, EventProducer, Place
+from feedback.event_log import EventConsumer, EventProducer, Place
 from feedback.kafka_log.client import (
     MAX_RECORD_BYTES,
     REQUEST_TIMEOUT_MS,
-    admin_client,
+    Brokers,
     is_volatile,
     topic_ids,
-    translated,
 )
 from feedback.kafka_log.consumer import Consumer
 from feedback.kafka_log.producer import Producer
+from feedback.kafka_security import worries
+
+logger = structlog.get_logger(__name__)
 
 COMPACTED_TOPICS = frozenset({ADAPTER_TOPIC, FORGOTTEN_TOPIC, RELEASE_TOPIC})
 """Topics of which only the last record of a key matters."""
-_ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[^\s:,/]+):[0-9]{1,5}$")
-
-
-def addresses(bootstrap: str) -> list[str]:
-    """The brokers of `host:port[,host:port]`.
-
-    Raises:
-        EventLogError: one of them isn't an address.
-    """
-    servers = [server.strip() for server in bootstrap.split(",")]
-    for server in servers:
-        if not _ADDRESS.match(server):
-            raise EventLogError(f"{server!r} is no broker address; give host:port, or several with commas between")
-    return servers
 
 
 class KafkaEventLog:
@@ -51,22 +39,37 @@ class KafkaEventLog:
         partitions: of a topic that has to be made.
         replication: of a topic that has to be made; -1 leaves it to the broker.
         seen: what another log of this broker had `seen`: this one goes on from there.
+        security: TLS and login.
 
     Raises:
-        EventLogError: `bootstrap` isn't an address.
+        EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
     """
 
     def __init__(
-        self, bootstrap: str, partitions: int = 3, replication: int = -1, seen: Mapping[str, str] | None = None
+        self,
+        bootstrap: str,
+        partitions: int = 3,
+        replication: int = -1,
+        seen: Mapping[str, str] | None = None,
+        security: KafkaSecurity | None = None,
     ) -> None:
-        self._servers = addresses(bootstrap)
-        self._bootstrap = bootstrap
+        self._brokers = Brokers(bootstrap, security or KafkaSecurity())
         self._partitions = partitions
         self._replication = replication
         self._seen: dict[str, str] = dict(seen or {})
         self._lock = threading.Lock()
-        # The client logs each failed attempt; its errors come up to our callers, who log what matters.
-        logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+    @classmethod
+    def configured(cls, bootstrap: str, config: FeedbackConfig) -> Self:
+        """As the settings say; what is unsafe about them goes to the log.
+
+        Raises:
+            EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
+        """
+        log = cls(bootstrap, config.partitions, config.replication, security=config.kafka_security)
+        for worry in worries(config.kafka_security):
+            logger.warning("the way to Kafka is less safe than it could be", reason=worry)
+        return log
 
     @property
     def seen(self) -> dict[str, str]:
@@ -81,7 +84,7 @@ class KafkaEventLog:
             EventLogError: it refuses.
         """
         wanted = sorted(set(topics))
-        with self._lock, translated(self._bootstrap), admin_client(self._servers) as admin:
+        with self._lock, self._brokers.admin() as admin:
             before = topic_ids(admin, wanted)
             created = self._create(admin, [name for name in wanted if name not in before])
             if created:
@@ -93,28 +96,28 @@ class KafkaEventLog:
 
     def producer(self) -> EventProducer:
         """A writer; it connects with the first `send`."""
-        return Producer(self._bootstrap, self._servers)
+        return Producer(self._brokers)
 
     def consumer(self, topics: Sequence[str], group: str | None) -> EventConsumer:
         """A reader; it connects with the first `poll`."""
-        return Consumer(self._bootstrap, self._servers, topics, group)
+        return Consumer(self._brokers, topics, group)
 
     def check(self) -> None:
         """Raises:
         EventLogUnavailable: the broker does not answer.
         """
-        with translated(self._bootstrap), admin_client(self._servers) as admin:
+        with self._brokers.admin() as admin:
             admin.list_topics()
 
     def in_memory(self) -> bool:
         """Whether it is the embedded broker; see `ErasableEventLog.in_memory`."""
-        with translated(self._bootstrap), admin_client(self._servers) as admin:
+        with self._brokers.admin() as admin:
             admin.list_topics()
             return is_volatile(admin)
 
     def renew(self, topics: Sequence[str]) -> None:
         """Empty these topics; see `ErasableEventLog.renew`."""
-        with self._lock, translated(self._bootstrap), admin_client(self._servers) as admin:
+        with self._lock, self._brokers.admin() as admin:
             there = topic_ids(admin, list(topics))
             if there:
                 admin.delete_topics(sorted(there), timeout_ms=REQUEST_TIMEOUT_MS)
@@ -122,7 +125,7 @@ class KafkaEventLog:
 
     def ends(self, topics: Sequence[str]) -> Mapping[Place, int]:
         """Where each partition that holds anything ends; see `ErasableEventLog.ends`."""
-        with translated(self._bootstrap), admin_client(self._servers) as admin:
+        with self._brokers.admin() as admin:
             there = [topic for topic in admin.describe_topics(list(topics)) if topic["error_code"] == 0]
             places = [
                 TopicPartition(one["name"], part["partition_index"]) for one in there for part in one["partitions"]
@@ -141,7 +144,7 @@ class KafkaEventLog:
         """Delete what a group has read; see `ErasableEventLog.erase`."""
         if not ends:
             return True
-        with translated(self._bootstrap), admin_client(self._servers) as admin:
+        with self._brokers.admin() as admin:
             if read_by is not None:
                 committed = admin.list_group_offsets(read_by)[read_by]
                 read = {(place.topic, place.partition): found.offset for place, found in committed.items()}

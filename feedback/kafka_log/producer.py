@@ -17,19 +17,16 @@ from feedback.kafka_log.client import (
     DELIVERY_TIMEOUT_MS,
     MAX_RECORD_BYTES,
     REQUEST_TIMEOUT_MS,
-    as_ours,
+    Brokers,
     connections,
-    quiet_client,
-    translated,
 )
 
 
 class Producer:
     """Idempotent, acks=all; the client beneath is thrown away after any failure and made anew."""
 
-    def __init__(self, bootstrap: str, servers: list[str]) -> None:
-        self._bootstrap = bootstrap
-        self._servers = servers
+    def __init__(self, brokers: Brokers) -> None:
+        self._brokers = brokers
         self._client: Any = None
         self._lock = threading.Lock()
 
@@ -38,8 +35,7 @@ class Producer:
         if not records:
             return []
         with self._lock:
-            with translated(self._bootstrap):
-                self._client = self._client or self._connect()
+            self._client = self._client or self._connect()
             outcomes = self._settle([*self._enqueue(records)])
             if any(isinstance(outcome, EventLogUnavailable) for outcome in outcomes):
                 self._drop()
@@ -83,14 +79,12 @@ class Producer:
                 future.get(timeout=max(0.01, deadline - time.monotonic()))
                 outcomes.append(None)
             except kafka_errors.KafkaError as error:
-                outcomes.append(as_ours(error, self._bootstrap))
+                outcomes.append(self._brokers.as_ours(error))
         return outcomes
 
     def _connect(self) -> Any:
-        return KafkaProducer(
-            bootstrap_servers=self._servers,
-            kafka_client=quiet_client,
-            bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
+        return self._brokers.client(
+            KafkaProducer,
             acks="all",
             enable_idempotence=True,
             compression_type="lz4",

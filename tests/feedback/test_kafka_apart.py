@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from feedback.config import KafkaSecurity
 from feedback.event_log import (
     EventLogError,
     EventLogUnavailable,
@@ -44,8 +45,9 @@ def test_nothing_is_started_before_the_first_call_and_one_process_serves_all(
     assert apart.ensure_topics(["t"]) == {"t"}
     assert apart.ensure_topics(["t"]) == frozenset()
     apart.check()
-    whole = {"bootstrap": "127.0.0.1:9", "partitions": 2, "replication": 1, "process": "serve", "seen": {}}
-    assert ends.told == [whole]
+    (told,) = ends.told
+    assert KafkaSecurity.model_validate(told.pop("security")) == KafkaSecurity()
+    assert told == {"bootstrap": "127.0.0.1:9", "partitions": 2, "replication": 1, "process": "serve", "seen": {}}
 
 
 def test_records_come_back_as_sent_empty_ones_and_tombstones_too(apart: KafkaApart) -> None:
