@@ -16,7 +16,7 @@ from feedback.config import KafkaSecurity
 from feedback.event_log import EventLogError, EventLogUnavailable, GroupRebalanced, RecordTooLarge, TopicsMissing
 from feedback.kafka_log.network import Reasons, network
 from feedback.kafka_log.refusals import explained
-from feedback.kafka_security import options
+from feedback.kafka_security import SECTION, options
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 """Largest record; topics are made with this limit (a long conversation with four answers and their ids fits)."""
@@ -160,7 +160,7 @@ class Brokers:
         if last and last not in detail:
             detail = f"{detail}; {last}"
         if "disconnected" in last:  # as a listener for another protocol does, too
-            running = f"{running}, and does its port speak {self._security.protocol}"
+            running = f"{running}, and does its port speak {self._security.protocol} ({SECTION}.protocol)"
         return EventLogUnavailable(
             f"the event log at {self.bootstrap} does not answer; {running}? Nothing is lost ({detail})"
         )

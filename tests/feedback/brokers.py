@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,10 +141,12 @@ class Embedded:
 class ApacheKafka:
     forgets = False
 
-    def __init__(self, script: Path, data: Path) -> None:
+    def __init__(self, script: Path, data: Path, own: Callable[[int], list[str]] = lambda _: []) -> None:
+        """`own`: properties of its own, given its port."""
         self._script = script
         self._data = data
         self._port = free_port()
+        self._own = own(self._port)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -161,7 +164,7 @@ class ApacheKafka:
 
     def start(self) -> None:
         self._data.mkdir(parents=True, exist_ok=True)
-        command = [str(self._script), "--data-dir", str(self._data), "--port", str(self._port)]
+        command = [str(self._script), "--data-dir", str(self._data), "--port", str(self._port), "--", *self._own]
         with (self._data / "output.log").open("ab") as output:
             self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         wait_for_port(self._port, self._process, timeout_s=60)
