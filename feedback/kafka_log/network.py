@@ -3,7 +3,6 @@
 - An end of the TLS handshake: a port that speaks another protocol may never answer. Ours has the connection's time.
 - Why there is no connection: the client logs it, and raises a time-out. `Reasons` keeps the last one.
 - What a broker says last: bytes that come together with the connection's end are dropped, such as why it refuses us.
-- A pause after a refused login: the refusal is taken for a connection that stood, and the next attempt follows at once.
 - Topics that nobody asked for: the option that forbids to make them on sight doesn't reach the request.
 """
 
@@ -72,14 +71,9 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # untyped
         return transport
 
     async def _connect(self, node: Any, conn: Any, **how: Any) -> None:
-        before = self._backoff.get(node.node_id)
         conn.init_future.add_callback(self._reasons.connected)
         conn.close_future.add_errback(self._failed)
         await super()._connect(node, conn, **how)
-        if conn.init_future.failed() and before is not None and node.node_id not in self._backoff:
-            self._backoff[node.node_id] = before
-        if conn.init_future.failed() and self.connection_delay(node.node_id) == 0:
-            self.update_backoff(node.node_id)
 
     def _failed(self, error: BaseException) -> None:
         if not self.closed:  # else it is we who hang up

@@ -17,7 +17,9 @@ from helm_python.chart import lint
 from prometheus_client import REGISTRY, CollectorRegistry
 
 import feedback.curator  # noqa: F401 (registers the curator's metrics)
-from deploy.config import keys, load
+from deploy.config import ENVIRONMENT, keys, load
+from feedback.config import KafkaSecurity
+from feedback.kafka_security import KEY_PASSWORD, SASL_PASSWORD
 from feedback.relay import RelayMetrics
 from serve.engines.base import EngineLoad
 from serve.hosts import TrustedHosts
@@ -269,6 +271,51 @@ def test_scraped_pods_have_the_names_of_jobs_that_the_alerts_go_by() -> None:
     assert {f"hustings-{container['name']}" for container in containers(parts)} == set(known)
 
 
+def kafka_variables(values: dict[str, Any]) -> dict[str, str]:
+    """What every process of the chart gets to reach Kafka."""
+    found = [
+        {one["name"]: one["value"] for one in container["env"] if one["name"].startswith("HUSTINGS_KAFKA")}
+        for container in containers(rendered({**GIVEN, **values}))
+    ]
+    assert len(found) == 3
+    assert found[0] == found[1] == found[2]
+    return found[0]
+
+
+def test_the_chart_reaches_kafka_over_tls_with_what_secrets_hold() -> None:
+    assert kafka_variables({}) == {"HUSTINGS_KAFKA": "kafka:9092"}
+    login = {"mechanism": "SCRAM-SHA-512", "username": "hustings", "secretName": "login", "secretKey": "pass"}
+    security = {"protocol": "SASL_SSL", "tls": {"secretName": "tls", "client": True}, "sasl": login}
+    given = {"kafkaSecurity": security}
+    told = load(None, (), environment=kafka_variables(given)).feedback.kafka_security
+    assert told == KafkaSecurity(
+        protocol="SASL_SSL",
+        ssl_cafile=Path("/etc/hustings/kafka-tls/ca.crt"),
+        ssl_certfile=Path("/etc/hustings/kafka-tls/tls.crt"),
+        ssl_keyfile=Path("/etc/hustings/kafka-tls/tls.key"),
+        sasl_mechanism="SCRAM-SHA-512",
+        sasl_username="hustings",
+        sasl_password_file=Path("/etc/hustings/kafka-sasl/pass"),
+    )
+    for part in rendered({**GIVEN, **given}):
+        if part["kind"] == "Deployment":
+            pod = part["spec"]["template"]["spec"]
+            secrets = {one["name"]: one["secret"] for one in pod["volumes"] if "secret" in one}
+            assert {name: one["secretName"] for name, one in secrets.items()} == {
+                "kafka-tls": "tls",
+                "kafka-sasl": "login",
+            }
+            assert {one["defaultMode"] for one in secrets.values()} == {0o440}
+            mounted = {one["name"]: one for one in pod["containers"][0]["volumeMounts"]}
+            assert {name: mounted[name]["mountPath"] for name in secrets} == {
+                "kafka-tls": "/etc/hustings/kafka-tls",
+                "kafka-sasl": "/etc/hustings/kafka-sasl",
+            }
+            assert all(mounted[name]["readOnly"] for name in secrets)
+    with pytest.raises(Exception, match=r"kafkaSecurity\.tls\.secretName"):
+        rendered({**GIVEN, "kafkaSecurity": {"protocol": "SSL", "tls": {"client": True}}})
+
+
 @pytest.mark.parametrize("missing", ["kafka", "ledger"])
 def test_the_chart_says_what_is_missing(missing: str) -> None:
     with pytest.raises(Exception, match=missing):
@@ -303,6 +350,28 @@ def test_compose_settings_are_keys_of_the_configuration() -> None:
         settings = {command[n + 1].split("=")[0] for n, argument in enumerate(command) if argument == "--set"}
         assert settings <= set(keys())
         assert command[0] == name
+
+
+def test_compose_hands_on_how_kafka_is_reached() -> None:
+    """Each `${KAFKA_X:-}` as HUSTINGS_KAFKA_X, a variable of a key or of a password; the example names no other."""
+    known = {*ENVIRONMENT, SASL_PASSWORD, KEY_PASSWORD}
+    environment: dict[str, str] = compose()["services"]["serve"]["environment"]
+    kafka = {name: value for name, value in environment.items() if name.startswith("HUSTINGS_KAFKA_")}
+    assert set(kafka) <= known
+    assert all(value == f"${{{name.removeprefix('HUSTINGS_')}:-}}" for name, value in kafka.items())
+    example = (ROOT / "deploy" / "compose" / "example.env").read_text(encoding="utf-8")
+    named = dict(re.findall(r"^# (KAFKA_[A-Z_]+)=(.*)$", example, re.MULTILINE))
+    assert {f"HUSTINGS_{name}" for name in named} <= set(kafka)
+    told = {f"HUSTINGS_{name}": value for name, value in named.items()}
+    security = load(None, (), environment=told).feedback.kafka_security
+    assert (security.protocol, security.ssl_cafile) == ("SASL_SSL", Path("/certs/ca.pem"))
+    assert "./certs:/certs:ro" in compose()["services"]["serve"]["volumes"]
+
+
+def test_images_hold_no_passwords_and_no_keys() -> None:
+    """`COPY . .` took .env along."""
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert {"**/.env", "deploy/compose/certs"} <= set(ignored)
 
 
 def test_in_compose_serving_is_asked_by_its_services_name_and_by_no_strangers() -> None:

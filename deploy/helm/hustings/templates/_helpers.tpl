@@ -37,6 +37,40 @@ volumes:
   # The engine's processes share memory there; the runtime's own 64 MiB are too few.
   - name: shm
     emptyDir: {medium: Memory, sizeLimit: 1Gi}
+  {{- /* 288 is 0440: for the group that fsGroup names. */}}
+  {{- with .root.Values.kafkaSecurity.tls.secretName }}
+  - name: kafka-tls
+    secret: {secretName: {{ . }}, defaultMode: 288}
+  {{- end }}
+  {{- with .root.Values.kafkaSecurity.sasl.secretName }}
+  - name: kafka-sasl
+    secret: {secretName: {{ . }}, defaultMode: 288}
+  {{- end }}
+{{- end -}}
+
+{{- define "hustings.kafka" -}}
+{{- $security := .Values.kafkaSecurity -}}
+- {name: HUSTINGS_KAFKA, value: {{ required "kafka: host:port of your Kafka" .Values.kafka | quote }}}
+{{- with $security.protocol }}
+- {name: HUSTINGS_KAFKA_PROTOCOL, value: {{ . | quote }}}
+{{- end }}
+{{- if $security.tls.secretName }}
+- {name: HUSTINGS_KAFKA_SSL_CAFILE, value: /etc/hustings/kafka-tls/ca.crt}
+{{- end }}
+{{- if $security.tls.client }}
+{{- $_ := required "kafkaSecurity.tls.secretName: a secret with ca.crt, tls.crt and tls.key" $security.tls.secretName }}
+- {name: HUSTINGS_KAFKA_SSL_CERTFILE, value: /etc/hustings/kafka-tls/tls.crt}
+- {name: HUSTINGS_KAFKA_SSL_KEYFILE, value: /etc/hustings/kafka-tls/tls.key}
+{{- end }}
+{{- with $security.sasl.mechanism }}
+- {name: HUSTINGS_KAFKA_SASL_MECHANISM, value: {{ . | quote }}}
+{{- end }}
+{{- with $security.sasl.username }}
+- {name: HUSTINGS_KAFKA_SASL_USERNAME, value: {{ . | quote }}}
+{{- end }}
+{{- if $security.sasl.secretName }}
+- {name: HUSTINGS_KAFKA_SASL_PASSWORD_FILE, value: /etc/hustings/kafka-sasl/{{ $security.sasl.secretKey }}}
+{{- end }}
 {{- end -}}
 
 {{- define "hustings.container" -}}
@@ -48,7 +82,7 @@ securityContext:
 env:
   - {name: HUSTINGS_DATA_DIR, value: /data}
   - {name: XDG_CACHE_HOME, value: /data/cache}
-  - {name: HUSTINGS_KAFKA, value: {{ required "kafka: host:port of your Kafka" .root.Values.kafka | quote }}}
+  {{- include "hustings.kafka" .root | nindent 2 }}
   {{- with .root.Values.model }}
   - {name: HUSTINGS_MODEL, value: {{ . | quote }}}
   {{- end }}
@@ -68,6 +102,12 @@ volumeMounts:
   - {name: data, mountPath: /data}
   - {name: scratch, mountPath: /tmp}
   - {name: shm, mountPath: /dev/shm}
+  {{- if .root.Values.kafkaSecurity.tls.secretName }}
+  - {name: kafka-tls, mountPath: /etc/hustings/kafka-tls, readOnly: true}
+  {{- end }}
+  {{- if .root.Values.kafkaSecurity.sasl.secretName }}
+  - {name: kafka-sasl, mountPath: /etc/hustings/kafka-sasl, readOnly: true}
+  {{- end }}
 {{- end -}}
 
 {{- define "hustings.resources" -}}
