@@ -28,8 +28,9 @@ from feedback.event_log import (
     StoredRecord,
 )
 from feedback.kafka_log import wire
-from feedback.kafka_log.client import Brokers
+from feedback.kafka_log.client import addresses
 from feedback.kafka_log.wire import Carried, Said, Wire
+from feedback.kafka_security import options
 
 CALL_S = 120.0
 """Seconds after which an answer is not waited for: every call over there is bounded far below that."""
@@ -88,7 +89,7 @@ class KafkaApart:
         start: starts the other end.
 
     Raises:
-        EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
+        EventLogError: `bootstrap` isn't an address.
     """
 
     def __init__(
@@ -101,13 +102,12 @@ class KafkaApart:
         process: str = "kafka",
         start: Callable[[], tuple[Wire, Child]] = spawn,
     ) -> None:
-        security = security or KafkaSecurity()
-        Brokers(bootstrap, security)  # which says what is wrong with them
+        addresses(bootstrap)
         self._settings: dict[str, Any] = {
             "bootstrap": bootstrap,
             "partitions": partitions,
             "replication": replication,
-            "security": security.model_dump(mode="json"),
+            "security": (security or KafkaSecurity()).model_dump(mode="json"),
             "process": process,
         }
         self._start = start
@@ -125,6 +125,7 @@ class KafkaApart:
             EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
         """
         security = config.kafka_security
+        options(security)
         return cls(bootstrap, config.partitions, config.replication, security=security, process=process)
 
     def ensure_topics(self, topics: Iterable[str]) -> frozenset[str]:

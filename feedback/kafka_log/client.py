@@ -82,7 +82,7 @@ class Brokers:
         security: TLS and login.
 
     Raises:
-        EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
+        EventLogError: `bootstrap` isn't an address.
     """
 
     def __init__(self, bootstrap: str, security: KafkaSecurity) -> None:
@@ -90,7 +90,6 @@ class Brokers:
         self._servers = addresses(bootstrap)
         self._security = security
         self._reasons = Reasons()
-        options(security)  # what is wrong with it is better said now than with the first call
         # The client logs each failed attempt; its errors come up to our callers, who log what matters.
         logging.getLogger("kafka").setLevel(logging.CRITICAL)
 

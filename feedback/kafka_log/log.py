@@ -23,7 +23,7 @@ from feedback.kafka_log.client import (
 )
 from feedback.kafka_log.consumer import Consumer
 from feedback.kafka_log.producer import Producer
-from feedback.kafka_security import worries
+from feedback.kafka_security import options, worries
 
 logger = structlog.get_logger(__name__)
 
@@ -39,10 +39,10 @@ class KafkaEventLog:
         partitions: of a topic that has to be made.
         replication: of a topic that has to be made; -1 leaves it to the broker.
         seen: what another log of this broker had `seen`: this one goes on from there.
-        security: TLS and login.
+        security: TLS and login; files and passwords are looked at by each call, for they may be renewed.
 
     Raises:
-        EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
+        EventLogError: `bootstrap` isn't an address.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class KafkaEventLog:
         Raises:
             EventLogError: `bootstrap` isn't an address, or TLS and login can't be used as set.
         """
+        options(config.kafka_security)  # what is wrong with it is better said now than with the first call
         log = cls(bootstrap, config.partitions, config.replication, security=config.kafka_security)
         for worry in worries(config.kafka_security):
             logger.warning("the way to Kafka is less safe than it could be", reason=worry)

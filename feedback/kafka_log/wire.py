@@ -58,8 +58,8 @@ def receive(wire: Wire) -> tuple[Said, Carried]:
 
 
 def error_said(error: EventLogError) -> list[str]:
-    """An error, to be read by `error_of`."""
-    return [type(error).__name__, str(error)]
+    """An error, to be read by `error_of`: by the nearest kind that both ends know."""
+    return [next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _ERRORS), str(error)]
 
 
 def error_of(said: Sequence[str]) -> EventLogError:

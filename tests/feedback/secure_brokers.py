@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kafka import KafkaAdminClient
-from kafka.admin import UserScramCredentialUpsertion
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourceType,
+    UserScramCredentialUpsertion,
+)
 
 from feedback.broker import broker_command, free_port, wait_for_port
 from tests.feedback.brokers import ApacheKafka
@@ -19,7 +27,19 @@ from tests.feedback.certificates import Papers
 
 USER = "curator,of=us"
 """With the two characters that RFC 5802 escapes."""
+LIMITED = "limited"
+"""May do what docs/deployment.md says that Hustings needs, and nothing else."""
 PASSWORD = "sasl-password-of-the-test"
+
+
+def _rights() -> Iterator[ACL]:
+    """As docs/deployment.md lists them."""
+    topics = ResourcePattern(ResourceType.TOPIC, "hustings.", ACLResourcePatternType.PREFIXED)
+    groups = ResourcePattern(ResourceType.GROUP, "hustings-curator")
+    rights = {topics: ("CREATE", "DESCRIBE", "READ", "WRITE", "DELETE"), groups: ("READ", "DESCRIBE")}
+    for pattern, operations in rights.items():
+        for name in operations:
+            yield ACL(f"User:{LIMITED}", "*", ACLOperation[name], ACLPermissionType.ALLOW, pattern)
 
 
 class TlsFront:
@@ -112,6 +132,8 @@ class SecureKafka:
                 f"ssl.truststore.location={papers.ca}",
                 "listener.name.mutual.ssl.client.auth=required",
                 "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512",
+                "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                f"super.users=User:ANONYMOUS;User:ann;User:{USER};User:CN=client",
                 "listener.name.open.sasl.enabled.mechanisms=PLAIN",
                 *(
                     f"listener.name.{name}.plain.sasl.jaas.config={jaas}.plain.PlainLoginModule required {users};"
@@ -124,7 +146,10 @@ class SecureKafka:
         self.plain = self._broker.address
         self.login, self.mutual, self.open = (f"localhost:{port}" for port in self._ports.values())
         admin = KafkaAdminClient(bootstrap_servers=self.plain)
-        admin.alter_user_scram_credentials([UserScramCredentialUpsertion(USER, "SCRAM_SHA_512", PASSWORD.encode())])
+        admin.alter_user_scram_credentials(
+            [UserScramCredentialUpsertion(user, "SCRAM_SHA_512", PASSWORD.encode()) for user in (USER, LIMITED)]
+        )
+        assert not admin.create_acls(list(_rights()))["failed"]
         admin.close()
 
     def stop(self) -> None:

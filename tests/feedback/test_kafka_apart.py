@@ -17,6 +17,7 @@ from feedback.event_log import (
     TopicsMissing,
 )
 from feedback.kafka_log import KafkaApart
+from feedback.kafka_security import SecurityUnusable
 from tests.fakes.event_log import FakeEventLog
 from tests.feedback.brokers import OtherEnds
 
@@ -94,6 +95,18 @@ def test_every_error_arrives_as_what_it_is(
     with pytest.raises(EventLogError, match="as it was said") as caught:
         apart.check()
     assert type(caught.value) is kind
+
+
+def test_an_error_of_a_kind_that_only_the_other_end_knows_arrives_as_the_next_wider_one(
+    apart: KafkaApart, fake: FakeEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise SecurityUnusable("the password's file is gone")
+
+    monkeypatch.setattr(fake, "check", refuse)
+    with pytest.raises(EventLogError, match="the password's file is gone") as caught:
+        apart.check()
+    assert type(caught.value) is EventLogError
 
 
 def test_when_the_process_is_gone_its_clients_are_and_the_next_call_starts_another(

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka.errors import (
+    KafkaConnectionError,
+    KafkaTimeoutError,
+    RequestTimedOutError,
+    SaslAuthenticationFailedError,
+)
 from pydantic import ValidationError
 
 from feedback.config import FeedbackConfig, KafkaSecurity
-from feedback.event_log import EventLogUnavailable
+from feedback.event_log import EventLogError, EventLogUnavailable
 from feedback.kafka_log import KafkaApart, KafkaEventLog
+from feedback.kafka_log.network import Reasons, _Plain, _Tls
 from feedback.kafka_security import KEY_PASSWORD as KEY_VARIABLE
 from feedback.kafka_security import SASL_PASSWORD, Hidden, SecurityUnusable, options, worries
 from tests.feedback.certificates import KEY_PASSWORD, Papers, papers
@@ -189,6 +196,25 @@ def test_the_child_is_told_where_passwords_lie_and_none_of_them(
     assert "hunter2" not in str(apart._settings)
 
 
+def test_what_cannot_be_used_is_said_when_a_process_starts_and_by_each_call_after(tmp_path: Path) -> None:
+    """A file may vanish later: the relay's process then says so, and goes on when it is back."""
+    file = tmp_path / "password"
+    security = KafkaSecurity(**LOGIN, sasl_password_file=file)
+    config = FeedbackConfig(kafka_security=security)
+    gone = rf"sasl_password_file: {file}: No such file"
+    with pytest.raises(SecurityUnusable, match=gone):
+        KafkaEventLog.configured("127.0.0.1:9", config)
+    with pytest.raises(SecurityUnusable, match=gone):
+        KafkaApart.configured("127.0.0.1:9", config, process="serve")
+    apart = KafkaApart("127.0.0.1:9", security=security)
+    try:
+        for _ in range(2):
+            with pytest.raises(EventLogError, match=gone):
+                apart.check()
+    finally:
+        apart.close()
+
+
 def test_what_is_less_safe_than_it_looks_is_said() -> None:
     in_the_clear = LOGIN | {"protocol": "SASL_PLAINTEXT"}
     assert list(worries(KafkaSecurity(**LOGIN))) == []
@@ -199,6 +225,35 @@ def test_what_is_less_safe_than_it_looks_is_said() -> None:
     assert "what a password can be guessed from" in scram
     (unchecked,) = worries(KafkaSecurity(protocol="SSL", ssl_check_hostname=False))
     assert "ssl_check_hostname is false" in unchecked
+
+
+@pytest.mark.parametrize("transport", [_Plain, _Tls])
+def test_what_a_broker_says_as_it_hangs_up_is_read(transport: Any) -> None:
+    """kafka-python 3.0.12 drops it: of two refused logins one was told as a connection that broke."""
+    ours, its = socket.socketpair()
+    with ours:
+        its.sendall(b"wrong password")
+        its.close()
+        ours.setblocking(False)
+        reader = transport.__new__(transport)
+        reader._sock, reader._closed = ours, False
+        assert reader._sock_recv() == (b"wrong password", None)
+        received, end = reader._sock_recv()
+    assert received == b""
+    assert isinstance(end, KafkaConnectionError)
+
+
+def test_why_there_is_no_connection_is_the_last_thing_that_tells_something() -> None:
+    reasons = Reasons()
+    reasons.failed(KafkaTimeoutError("late"))
+    assert reasons.last == KafkaTimeoutError("late")
+    for each in (SaslAuthenticationFailedError("no"), KafkaTimeoutError("late"), RequestTimedOutError("late")):
+        reasons.failed(each)
+    assert reasons.last == SaslAuthenticationFailedError("no")
+    reasons.failed(KafkaConnectionError("111 ECONNREFUSED"))
+    assert reasons.last == KafkaConnectionError("111 ECONNREFUSED")
+    reasons.connected(None)
+    assert reasons.last is None
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ import pytest
 
 from feedback.broker import free_port
 from feedback.config import FeedbackConfig, KafkaSecurity
-from feedback.event_log import EventLogUnavailable, OutgoingRecord
+from feedback.contracts import TOPICS, VOTE_TOPIC
+from feedback.curator import GROUP
+from feedback.event_log import EventLogError, EventLogUnavailable, OutgoingRecord
 from feedback.kafka_log import KafkaApart, KafkaEventLog
 from feedback.kafka_security import KEY_PASSWORD as KEY_VARIABLE
 from feedback.kafka_security import SASL_PASSWORD
@@ -24,7 +26,7 @@ from feedback.relay import Relay
 from tests.feedback.brokers import kafka_script
 from tests.feedback.certificates import KEY_PASSWORD, Papers, papers
 from tests.feedback.conftest import NO_KAFKA
-from tests.feedback.secure_brokers import PASSWORD, USER, SecureKafka, TlsFront, embedded_behind_tls
+from tests.feedback.secure_brokers import LIMITED, PASSWORD, USER, SecureKafka, TlsFront, embedded_behind_tls
 from tests.feedback.test_event_log_contract import outgoing, read
 from tests.ledger.builders import shown
 
@@ -223,6 +225,24 @@ def test_a_login_that_is_refused(scram: Way, plain: Way, in_the_clear: Way, monk
     monkeypatch.setenv(SASL_PASSWORD, PASSWORD)
     text = refused(in_the_clear, monkeypatch, sasl_mechanism="SCRAM-SHA-512")
     assert "the broker doesn't take SCRAM-SHA-512; set feedback.kafka_security.sasl_mechanism to one" in text
+
+
+def test_the_rights_that_the_guide_lists_are_enough_and_others_are_denied(
+    scram: Way, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SASL_PASSWORD, PASSWORD)
+    log = KafkaEventLog(scram.address, security=scram.security(sasl_username=LIMITED))
+    log.check()
+    log.ensure_topics(TOPICS)
+    with closing(log.producer()) as producer, closing(log.consumer([VOTE_TOPIC], GROUP)) as member:
+        assert producer.send(outgoing(VOTE_TOPIC, 2, 5)) == [None] * 10
+        read(member, 10)
+        member.commit()
+    with closing(log.consumer([VOTE_TOPIC], None)) as alone:
+        assert len(read(alone, 10)) >= 10
+    assert log.erase(log.ends([VOTE_TOPIC]), GROUP)
+    with pytest.raises(EventLogError, match="denies access; check the broker's rights for this client"):
+        log.ensure_topics([unique])
 
 
 def eventually(true: Callable[[], bool], timeout_s: float = 30.0) -> None:
