@@ -124,11 +124,11 @@ class Brokers:
     def admin(self) -> Iterator[Any]:
         """A client for topics, closed at the end; its errors are ours."""
         admin = self.client(KafkaAdminClient, request_timeout_ms=REQUEST_TIMEOUT_MS)
-        try:
-            with self.translated():
+        with self.translated():
+            try:
                 yield admin
-        finally:
-            admin.close()
+            finally:
+                admin.close()
 
     @contextmanager
     def translated(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 - An end of the TLS handshake: a port that speaks another protocol may never answer. Ours has the connection's time.
 - Why there is no connection: the client logs it, and raises a time-out. `Reasons` keeps the last one.
 - What a broker says last: bytes that come together with the connection's end are dropped, such as why it refuses us.
+- An end after a refused login: it goes on as often as its time allows, and brokers may lock out who fails so often.
 - Topics that nobody asked for: the option that forbids to make them on sight doesn't reach the request.
 """
 
@@ -18,11 +19,12 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-_OUT_OF_TIME = (kafka_errors.KafkaTimeoutError, kafka_errors.RequestTimedOutError)
-
 
 class NoHandshake(kafka_errors.KafkaConnectionError):  # type: ignore[misc]  # untyped
     """The other end leaves the TLS handshake unanswered."""
+
+
+_OUT_OF_TIME = (kafka_errors.KafkaTimeoutError, kafka_errors.RequestTimedOutError, NoHandshake)
 
 
 class Reasons:
@@ -74,6 +76,9 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # untyped
         conn.init_future.add_callback(self._reasons.connected)
         conn.close_future.add_errback(self._failed)
         await super()._connect(node, conn, **how)
+        error = conn.init_future.exception
+        if isinstance(error, kafka_errors.SaslAuthenticationFailedError) and not self.bootstrapped:
+            self._auth_failures[node.node_id] = error  # ends the attempt to connect
 
     def _failed(self, error: BaseException) -> None:
         if not self.closed:  # else it is we who hang up

@@ -55,7 +55,10 @@ def _of_tls(error: BaseException, security: KafkaSecurity) -> str | None:
             f"what this port answers is none of Kafka's in the clear; if it speaks TLS, set {SECTION}.protocol to that"
         )
     if isinstance(error, NoHandshake):
-        return _other_protocol(security)
+        return (
+            "this port leaves the TLS handshake unanswered; if that isn't for a broker too busy, set "
+            f"{SECTION}.protocol ({security.protocol}) to what it speaks"
+        )
     return None
 
 

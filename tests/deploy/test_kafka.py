@@ -142,7 +142,7 @@ def test_the_doctor_asks_as_clients_do(monkeypatch: pytest.MonkeyPatch) -> None:
         note, open_, refused = doctor.check_kafka(load(environment=unchecked))
         assert (note.verdict, open_.verdict, refused.verdict) == ("note", "ok", "not ok")
         assert "ssl_check_hostname is false" in note.text
-        assert "this port doesn't speak TLS" in refused.text
-        assert refused.remedy.startswith("set feedback.kafka_security.protocol (SSL) to what it speaks")
+        assert "this port leaves the TLS handshake unanswered" in refused.text
+        assert "set feedback.kafka_security.protocol (SSL) to what it speaks" in refused.remedy
     finally:
         broker.stop()

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from feedback.config import FeedbackConfig, KafkaSecurity
 from feedback.event_log import EventLogError, EventLogUnavailable
 from feedback.kafka_log import KafkaApart, KafkaEventLog
-from feedback.kafka_log.network import Reasons, _Plain, _Tls
+from feedback.kafka_log.network import NoHandshake, Reasons, _Plain, _Tls
 from feedback.kafka_security import KEY_PASSWORD as KEY_VARIABLE
 from feedback.kafka_security import SASL_PASSWORD, Hidden, SecurityUnusable, options, worries
 from tests.feedback.certificates import KEY_PASSWORD, Papers, papers
@@ -247,7 +247,8 @@ def test_why_there_is_no_connection_is_the_last_thing_that_tells_something() -> 
     reasons = Reasons()
     reasons.failed(KafkaTimeoutError("late"))
     assert reasons.last == KafkaTimeoutError("late")
-    for each in (SaslAuthenticationFailedError("no"), KafkaTimeoutError("late"), RequestTimedOutError("late")):
+    late = (KafkaTimeoutError("late"), RequestTimedOutError("late"), NoHandshake("late"))
+    for each in (SaslAuthenticationFailedError("no"), *late):
         reasons.failed(each)
     assert reasons.last == SaslAuthenticationFailedError("no")
     reasons.failed(KafkaConnectionError("111 ECONNREFUSED"))
@@ -280,7 +281,8 @@ def test_a_port_that_never_answers_a_handshake_is_no_hang(silent: str, monkeypat
     asked.start()
     asked.join(20)
     assert time.monotonic() - began < 10
-    assert "this port doesn't speak TLS; set feedback.kafka_security.protocol (SSL)" in str(errors[0])
+    assert "this port leaves the TLS handshake unanswered; if that isn't for" in str(errors[0])
+    assert "set feedback.kafka_security.protocol (SSL) to what it speaks" in str(errors[0])
 
 
 @pytest.mark.slow  # as above
