@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 import serve.main
-from feedback.config import FeedbackConfig
+from feedback.config import FeedbackConfig, KafkaSecurity
 from feedback.ledger import LedgerUnavailable
 from feedback.paths import DataPaths
 from feedback.privacy import Redactor
@@ -118,6 +118,19 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
             _, errors = process.communicate(timeout=30)
     assert process.returncode == 2
     assert len(errors.strip().splitlines()) == 1
+
+
+def test_a_kafka_that_cannot_be_reached_as_set_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HUSTINGS_KAFKA_SASL_PASSWORD", raising=False)
+    for of_a_process in ("logs.configure", "allow_open_files"):  # not of this one
+        monkeypatch.setattr(f"serve.main.{of_a_process}", lambda *_, **__: None)
+    security = KafkaSecurity(protocol="SASL_SSL", sasl_mechanism="PLAIN", sasl_username="ann")
+    config = ServeConfig(port=free_port())
+    status = serve.main.run(config, FeedbackConfig(kafka_security=security), DataPaths(tmp_path), "none", "127.0.0.1:1")
+    assert status == 2
+    assert "SASL_SSL wants a password; give it in HUSTINGS_KAFKA_SASL_PASSWORD" in capsys.readouterr().out
 
 
 async def test_the_start_waits_for_a_database_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
