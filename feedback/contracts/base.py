@@ -37,23 +37,13 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-class Event(Contract):
-    """Base of what is written to a topic."""
-
-    schema_version: Literal[1] = 1
-
-    def to_bytes(self) -> bytes:
-        """The record's value on the wire: compact UTF-8 JSON, nulls too (a field may be required and yet null)."""
-        return self.model_dump_json().encode()
-
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
-        """Read a record's value.
+        """Read the JSON of one.
 
         Raises:
-            UnknownSchemaVersion: the record is of a version that this code does not know.
-            ContractError: the record is not valid; the message lists the first faults.
+            UnknownSchemaVersion: it is of a version that this code does not know.
+            ContractError: it is not valid; the message lists the first faults.
         """
         try:
             return cls.model_validate_json(raw)
@@ -65,3 +55,13 @@ class Event(Contract):
                 ) from error
             listed = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'record'}: {f['msg']}" for f in faults[:3])
             raise ContractError(f"{cls.__name__}: {listed}") from error
+
+
+class Event(Contract):
+    """Base of what is written to a topic."""
+
+    schema_version: Literal[1] = 1
+
+    def to_bytes(self) -> bytes:
+        """The record's value on the wire: compact UTF-8 JSON, nulls too (a field may be required and yet null)."""
+        return self.model_dump_json().encode()

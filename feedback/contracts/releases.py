@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -112,6 +112,10 @@ class AdapterManifest(Manifest):
     name: AdapterName
     parent: str | None
     lora_rank: int
+
+    def lean(self) -> Self:
+        """Without probes and configuration, which are nearly all of it, so that hundreds can be kept."""
+        return self.model_copy(update={"probes": (), "config": {}})
 
 
 class CheckpointManifest(Manifest):

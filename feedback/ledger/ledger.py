@@ -32,6 +32,7 @@ from feedback.ledger.database import Database
 from feedback.ledger.duels import Duel
 from feedback.ledger.errors import LedgerUnavailable
 from feedback.ledger.forgetting import Forgotten
+from feedback.ledger.kept_manifests import KeptManifests
 from feedback.ledger.migrate import migrate
 from feedback.ledger.offices import Release
 from feedback.ledger.outbox import OutboxRow, OutboxStats, ParkedRow
@@ -56,6 +57,7 @@ class Ledger(ReleasePages):
     def __init__(self, database: Database, redactor: Redactor | None = None) -> None:
         self._database = database
         self._redactor = redactor
+        self._manifests = KeptManifests()
         self._listeners: list[Callable[[], None]] = []
 
     @classmethod
@@ -337,10 +339,6 @@ class Ledger(ReleasePages):
 
         self._database.write(work)
         self._tell()
-
-    def releases(self) -> list[Release]:
-        """All releases by name, the newest adapter last."""
-        return self._database.read(offices.every)
 
     def release(self, name: str) -> Release | None:
         """This release, or None."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, Row, insert, select, text, update
@@ -13,6 +14,7 @@ from sqlalchemy import Connection, Row, insert, select, text, update
 from feedback.contracts import GATE_KEY, RELEASE_TOPIC, AdapterManifest, GateChanged, ReleaseChanged, ReleaseState
 from feedback.ledger import outbox
 from feedback.ledger.errors import ReleaseConflict
+from feedback.ledger.kept_manifests import ReadManifest, read_manifest
 from feedback.ledger.tables import from_us, gate_history, release_history, releases, to_us
 
 _ADVISORY_LOCK = 0x48555355
@@ -21,7 +23,13 @@ _ADVISORY_LOCK = 0x48555355
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Where an adapter stands. `manifest` is None until a change has brought it."""
+    """Where an adapter stands.
+
+    Attributes:
+        manifest: None until a change has brought it, and where it can't be read. One of many has it without probes and
+            configuration (`AdapterManifest.lean`).
+        unreadable: why it can't be read; None where it can, or where there is none.
+    """
 
     name: str
     state: ReleaseState
@@ -29,6 +37,7 @@ class Release:
     reason: str
     actor: str
     updated_at: datetime
+    unreadable: str | None = None
 
 
 def record(connection: Connection, change: ReleaseChanged, manifest: AdapterManifest | None) -> None:
@@ -89,15 +98,10 @@ def gate(connection: Connection) -> list[GateChanged]:
     return [GateChanged.from_bytes(event) for event in connection.execute(query).scalars()]
 
 
-def every(connection: Connection) -> list[Release]:
-    """All releases by name, the newest adapter last."""
-    return [read_release(row) for row in connection.execute(select(releases).order_by(releases.c.name))]
-
-
 def one(connection: Connection, name: str) -> Release | None:
     """This release, or None."""
     row = connection.execute(select(releases).where(releases.c.name == name)).one_or_none()
-    return None if row is None else read_release(row)
+    return None if row is None else read_release(row, read_manifest(row.manifest))
 
 
 def office(connection: Connection) -> str | None:
@@ -125,19 +129,14 @@ def _read(event: bytes) -> ReleaseChanged:
     return ReleaseChanged.from_bytes(event)
 
 
-@lru_cache(maxsize=64)
-def _manifest(told: str) -> AdapterManifest:
-    """A manifest, which never changes: the pages ask for those of the same few adapters every two seconds."""
-    return AdapterManifest.model_validate_json(told)
-
-
-def read_release(row: Row[tuple[object, ...]]) -> Release:
-    """A row of `releases`."""
+def read_release(row: Row[Any], manifest: ReadManifest) -> Release:
+    """A row of `releases`, and its manifest."""
     return Release(
         name=row.name,
         state=ReleaseState(row.state),
-        manifest=None if row.manifest is None else _manifest(row.manifest),
+        manifest=manifest.manifest,
         reason=row.reason,
         actor=row.actor,
         updated_at=from_us(row.updated_us),
+        unreadable=manifest.unreadable,
     )

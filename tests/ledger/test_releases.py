@@ -1,12 +1,14 @@
 """Releases: states, history, office."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
 from feedback.contracts import RELEASE_TOPIC, AdapterManifest, GateChanged, ProbeRecord, ReleaseChanged, ReleaseState
-from feedback.ledger import Ledger, Release, ReleaseConflict
+from feedback.ledger import Ledger, Release, ReleaseConflict, kept_manifests
 from tests.ledger.builders import shown
 
 WHEN = datetime(2026, 11, 21, 10, 30, 0, 123456, tzinfo=UTC)
@@ -96,7 +98,8 @@ def test_releases_are_told_a_page_at_a_time_the_newest_first(ledger):
     assert third.next is None
     assert ledger.release_page("policy-000003", 2).next is None
     assert ledger.release_page("policy-000001").releases == ()
-    assert first.releases[0] == ledger.release("policy-000005")
+    whole = ledger.release("policy-000005")
+    assert first.releases[0] == replace(whole, manifest=whole.manifest.model_copy(update={"probes": (), "config": {}}))
     assert (ledger.release_totals().total, ledger.release_totals().change) == (5, 5)
 
 
@@ -108,6 +111,67 @@ def test_who_is_in_office_stands_before_the_canary_and_both_before_those_that_wa
     assert [release.name[-1] for release in ledger.standing_releases(3)] == ["1", "3", "7"]
     waiting = ledger.releases_in((ReleaseState.CANDIDATE, ReleaseState.VERIFIED))
     assert [release.name[-1] for release in waiting] == ["2", "5", "7", "8"]
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Names of the manifests that were parsed."""
+    names, real = [], kept_manifests.read_manifest
+
+    def read_manifest(told):
+        found = real(told)
+        names.append(found.manifest and found.manifest.name)
+        return found
+
+    monkeypatch.setattr(kept_manifests, "read_manifest", read_manifest)
+    return names
+
+
+def test_manifests_of_many_releases_are_parsed_once(ledger, parsed):
+    names = [name_of(number) for number in range(1, 121)]  # more than are fetched at once, or were ever kept
+    for name in names:
+        ledger.record_release(change(name, ReleaseState.CANDIDATE), manifest(name))
+    for _ in range(3):
+        page = ledger.release_page(limit=500)
+        assert {release.name: release.manifest.name for release in page.releases} == {name: name for name in names}
+        assert [release.manifest.name for release in ledger.releases()] == names
+    assert sorted(parsed) == names
+
+
+def test_a_release_that_has_changed_is_read_again(ledger, parsed):
+    ledger.record_release(change("policy-000001", ReleaseState.CANDIDATE))
+    assert ledger.releases()[0].manifest is None
+    verified = change("policy-000001", ReleaseState.VERIFIED, ReleaseState.CANDIDATE)
+    ledger.record_release(verified, manifest().model_copy(update={"metrics": {"reward": 0.75}}))
+    (release,) = ledger.releases()
+    assert (release.state, release.manifest.metrics) == (ReleaseState.VERIFIED, {"reward": 0.75})
+    assert (release.manifest.probes, release.manifest.config) == ((), {})
+    ledger.record_release(change("policy-000001", ReleaseState.RETIRED, ReleaseState.VERIFIED))
+    assert ledger.release_page().releases[0].state is ReleaseState.RETIRED
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("{", "EOF while parsing"),
+        (manifest("policy-000002").model_copy(update={"schema_version": 2}).model_dump_json(), "upgrade the reader"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_named_and_the_others_are_told(ledger, told, why):
+    for number in (1, 2, 3):
+        ledger.record_release(change(name_of(number), ReleaseState.RETIRED), manifest(name_of(number)))
+    ledger._database.write(
+        lambda connection: connection.execute(
+            text("UPDATE releases SET manifest = :told WHERE name = 'policy-000002'"), {"told": told}
+        )
+    )
+    one, two, three = ledger.releases()
+    assert [one.manifest.name, two.manifest, three.manifest.name] == ["policy-000001", None, "policy-000003"]
+    assert why in two.unreadable
+    assert (one.unreadable, three.unreadable) == (None, None)
+    assert [release.name[-1] for release in ledger.release_page().releases] == ["3", "2", "1"]
+    alone = ledger.release("policy-000002")
+    assert (alone.manifest, alone.unreadable) == (None, two.unreadable)
 
 
 def test_no_releases_are_an_empty_page(ledger):
