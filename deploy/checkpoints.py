@@ -27,13 +27,17 @@ def list_checkpoints(data_dir: DataDir = None, config: ConfigFile = None, overri
 
     Example: hustings checkpoints list
     """
-    from feedback.contracts import CheckpointManifest
+    from feedback.contracts import CheckpointManifest, ContractError
     from train.full_publish import checkpoints
     from train.publish import MANIFEST
 
     folders = checkpoints(load(config, overrides or (), {"data_dir": data_dir}).paths.checkpoints)
     for folder in folders:
-        manifest = CheckpointManifest.model_validate_json((folder / MANIFEST).read_bytes())
+        try:
+            manifest = CheckpointManifest.from_bytes((folder / MANIFEST).read_bytes())
+        except (OSError, ContractError) as error:
+            typer.echo(f"{folder.name}  its {MANIFEST} can't be read: {error}")
+            continue
         reward, kl = manifest.metrics.get("policy_reward", 0.0), manifest.metrics.get("policy_kl", 0.0)
         made = f"{manifest.created_at:%Y-%m-%d %H:%M:%S}"
         typer.echo(f"{manifest.name}  {made}  reward {reward:+.2f}  KL {kl:.1f}  of {manifest.base_model}  {folder}")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from deploy.config import HustingsConfig, load
-from deploy.errors import ConfigError
+from deploy.errors import ConfigError, NobodyThere
 from deploy.ledgers import open_ledger
 from deploy.options import ConfigFile, DataDir, Overrides
+from feedback.identity import PSEUDONYM_PATTERN
 
 if TYPE_CHECKING:
     from feedback.dataset import Dataset
@@ -40,6 +41,8 @@ def forget(
     Snapshots that held them lose their tables. Adapters that were trained on them are listed, with the command that
     trains one without them; `hustings lineage ADAPTER` proves of any adapter whom it still remembers.
 
+    Exit status 0 where they were forgotten, now or before; 1 where nothing is known of VOTER (a wrong pseudonym?).
+
     Examples:
 
         hustings forget v_0123456789abcdef01234567
@@ -51,9 +54,17 @@ def forget(
         pseudonym = _pseudonym(resolved, ledger, voter, token=token)
         if not yes and not typer.confirm(f"Forget {pseudonym} for good?"):
             raise typer.Exit(1)
+        from feedback.forgetting import Outcome
         from feedback.forgetting import forget as forget_everywhere
 
-        _tell(asdict(forget_everywhere(ledger, dataset, resolved.paths.adapters, pseudonym)), as_json=as_json)
+        report = forget_everywhere(ledger, dataset, resolved.paths.adapters, pseudonym)
+    known = report.outcome is not Outcome.UNKNOWN
+    if known and not as_json:
+        typer.echo(report.verdict())
+    if known or as_json:
+        _tell(asdict(report), as_json=as_json)
+    if not known:
+        raise NobodyThere(report.verdict())
 
 
 def lineage(
@@ -77,10 +88,10 @@ def lineage(
 
     with _opened(resolved) as (ledger, dataset):
         try:
-            line = Lineage(ledger, dataset, resolved.paths.adapters).trace(wanted)
+            told = Lineage(ledger, dataset, resolved.paths.adapters).told(wanted)
         except UnknownId as error:
             raise ConfigError(str(error)) from error
-    _tell(asdict(line), as_json=as_json)
+    _tell(told, as_json=as_json)
 
 
 class ImportKind(StrEnum):
@@ -176,7 +187,7 @@ def _pseudonym(config: HustingsConfig, ledger: Ledger, voter: str, *, token: boo
         from feedback.identity import load_or_make_secret, pseudonym
 
         return pseudonym(load_or_make_secret(config.paths.secrets / "voter_key", "HUSTINGS_SECRET"), voter)
-    if voter.startswith("v_"):
+    if re.fullmatch(PSEUDONYM_PATTERN, voter):
         return voter
     found = ledger.pair(voter) or ledger.vote_of_id(voter)
     if found is None:
@@ -196,7 +207,7 @@ def _tell(facts: dict[str, Any], *, as_json: bool) -> None:
 
 def _lines(facts: Any, margin: str) -> Iterator[str]:
     for key, value in facts.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield f"{margin}{key}:"
             yield from _lines(value, margin + "  ")
         elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
@@ -204,5 +215,5 @@ def _lines(facts: Any, margin: str) -> Iterator[str]:
                 yield f"{margin}{key}:"
                 yield from _lines(one, margin + "  ")
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple | dict) else value
             yield f"{margin}{key}: {'none' if shown in (None, '') else shown}"

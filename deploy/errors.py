@@ -8,6 +8,7 @@ from __future__ import annotations
 # ├── PortInUse          somebody else listens there
 # ├── ModelError         the default model could not be made
 # ├── ChildFailed        a process that everything needs would not stay up
+# ├── NobodyThere        nothing is known of the voter who was to be forgotten
 # └── NotReachable       a running Hustings was asked for something and did not answer as hoped
 
 
@@ -33,6 +34,10 @@ class ModelError(DeployError):
 
 class ChildFailed(DeployError):
     """A process that everything needs would not stay up."""
+
+
+class NobodyThere(DeployError):
+    """Nothing is known of a voter who was to be forgotten."""
 
 
 class NotReachable(DeployError):

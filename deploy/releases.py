@@ -45,7 +45,8 @@ def list_releases(data_dir: DataDir = None, config: ConfigFile = None, overrides
     typer.echo(f"in office: {office or 'base (no adapter)'}; gate: {resolved.serve.releases.gate}{paused}")
     for release in releases:
         when = f"{release.updated_at:%Y-%m-%d %H:%M:%S}"
-        typer.echo(f"{release.name:<16} {release.state.value:<10} {when}  {release.actor:<10} {release.reason}")
+        but = f" (its manifest can't be read: {release.unreadable})" if release.unreadable else ""
+        typer.echo(f"{release.name:<16} {release.state.value:<10} {when}  {release.actor:<10} {release.reason}{but}")
 
 
 @app.command()

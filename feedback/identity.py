@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 MINIMUM_SECRET_CHARACTERS = 16
+PSEUDONYM_PATTERN = r"^v_[A-Za-z0-9_-]{1,64}$"
+"""How a voter may be called who is to be forgotten: looser than what `pseudonym` makes."""
 
 
 class SecretError(ValueError):

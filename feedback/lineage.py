@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from feedback.comparisons import told
 from feedback.contracts import ADAPTER_NAME_PATTERN, AdapterManifest, Choice, PairShown, Position, VoteCast
@@ -104,6 +105,7 @@ class TakenOut:
         snapshots: those that held it; their tables are gone.
         adapters: trained on them, and `descendants`: went on from such an adapter.
         exports: where those snapshots were exported to: nobody but you can take it out there.
+        unreadable: adapters and snapshots that can't be read, and why: what they were made of isn't known.
     """
 
     pairs: int
@@ -112,6 +114,7 @@ class TakenOut:
     adapters: tuple[str, ...]
     descendants: tuple[str, ...]
     exports: tuple[str, ...]
+    unreadable: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +140,20 @@ class Lineage:
     def __init__(self, ledger: Ledger, dataset: Dataset, adapters: Path | Manifests) -> None:
         self._ledger = ledger
         self._dataset = dataset
-        self._manifests = (adapters if isinstance(adapters, Manifests) else Manifests(ledger, adapters))()
+        found = (adapters if isinstance(adapters, Manifests) else Manifests(ledger, adapters))()
+        self._manifests = found.readable
         self._forgotten = {stone.event.voter: stone for stone in dataset.forgotten()}
-        self._snapshots: Mapping[str, SnapshotManifest] = {one.id: one for one in dataset.snapshots()}
+        snapshots, damaged = dataset.survey()
+        self._snapshots: Mapping[str, SnapshotManifest] = {one.id: one for one in snapshots}
+        self._unreadable = {**found.unreadable, **damaged}
+
+    def told(self, wanted: str) -> dict[str, Any]:
+        """The lineage of an id (`trace`) as a dictionary, and under `unreadable` what it can't tell of, and why.
+
+        Raises:
+            UnknownId: there is none of that id.
+        """
+        return {**asdict(self.trace(wanted)), "unreadable": dict(self._unreadable)}
 
     def trace(self, wanted: str) -> Line:
         """The lineage of an adapter, a snapshot, a pair, a vote or a forgotten voter.
@@ -159,15 +173,19 @@ class Lineage:
         vote = self._ledger.vote_of_id(wanted)
         line = self._vote(wanted, vote)
         if vote is None and not line.snapshots:
-            raise UnknownId(f"{wanted!r} is no adapter, snapshot, pair, vote or forgotten voter of this installation")
+            raise UnknownId(
+                f"{wanted!r} is no adapter, snapshot, pair, vote or forgotten voter of this installation{self._but()}"
+            )
         return line
 
     def adapter(self, name: str) -> AdapterLine:
         """What an adapter was made of.
 
         Raises:
-            UnknownId: neither the ledger nor the folder has its manifest.
+            UnknownId: neither the ledger nor the folder has its manifest, or it can't be read.
         """
+        if name in self._unreadable:
+            raise UnknownId(f"{name} can't be told of: {self._unreadable[name]}")
         if name not in self._manifests:
             raise UnknownId(f"no manifest of {name!r}: it lies neither in the adapters' folder nor in the ledger")
         manifest = self._manifests[name]
@@ -212,7 +230,12 @@ class Lineage:
             adapters=adapters,
             descendants=self.descendants(adapters),
             exports=self._dataset.exports_of(stone.snapshots),
+            unreadable=dict(self._unreadable),
         )
+
+    def _but(self) -> str:
+        found = "; ".join(f"{name}: {why}" for name, why in self._unreadable.items())
+        return f", as far as can be read ({found})" if found else ""
 
     def _ancestors(self, manifest: AdapterManifest) -> list[AdapterManifest]:
         found: list[AdapterManifest] = []
@@ -241,7 +264,8 @@ class Lineage:
         )
 
     def _vote(self, vote_id: str, vote: VoteCast | None) -> VoteLine:
-        snapshots = self._dataset.snapshots_with(vote_id)
+        snapshots, damaged = self._dataset.survey_for(vote_id)
+        self._unreadable.update(damaged)
         adapters = self.trained_on(snapshots)
         return VoteLine(
             vote=vote_id,

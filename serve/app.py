@@ -51,7 +51,7 @@ def create_app(deps: ServeDeps) -> FastAPI:
     app.state.releases = ReleaseManager(deps)
     app.state.rollout_adapters = RolloutAdapters(deps)
     app.state.reviews = ReviewShelf(deps.paths.review_pool, deps.base_fingerprint, deps.rng)
-    app.state.manifests = Manifests(deps.ledger, deps.paths.adapters)
+    app.state.manifests = Manifests(deps.ledger, deps.paths.adapters, watch=deps.metrics.watch_manifests)
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/web", pages.FILES, name="web")

@@ -130,6 +130,7 @@ def release_row(release: Release) -> dict[str, Any]:
         "snapshot": manifest.snapshot if manifest else None,
         "reward_model": manifest.reward_model if manifest else None,
         "metrics": manifest.metrics if manifest else {},
+        "unreadable": release.unreadable,
     }
 
 

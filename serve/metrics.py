@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -12,6 +13,7 @@ from prometheus_client.registry import Collector
 from feedback.contracts import ReleaseState
 from serve.engines.base import EngineLoad
 
+log = structlog.get_logger(__name__)
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -85,6 +87,9 @@ class Metrics:
         self.release_unreadable = Counter(
             "hustings_release_unreadable", "Records of the adapters topic that could not be read", registry=registry
         )
+        self.manifests_unreadable = Gauge(
+            "hustings_manifests_unreadable", "Adapters' manifests that could not be read", registry=registry
+        )
         self.release_seconds = Histogram(
             "hustings_release_switch_seconds",
             "Seconds from hearing of an adapter to its being in office",
@@ -130,6 +135,12 @@ class Metrics:
         self.outbox_parked = Gauge(
             "hustings_outbox_parked", "Outbox rows that the broker refuses for good", registry=registry
         )
+
+    def watch_manifests(self, faults: Mapping[str, str]) -> None:
+        """Count the manifests that can't be read, and say which they are."""
+        self.manifests_unreadable.set(len(faults))
+        for name, why in sorted(faults.items()):
+            log.warning("manifest unreadable", adapter=name, reason=why)
 
     def watch_engine(self, load: Callable[[], EngineLoad], adapters: Callable[[], frozenset[str]]) -> None:
         """Export the engine's load at each scrape."""

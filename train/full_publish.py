@@ -94,7 +94,7 @@ def verify(folder: Path) -> CheckpointManifest:
         manifest = CheckpointManifest.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:
         raise CheckpointUnusable(f"{folder} holds no {MANIFEST}: it is no checkpoint that was published") from error
-    except ValidationError as error:
+    except (OSError, ValidationError) as error:
         raise CheckpointUnusable(f"{folder / MANIFEST} is no checkpoint's manifest; publish it again") from error
     there = {path.name for path in folder.iterdir()} - {MANIFEST}
     for name in sorted(there ^ manifest.files.keys()):

@@ -139,7 +139,13 @@ class Learning:
     def _load(self, incumbent: Path) -> None:
         """Go on from an adapter that was published for this base; one of the same shape may be for another."""
         adapters, manifest = self._tools.base.adapters, incumbent / MANIFEST
-        made_for = json.loads(manifest.read_text())["base_fingerprint"] if manifest.is_file() else None
+        try:
+            made_for = json.loads(manifest.read_text())["base_fingerprint"] if manifest.exists() else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BaseMismatch(
+                f"{incumbent.name} is in office and its manifest can't be read ({error}): put the folder right, reject "
+                'it (hustings releases), or set train.schedule.start_from = "base"'
+            ) from error
         if made_for not in {None, self._tools.base.fingerprint}:
             raise BaseMismatch(
                 f"{incumbent.name} is in office and was made for another base: reject it (hustings releases), or set "

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from feedback.contracts import ADAPTER_TOPIC, AdapterManifest, AdapterPublished, ProbeRecord
 from feedback.event_log import EventLog, EventLogUnavailable, OutgoingRecord
 from train.files import appear, sha256, write_text
 
 MANIFEST = "manifest.json"
+_told = structlog.get_logger()
 
 
 def next_name(adapters: Path, reserved: Iterable[str] = ()) -> str:
@@ -94,20 +97,27 @@ def announce_missing(log: EventLog, adapters: Path) -> list[str]:
         return []
     log.ensure_topics([ADAPTER_TOPIC])
     known = _announced(log)
-    missing = [name for name in names if name not in known]
-    if missing:
-        records = []
-        for name in missing:
-            event = announcement(adapters / name)
-            records.append(OutgoingRecord(topic=ADAPTER_TOPIC, key=name, value=event.to_bytes(), event_id=name))
+    records = [
+        OutgoingRecord(topic=ADAPTER_TOPIC, key=event.name, value=event.to_bytes(), event_id=event.name)
+        for event in _announcements(adapters, [name for name in names if name not in known])
+    ]
+    if records:
         producer = log.producer()
         try:
             failures = [error for error in producer.send(records) if error is not None]
         finally:
             producer.close()
         if failures:
-            raise EventLogUnavailable(f"{len(failures)} of {len(missing)} adapters not announced: {failures[0]}")
-    return missing
+            raise EventLogUnavailable(f"{len(failures)} of {len(records)} adapters not announced: {failures[0]}")
+    return [record.event_id for record in records]
+
+
+def _announcements(adapters: Path, names: Iterable[str]) -> Iterator[AdapterPublished]:
+    for name in names:
+        try:
+            yield announcement(adapters / name)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # the others' turn; it is tried again
+            _told.warning("adapter_not_announced", adapter=name, reason=f"its {MANIFEST} can't be read: {error}")
 
 
 def _announced(log: EventLog) -> set[str]:

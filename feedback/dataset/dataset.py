@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pyarrow.compute as pc
-
 from feedback.contracts import DeadLetter, PairShown, ThumbGiven, VoteCast, VoterForgotten
 from feedback.dataset import export as exporting
 from feedback.dataset import forgetting, snapshots
@@ -24,6 +22,7 @@ from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import is_decisive
 from feedback.dataset.shared_imports import Waiting
 from feedback.dataset.snapshots import Snapshot, SnapshotManifest
+from feedback.dataset.survey import Unreadable, holding, manifests
 from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones
 from feedback.dataset.weighing import Weigh
 
@@ -253,17 +252,20 @@ class Dataset:
         return self._ids_in(snapshot_id, "vote_id")
 
     def snapshots(self) -> list[SnapshotManifest]:
-        """Manifests of every snapshot, purged ones too, by id."""
-        return [snapshots.load_manifest(folder) for folder in snapshots.folders(self._snapshots)]
+        """Manifests of every snapshot that can be read, purged ones too, by id."""
+        return self.survey()[0]
+
+    def survey(self) -> tuple[list[SnapshotManifest], Unreadable]:
+        """The same, and which can't be read."""
+        return manifests(self._snapshots)
 
     def snapshots_with(self, vote_id: str) -> list[str]:
-        """Ids of the snapshots that hold a vote."""
-        wanted = snapshots.strings([vote_id])
-        return [
-            folder.name
-            for folder in snapshots.folders(self._snapshots)
-            if pc.any(pc.is_in(snapshots.ids_in(folder, "vote_id"), value_set=wanted)).as_py()
-        ]
+        """Ids of the snapshots that hold a vote, of those that can be read."""
+        return self.survey_for(vote_id)[0]
+
+    def survey_for(self, vote_id: str) -> tuple[list[str], Unreadable]:
+        """The same, and which can't be read."""
+        return holding(self._snapshots, vote_id)
 
     def build_snapshot(self) -> SnapshotManifest:
         """Make a snapshot of everything stored; where nothing is new it is the last one again.
@@ -300,7 +302,8 @@ class Dataset:
         Raises:
             DatasetFull: no room even for the ids.
         """
-        whole = [one for one in snapshots.folders(self._snapshots) if snapshots.is_whole(one)]
+        there = [one for one in snapshots.folders(self._snapshots) if (one / snapshots.MANIFEST).is_file()]
+        whole = [one for one in there if snapshots.is_whole(one)]
         by_age = sorted(whole, key=lambda folder: (folder / snapshots.MANIFEST).stat().st_mtime_ns, reverse=True)
         last = self._latest()
         old = [folder for folder in by_age[newest:] if folder.name != last and folder.name not in keep]

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from feedback.contracts import ContractError, DeadLetter, PairShown, ThumbGiven, VoteCast, VoterForgotten, utc_now
 from feedback.dataset import snapshots
+from feedback.dataset.errors import DatasetCorrupt
 from feedback.dataset.parts import PartGone, PartRow, PartStore, read_rows
 from feedback.dataset.shared_imports import PAIR_PREFIX, import_of, move_up, pair_of
 from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones, voters_in
@@ -143,12 +144,19 @@ def _take_away(
 ) -> list[ForgottenVoter]:
     votes, pairs = _Search(stores.votes, theirs.vote), _Search(stores.pairs, theirs.pair)
     ids = votes.look() | pairs.look()
+    damaged: dict[str, DatasetCorrupt] = {}
     gone_votes, gone_pairs = Counter(votes.ids.values()), Counter(pairs.ids.values())
 
     def holding() -> Mapping[str, list[str]]:
         found: defaultdict[str, list[str]] = defaultdict(list)
         for folder in snapshots.folders(root):
-            for voter in _held(folder, ids, events if theirs.by_column else ()):
+            try:
+                with snapshots.legible(folder):
+                    holders = _held(folder, ids, events if theirs.by_column else ())
+            except DatasetCorrupt as error:  # all else first
+                damaged[folder.name] = error
+                continue
+            for voter in holders:
                 found[voter].append(folder.name)
         return found
 
@@ -172,8 +180,10 @@ def _take_away(
     stones = keep(counted=False)  # with the snapshots that came while the tombstones did
     for name in sorted({name for stone in stones for name in stone.snapshots}):
         # Also those of an earlier time that a crash cut off: the parts tell no more what such a one held.
-        if (root / name / snapshots.MANIFEST).is_file():
+        if (root / name).is_dir() and name not in damaged:
             snapshots.purge(root / name)
+    for error in damaged.values():
+        raise error
     return stones
 
 

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -17,7 +17,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feedback.contracts import PairShown, VoteCast
 from feedback.dataset.errors import DatasetCorrupt, SnapshotDropped, SnapshotPurged, UnknownSnapshot
@@ -193,11 +193,14 @@ def load_manifest(folder: Path) -> SnapshotManifest:
 
     Raises:
         UnknownSnapshot: there is none.
+        DatasetCorrupt: it can't be read.
     """
     try:
         return SnapshotManifest.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:
         raise UnknownSnapshot(f"no snapshot {folder.name} in {folder.parent}; build one, or name another") from error
+    except (OSError, ValidationError) as error:
+        raise _damaged(folder / MANIFEST, error) from error
 
 
 def load(folder: Path) -> Snapshot:
@@ -226,8 +229,8 @@ def load(folder: Path) -> Snapshot:
 
 
 def folders(root: Path) -> list[Path]:
-    """Every snapshot below `root`, purged ones too, by id."""
-    return sorted(path.parent for path in root.glob(f"[!.]*/{MANIFEST}"))
+    """Every snapshot below `root`, by id: purged ones too, and one that lost its manifest and still holds votes."""
+    return sorted({path.parent for name in (MANIFEST, "*.parquet") for path in root.glob(f"[!.]*/{name}")})
 
 
 def is_purged(folder: Path) -> bool:
@@ -276,16 +279,35 @@ def _take_tables(folder: Path, ids_file: str) -> None:
 
 
 def ids_in(folder: Path, name: Literal["vote_id", "pair_id"]) -> pa.ChunkedArray:
-    """Ids of a snapshot's votes, or of its prompts, whether its tables are there or not."""
+    """Ids of a snapshot's votes, or of its prompts, whether its tables are there or not.
+
+    Raises:
+        DatasetCorrupt: neither can be read.
+    """
     tables: tuple[TableName, ...] = ("preferences", "ties") if name == "vote_id" else ("prompts",)
     for left in (True, False):
         kept = next((folder / file for file in (PURGED, DROPPED) if (folder / file).is_file()), None)
         try:
-            return column(folder, tables, name) if kept is None else _listed(kept, name)
-        except FileNotFoundError:  # the tables, or the ids of dropped ones, were taken away in this moment
+            with legible(folder):
+                return column(folder, tables, name) if kept is None else _listed(kept, name)
+        except DatasetCorrupt:  # or the tables, or the ids of dropped ones, were taken away in this moment
             if not left:
                 raise
     raise AssertionError("the last look returns or raises")
+
+
+@contextmanager
+def legible(folder: Path) -> Iterator[None]:
+    """A snapshot's tables are read inside; what is wrong with them is told as `DatasetCorrupt`."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DatasetCorrupt:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+    return DatasetCorrupt(f"{path} can't be read ({why}); remove the snapshot's folder: the votes are in the parts")
 
 
 def _listed(ids: Path, name: str) -> pa.ChunkedArray:

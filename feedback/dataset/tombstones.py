@@ -15,9 +15,10 @@ from datetime import datetime
 from pathlib import Path
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feedback.contracts import PairShown, ThumbGiven, VoteCast, VoterForgotten
+from feedback.dataset.errors import DatasetCorrupt
 from feedback.dataset.files import locked, make_folder, write_file
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -60,13 +61,17 @@ class Tombstones:
         return locked(self._folder)
 
     def every(self) -> list[ForgottenVoter]:
-        """All, by pseudonym."""
+        """All, by pseudonym.
+
+        Raises:
+            DatasetCorrupt: one can't be read: nothing may go on as if its voter had not been forgotten.
+        """
         paths = sorted(self._folder.glob("*.json"))
         for path in paths:
             found = path.stat()
             written = (found.st_mtime_ns, found.st_ino, found.st_size)  # two in one tick of the file system's clock
             if path.name not in self._read or self._read[path.name][0] != written:
-                self._read[path.name] = (written, ForgottenVoter.model_validate_json(path.read_bytes()))
+                self._read[path.name] = (written, _tombstone(path))
         return [self._read[path.name][1] for path in paths]
 
     def of(self, voter: str) -> ForgottenVoter | None:
@@ -180,6 +185,17 @@ class Covering:
     def _whose(self, voter: str, at: datetime) -> str | None:
         event = self._until.get(voter)
         return voter if event is not None and event.covers(voter, at) else None
+
+
+def _tombstone(path: Path) -> ForgottenVoter:
+    try:
+        return ForgottenVoter.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]["msg"]
+        raise DatasetCorrupt(
+            f"{path} can't be read ({first}), which names a forgotten voter: restore it, or remove it and run"
+            f" `hustings forget {path.stem}` again"
+        ) from error
 
 
 def voters_in(event: bytes) -> list[str]:

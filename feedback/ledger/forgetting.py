@@ -14,12 +14,17 @@ from feedback.ledger.tables import answers, conversations, forgotten, from_us, p
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What went from the ledger, and the tombstone that tells of it."""
+    """What went from the ledger, and the tombstone that tells of it.
+
+    Attributes:
+        rows: how many rows went, answers and thumbs among them.
+    """
 
     event: VoterForgotten
     conversations: int
     pairs: int
     votes: int
+    rows: int
 
 
 def forget(connection: Connection, voter: str) -> Forgotten:
@@ -29,8 +34,8 @@ def forget(connection: Connection, voter: str) -> Forgotten:
     event = VoterForgotten(event_id=f"forgotten_{uuid4().hex}", voter=voter, until=from_us(_latest(connection, voter)))
     liked = thumbs.c.voter == voter
     outbox.remove(connection, select(thumbs.c.thumb_id).where(liked))
-    connection.execute(delete(thumbs).where(liked))
-    connection.execute(delete(answers).where(answers.c.voter == voter))
+    gone_thumbs = connection.execute(delete(thumbs).where(liked)).rowcount
+    gone_answers = connection.execute(delete(answers).where(answers.c.voter == voter)).rowcount
     outbox.remove(connection, select(votes.c.vote_id).where(cast))
     outbox.remove(connection, mine)
     gone_votes = connection.execute(delete(votes).where(cast)).rowcount
@@ -41,7 +46,8 @@ def forget(connection: Connection, voter: str) -> Forgotten:
         insert(forgotten).values(event_id=event.event_id, voter=voter, until_us=to_us(event.until), event=value)
     )
     outbox.enqueue(connection, event_id=event.event_id, topic=FORGOTTEN_TOPIC, key=voter)
-    return Forgotten(event, gone_talks, gone_pairs, gone_votes)
+    rows = gone_talks + gone_pairs + gone_votes + gone_thumbs + gone_answers
+    return Forgotten(event, gone_talks, gone_pairs, gone_votes, rows)
 
 
 def tombstones(connection: Connection) -> list[VoterForgotten]:

@@ -13,7 +13,7 @@ from datetime import datetime
 import structlog
 
 from feedback.contracts import ReleaseChanged, ReleaseState, utc_now
-from feedback.ledger import Release
+from feedback.ledger import LedgerUnavailable, Release
 from serve.deps import ServeDeps, on_thread
 from serve.releases import history as told
 from serve.releases.desk import AUTO, Desk, change
@@ -102,6 +102,8 @@ class Election:
 
     async def _figures(self, name: str) -> Mapping[str, float]:
         release = await self._desk.release(name)
+        if release is not None and release.unreadable is not None:  # a guard without its figure would let it pass
+            raise LedgerUnavailable(f"{name} can't be judged: {release.unreadable}; promote or reject it by hand")
         return release.manifest.metrics if release and release.manifest else {}
 
     def _export(self) -> None:

@@ -54,7 +54,16 @@ class AdapterStore:
 
         Raises:
             VerificationFailed: the message says what is wrong.
+            Unsuited: nothing is known to be wrong with it, but it doesn't fit here, or this process can't read it.
         """
+        try:
+            return self._verified(name, manifest_sha256, base_fingerprint, max_rank)
+        except FileNotFoundError as error:
+            raise VerificationFailed(f"{name} changed while it was read: {error.filename} is gone") from error
+        except OSError as error:
+            raise Unsuited(f"{error.filename or name} can't be read: {error.strerror or error}") from error
+
+    def _verified(self, name: str, manifest_sha256: str | None, base_fingerprint: str, max_rank: int) -> StoredAdapter:
         folder = self._folder(name)
         manifest = _manifest(folder, manifest_sha256)
         if manifest.name != name:
@@ -85,7 +94,7 @@ def _manifest(folder: Path, expected_sha256: str | None) -> AdapterManifest:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise VerificationFailed(f"the manifest of {folder.name} is larger than {MAX_MANIFEST_BYTES} bytes")
         raw = path.read_bytes()
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise VerificationFailed(f"{folder.name} has no readable {MANIFEST}: {error.strerror}") from error
     if expected_sha256 is not None and hashlib.sha256(raw).hexdigest() != expected_sha256:
         raise VerificationFailed(f"the manifest of {folder.name} is not the one that was announced (sha256 differs)")
@@ -136,7 +145,7 @@ def _check_weights(path: Path) -> None:
 def _check_rank(path: Path, rank: int) -> None:
     try:
         found = json.loads(path.read_bytes()).get("r")
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise VerificationFailed(f"{path.parent.name}/{path.name} is not readable") from error
     if found != rank:
         raise VerificationFailed(f"{path.parent.name}: the manifest says rank {rank}, {path.name} says {found}")

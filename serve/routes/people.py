@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from feedback.identity import PSEUDONYM_PATTERN
 from feedback.manifests import Manifests
 from serve.deps import Deps, ServeDeps, on_thread
 from serve.errors import NotFound, NotReady
@@ -26,13 +27,17 @@ class ForgetRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    voter: str = Field(pattern=r"^v_[A-Za-z0-9_-]{1,64}$", description="The voter's pseudonym.")
+    voter: str = Field(pattern=PSEUDONYM_PATTERN, description="The voter's pseudonym.")
 
 
 @router.post("/v1/voters/forget", response_model=None, responses=PROBLEMS, dependencies=Operator)
-async def forget_voter(body: ForgetRequest, deps: Deps) -> Response:
-    """Forget a voter everywhere; tells which adapters were trained on them and how to train one without them."""
-    return FastJSON(await on_thread(_forget, deps, body.voter))
+async def forget_voter(body: ForgetRequest, request: Request, deps: Deps) -> Response:
+    """Forget a voter everywhere; tells which adapters were trained on them and how to train one without them.
+
+    Again: 200 and `outcome` `already_forgotten`. Of whom nothing is here: 404; what they said until now and comes
+    later is refused all the same.
+    """
+    return FastJSON(await on_thread(_forget, deps, request.app.state.manifests, body.voter))
 
 
 @router.get("/v1/lineage/{id}", response_model=None, responses=PROBLEMS, dependencies=Operator)
@@ -45,22 +50,27 @@ async def lineage(
     return FastJSON(await on_thread(_trace, deps, request.app.state.manifests, id))
 
 
-def _forget(deps: ServeDeps, voter: str) -> dict[str, Any]:
+def _forget(deps: ServeDeps, manifests: Manifests, voter: str) -> dict[str, Any]:
     # Arrow takes a while to import, and serving doesn't need it before.
     from feedback.dataset import Dataset, DatasetError
-    from feedback.forgetting import forget
+    from feedback.forgetting import Outcome, forget
 
     try:
-        return asdict(forget(deps.ledger, Dataset(deps.paths.dataset), deps.paths.adapters, voter))
+        report = forget(deps.ledger, Dataset(deps.paths.dataset), manifests, voter)
     except DatasetError as error:
         raise NotReady(f"The ledger has forgotten; the curator does the rest when this is mended: {error}") from error
+    if report.outcome is Outcome.UNKNOWN:
+        raise NotFound(report.verdict())
+    return asdict(report)
 
 
 def _trace(deps: ServeDeps, manifests: Manifests, wanted: str) -> dict[str, Any]:
-    from feedback.dataset import Dataset
+    from feedback.dataset import Dataset, DatasetError
     from feedback.lineage import Lineage, UnknownId
 
     try:
-        return asdict(Lineage(deps.ledger, Dataset(deps.paths.dataset), manifests).trace(wanted))
+        return Lineage(deps.ledger, Dataset(deps.paths.dataset), manifests).told(wanted)
     except UnknownId as error:
         raise NotFound(str(error)) from error
+    except DatasetError as error:
+        raise NotReady(f"The dataset can't be read: {error}") from error

@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from deploy import presence
 from deploy.cli import app
 from deploy.config import load, to_toml
-from deploy.errors import ConfigError
+from deploy.errors import ConfigError, NobodyThere
+from feedback.contracts import ReleaseChanged, ReleaseState
 from feedback.dataset import Dataset
 from feedback.identity import load_or_make_secret, pseudonym
 from feedback.ledger import Ledger
@@ -84,6 +86,64 @@ def test_forgetting_asks_first_and_takes_the_id_of_a_vote(paths: DataPaths) -> N
     assert "remedy: none" in told
     assert json.loads(run(paths, "lineage", "v_ann", "--json"))["votes"] == 1
     assert list(Dataset(paths.dataset).votes()) == []
+
+
+def test_forgetting_nobody_fails_and_says_so(paths: DataPaths) -> None:
+    fill(paths, "v_ann")
+    with pytest.raises(NobodyThere, match=r"No conversation, pair or vote of v_anna was found.* right pseudonym"):
+        run(paths, "forget", "v_anna", "--yes")
+    assert len(list(Dataset(paths.dataset).votes())) == 1
+    done = CliRunner().invoke(app, ["forget", "v_bob", "--yes", "--json", "--data-dir", str(paths.root)])
+    assert isinstance(done.exception, NobodyThere)
+    assert json.loads(done.output)["outcome"] == "unknown"
+
+
+def test_forgetting_again_says_that_it_was_done(paths: DataPaths) -> None:
+    fill(paths, "v_ann")
+    assert "v_ann is forgotten." in run(paths, "forget", "v_ann", "--yes")
+    assert "v_ann was forgotten already (" in run(paths, "forget", "v_ann", "--yes")
+
+
+@pytest.mark.parametrize("voter", ["v_", "v_an n", "v_ann\n", "v_" + "n" * 65, "v_\u200bann"])
+def test_what_is_no_pseudonym_is_forgotten_nowhere(paths: DataPaths, voter: str) -> None:
+    with pytest.raises(ConfigError, match="no pseudonym"):
+        run(paths, "forget", voter, "--yes")
+    ledger = Ledger.open(paths.ledger_url)
+    assert ledger.forgotten() == []
+    ledger.close()
+
+
+def test_a_damaged_manifest_keeps_no_command_from_the_rest(paths: DataPaths) -> None:
+    vote_id = fill(paths, "v_ann")
+    (paths.adapters / "policy-000001").mkdir(parents=True)
+    (paths.adapters / "policy-000001" / "manifest.json").write_text("{")
+    told = run(paths, "lineage", vote_id)
+    assert "unreadable:\n  policy-000001: " in told
+    assert "unreadable: none" not in told
+    (paths.adapters / "policy-000001" / "manifest.json").unlink()
+    (paths.adapters / "policy-000001").rmdir()
+    assert "unreadable: none" in run(paths, "lineage", vote_id)
+
+
+def test_releases_with_a_damaged_manifest_are_listed(paths: DataPaths) -> None:
+    ledger = Ledger.open(paths.ledger_url)
+    for name in ("policy-000001", "policy-000002"):
+        ledger.record_release(
+            ReleaseChanged(name=name, before=None, after=ReleaseState.RETIRED, reason="a test", actor="auto")
+        )
+    ledger._database.write(
+        lambda connection: connection.execute(text("UPDATE releases SET manifest = '{' WHERE name = 'policy-000001'"))
+    )
+    ledger.close()
+    one, two = run(paths, "releases", "list").splitlines()[1:]
+    assert "its manifest can't be read: the ledger's copy: AdapterManifest: record: Invalid JSON" in one
+    assert two.endswith("a test")
+
+
+def test_checkpoints_with_a_damaged_manifest_are_listed(paths: DataPaths) -> None:
+    (paths.checkpoints / "full-000001").mkdir(parents=True)
+    (paths.checkpoints / "full-000001" / "manifest.json").write_text("{}")
+    assert "full-000001  its manifest.json can't be read: CheckpointManifest: " in run(paths, "checkpoints", "list")
 
 
 def test_forgetting_takes_a_voters_own_token(paths: DataPaths) -> None:

@@ -68,14 +68,14 @@ def test_each_is_read_once(ledger: Ledger, adapters: Path, read: Counter[str], t
 
 def test_only_what_is_new_or_was_changed_is_read_again(ledger: Ledger, adapters: Path, read: Counter[str]) -> None:
     kept = Manifests(ledger, adapters)
-    assert set(kept()) == {"policy-000001", "policy-000002", "policy-000003"}
+    assert set(kept().readable) == {"policy-000001", "policy-000002", "policy-000003"}
     read.clear()
     publish(adapters, 4, "s-4")
     shutil.rmtree(adapters / "policy-000001")
     shutil.rmtree(adapters / "policy-000002")
     publish(adapters, 2, "s-9")
     os.utime(adapters / "policy-000002" / "manifest.json", ns=(1, 1))
-    assert {name: one.snapshot for name, one in kept().items()} == {
+    assert {name: one.snapshot for name, one in kept().readable.items()} == {
         "policy-000002": "s-9",
         "policy-000003": "s-3",
         "policy-000004": "s-4",
@@ -91,10 +91,10 @@ def test_the_ledger_is_read_again_when_a_release_has_changed(
         (adapters.parent / "elsewhere" / "policy-000007" / "manifest.json").read_bytes()
     )
     kept = Manifests(ledger, adapters)
-    assert "policy-000007" not in kept()
+    assert "policy-000007" not in kept().readable
     move(ledger, "policy-000007", ReleaseState.VERIFIED, elsewhere)
     for _ in range(3):
-        assert kept()["policy-000007"].reward_model == "reward-7"
+        assert kept().readable["policy-000007"].reward_model == "reward-7"
     assert read["ledger"] == 2
 
 
@@ -110,4 +110,4 @@ def test_one_that_is_taken_away_meanwhile_is_not_there(
         return real(path)
 
     monkeypatch.setattr(manifests, "read_manifest", read_manifest)
-    assert set(Manifests(ledger, adapters)()) == {"policy-000001", "policy-000003"}
+    assert set(Manifests(ledger, adapters)().readable) == {"policy-000001", "policy-000003"}

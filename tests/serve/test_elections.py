@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from feedback.contracts import (
     RELEASE_TOPIC,
@@ -23,7 +23,7 @@ from feedback.contracts import (
     utc_now,
 )
 from feedback.event_log import OutgoingRecord
-from feedback.ledger import Ledger, ReleaseConflict
+from feedback.ledger import Ledger, LedgerUnavailable, ReleaseConflict
 from feedback.paths import DataPaths
 from serve.app import ServeDeps, create_app
 from serve.config import ContendersConfig, GuardsConfig, ReleasesConfig
@@ -340,6 +340,20 @@ async def test_an_adapter_too_far_from_the_base_never_meets_voters(
     assert states(ledger) == {ONE: "rejected"}
     assert reason(ledger, ONE) == "guard kl: 15.5 nats an answer from the base (at most 15)"
     assert deps.office.canaries == ()
+
+
+async def test_a_candidate_whose_figures_cannot_be_read_is_judged_by_nobody_but_people(
+    manager: ReleaseManager, deps: ServeDeps, ledger: Ledger, paths: DataPaths
+) -> None:
+    """A guard without its figure would let it pass."""
+    await nominate(manager, paths, 1)
+    ledger._database.write(lambda connection: connection.execute(text("UPDATE releases SET manifest = '{'")))
+    elect(ledger, ONE, None, 400)
+    with pytest.raises(LedgerUnavailable, match=f"{ONE} can't be judged: .* promote or reject it by hand"):
+        await manager.keep_up()
+    assert states(ledger) == {ONE: "canary"}
+    await manager.promote(ONE, "by hand")
+    assert deps.office.holder == ONE
 
 
 def quiet() -> tuple[Evidence, Evidence]:

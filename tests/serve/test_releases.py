@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from feedback.contracts import (
     ADAPTER_TOPIC,
@@ -249,6 +251,7 @@ async def test_probes_that_do_not_fit_the_context_reject_the_adapter_and_the_nex
         lambda folder: (folder / "adapter_config.json").unlink(),
         lambda folder: (folder / "manifest.json").unlink(),
         lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: ((folder / "manifest.json").unlink(), (folder / "manifest.json").mkdir()),
     ],
 )
 def test_a_folder_that_was_tampered_with_is_refused(paths: DataPaths, spoil: Callable[[Path], Any]) -> None:
@@ -311,6 +314,58 @@ async def test_an_office_holder_that_cannot_be_restored_gives_way_to_the_one_bef
     assert states(ledger) == {ONE: "in_office", TWO: "rejected"}
     assert "damaged or was changed" in reason(ledger, TWO)
     await second.close()
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "adapter_config.json", "adapter_model.safetensors"])
+async def test_an_office_holder_that_nobody_may_read_hands_over_at_the_start(
+    deps: ServeDeps, ledger: Ledger, paths: DataPaths, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """As root, who runs the tests in a container, may read all, the file itself refuses."""
+    before = ReleaseManager(deps)
+    await before.start()
+    for number in (1, 2):
+        before.hear(publish(paths.adapters, number))
+        await eventually(lambda: deps.office.holder == f"policy-{number:06d}")  # noqa: B023
+    await before.close()
+    await deps.engine.unload_adapter(TWO)
+    real = io.open
+
+    def refusing(path: Any, *more: Any, **others: Any) -> Any:
+        if str(path).endswith(f"{TWO}/{file}"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *more, **others)
+
+    monkeypatch.setattr(io, "open", refusing)
+    after = ReleaseManager(deps)
+    await after.start()
+    assert deps.office.holder == ONE
+    assert (
+        reason(ledger, TWO) == f"could not be restored: {paths.adapters / TWO / file} can't be read: Permission denied"
+    )
+    await after.close()
+
+
+async def test_pages_and_lists_go_on_beside_a_manifest_that_the_ledger_has_damaged(
+    deps: ServeDeps, ledger: Ledger, paths: DataPaths
+) -> None:
+    app = create_app(deps)
+    manager: ReleaseManager = app.state.releases
+    await manager.start()
+    for number in (1, 2):
+        manager.hear(publish(paths.adapters, number))
+        await eventually(lambda: deps.office.holder == f"policy-{number:06d}")  # noqa: B023
+    ledger._database.write(lambda connection: connection.execute(text("UPDATE releases SET manifest = '{'")))
+    ledger.record_release(ReleaseChanged(name=TWO, before=None, after=ReleaseState.IN_OFFICE, reason="", actor="auto"))
+    async with client_of(app, **OPERATOR) as client:
+        for path in ("/v1/releases", "/v1/loop", "/v1/leaderboard", "/v1/releases/history"):
+            assert (await client.get(path)).status_code == 200
+        told = {row["name"]: row["unreadable"] for row in (await client.get("/v1/releases")).json()["releases"]}
+        assert "Invalid JSON" in told[TWO]
+        assert (await client.post("/v1/releases/rollback")).json()["office"] == ONE
+        assert (await client.post(f"/v1/releases/{TWO}/promote")).status_code == 200
+        rows = (await client.get("/v1/releases")).json()["releases"]
+        assert rows[0]["unreadable"] is None  # verified again, it was written anew
+    await manager.close()
 
 
 async def test_what_was_published_while_serving_was_down_is_found_in_the_folder(

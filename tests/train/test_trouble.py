@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from feedback.config import FeedbackConfig
 from feedback.dataset.errors import DatasetFull
 from feedback.paths import DataPaths
+from tests.serve.adapters import publish as write_adapter
 from tests.train.families import make
 from tests.train.test_cycle import CONFIG, fill, train_once
 from tests.train.tiny_trainer import make_trainer
@@ -32,6 +34,7 @@ from train.cycle_state import (
     save_state,
 )
 from train.errors import BaseMismatch, PromptRefused
+from train.learning import Learning
 from train.lora import AdapterSet
 from train.reward.extract import vocabulary_for
 from train.rollout import ServingRollouts
@@ -266,6 +269,15 @@ def test_an_incumbent_whose_folder_is_gone_is_told_by_name(tiny_model: Path, tmp
     adapters: AdapterSet = Base.load(tiny_model).adapters
     with pytest.raises(BaseMismatch, match=r"policy-000007 is gone: bring it back"):
         adapters.load("policy", tmp_path / "policy-000007")
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text("{"), lambda path: (path.unlink(), path.mkdir())])
+def test_an_incumbent_whose_manifest_is_damaged_is_told_by_name(tmp_path: Path, spoil: Any) -> None:
+    write_adapter(tmp_path, 7)
+    spoil(tmp_path / "policy-000007" / "manifest.json")
+    tools = SimpleNamespace(base=SimpleNamespace(adapters=None, fingerprint="f" * 64))
+    with pytest.raises(BaseMismatch, match=r"policy-000007 is in office and its manifest can't be read .*start_from"):
+        Learning._load(SimpleNamespace(_tools=tools), tmp_path / "policy-000007")  # type: ignore[arg-type]
 
 
 def test_what_a_killed_trainer_was_handing_to_serving_goes_with_the_next_start(
