@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from feedback.ledger.errors import (
     LedgerError,
@@ -171,6 +172,9 @@ def validation_fault(errors: Sequence[Any], body: object = None) -> Fault:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "not JSON")
         return Fault(400, "Invalid JSON", "invalid-json", f"The body is not valid JSON: {reason}.", code="invalid_json")
+    if isinstance(body, bytes) and body and first["loc"] == ("body",):
+        said = "The body isn't said to be JSON: send it with the header `Content-Type: application/json`."
+        return Fault(422, "Invalid request", "invalid-request", said, code="invalid_value")
     listed = tuple({"pointer": _pointer(_place(e, body)), "detail": _said(e)} for e in errors[:20])
     cause = first.get("ctx", {}).get("error")
     param = getattr(cause, "param", None) or ".".join(_place(first, body)) or None
@@ -231,7 +235,20 @@ async def answer(request: Request, error: Exception) -> Response:
         raise error
     if wants_openai_errors(request.url.path) and fault.status == 422:
         fault = Fault(400, fault.title, fault.slug, fault.detail, param=fault.param, code=fault.code)
-    return fault.response(request.url.path, request_id(request))
+    response = fault.response(request.url.path, request_id(request))
+    if fault.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return response
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path takes; HEAD wherever GET is taken (`serve.middleware`)."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL:
+            found |= route.methods or set()
+    found = found or {"GET"}  # the pages' files
+    return found | ({"HEAD"} if "GET" in found else set())
 
 
 def install(app: FastAPI) -> None:

@@ -67,6 +67,7 @@ class _Exchange(Exchange):
         self._refused: Fault | None = None
         self._body_limit = config.max_body_bytes
         self._body_whole = False
+        self._head = scope["method"] == "HEAD"
         self._piece_s, self._body_s = config.stalled_client_s, config.request_timeout_s
         self._length = header(scope, b"content-length") or ""
 
@@ -101,7 +102,7 @@ class _Exchange(Exchange):
             await self._refuse(self._refused)
             return
         try:
-            await app(self.scope, self._limited_receive, self._noted_send)
+            await self._ask(app)
         except ClientGone:
             self.hung_up = True
         except StalledReader as error:  # returning without the answer's end makes the server hang up
@@ -114,6 +115,17 @@ class _Exchange(Exchange):
             if self.status:
                 raise
             await self._refuse(unexpected_fault())
+
+    async def _ask(self, app: ASGIApp) -> None:
+        """HEAD is asked as GET: what can be got can be asked about, and the body is kept back on its way out."""
+        if not self._head:
+            await app(self.scope, self._limited_receive, self._noted_send)
+            return
+        asked = {**self.scope, "method": "GET"}
+        try:
+            await app(asked, self._limited_receive, self._noted_send)
+        finally:
+            self.scope["route"] = asked.get("route")  # for the log line and the counters
 
     async def _limited_receive(self) -> Message:
         message = await (self._receive() if self._body_whole else self._next_piece())
@@ -140,6 +152,8 @@ class _Exchange(Exchange):
             self.status = message["status"]
             message["headers"] = self.decorated(message["headers"])
         elif message["type"] == "http.response.body":
+            if self._head:
+                message["body"] = b""
             self.sent_bytes += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
         await self._send(message)

@@ -70,6 +70,8 @@ async def report(deps: Deps, number: Annotated[int, Path(ge=1, le=999_999)]) -> 
         page = await on_thread(file.read_bytes)
     except FileNotFoundError as error:
         raise NotFound(f"Cycle {number} has no report (yet).") from error
+    except OSError as error:
+        raise NotFound(f"Cycle {number}'s report can't be read: {error.strerror or error}.") from error
     return Response(page, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
 
 
