@@ -7,6 +7,7 @@ import os
 import tomllib
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -39,6 +40,13 @@ ENVIRONMENT = {
 }
 """Environment variables that set a key. Secrets are read where they are used: HUSTINGS_SECRET, HUSTINGS_OPERATOR_TOKEN,
 HUSTINGS_ENGINE_KEY, HUSTINGS_KAFKA_SASL_PASSWORD, HUSTINGS_KAFKA_SSL_KEY_PASSWORD."""
+
+_NEVER_EMPTY = frozenset(
+    {"data_dir", "model", "serve.host", "feedback.curator_metrics_host", "train.schedule.metrics_host"}
+)
+"""Empty, these would be the working folder, no model, or every address of the machine."""
+_LONGEST = {"_s": 315_360_000.0, "_h": 87_600.0, "_hours": 87_600.0}
+"""Ten years, by how the key of a time ends."""
 
 
 def default_data_dir() -> Path:
@@ -109,6 +117,7 @@ def load(
         config = HustingsConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, origin)) from error
+    _require_bounded_times(config, origin)
     return _agreed(config.model_copy(update={"data_dir": config.data_dir.expanduser().absolute()}))
 
 
@@ -184,6 +193,8 @@ def _parse_override(override: str) -> tuple[str, Any]:
 
 def _put(values: dict[str, Any], origin: dict[str, str], key: str, value: Any, source: str) -> None:
     _require_known(key, source)
+    if isinstance(value, str):
+        _require_visible(key, value, source)
     if value == "none" and type(None) in get_args(dict(_leaves(HustingsConfig))[key]):
         value = None
     origin[key] = source
@@ -192,6 +203,27 @@ def _put(values: dict[str, Any], origin: dict[str, str], key: str, value: Any, s
     for section in sections:
         table = table.setdefault(section, {})
     table[name] = value
+
+
+def _require_visible(key: str, value: str, source: str) -> None:
+    """Addresses and paths are copied from pages, with what can't be seen there; an empty one would mean anything."""
+    hidden = next((character for character in value if not (character.isprintable() or character == "\t")), None)
+    if hidden is not None:
+        raise ConfigError(f"{key} (from {source}) holds the invisible character U+{ord(hidden):04X}; write it anew")
+    if not value.strip() and key in _NEVER_EMPTY:
+        raise ConfigError(f"{key} (from {source}) is empty; give a value, or leave the key out")
+
+
+def _require_bounded_times(config: HustingsConfig, origin: Mapping[str, str]) -> None:
+    """No clock can be set to infinity: timers and dates overflow, days after the start."""
+    for key in keys():
+        unit = next((unit for unit in _LONGEST if key.endswith(unit)), None)
+        value = None if unit is None else attrgetter(key)(config)
+        if unit is not None and isinstance(value, float) and value > _LONGEST[unit]:
+            raise ConfigError(
+                f"{key} (from {origin.get(key, 'the default')}): at most {_LONGEST[unit]:.0f}, which is ten years; "
+                "take that where you mean never"
+            )
 
 
 def _require_known(key: str, source: str) -> None:

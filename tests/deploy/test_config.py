@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,48 @@ def test_a_wrong_value_is_explained_in_one_line(override: str, fragment: str) ->
         load(overrides=[override], environment=NOTHING)
     assert fragment in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.schedule.max_hours", "inf"),
+        ("train.schedule.max_hours", "1e9"),
+        ("serve.releases.canary.patience_h", "inf"),
+        ("serve.shutdown_grace_s", "inf"),
+        ("serve.stalled_client_s", "Infinity"),
+        ("feedback.receipt_timeout_s", "1e308"),
+    ],
+)
+def test_no_time_is_endless(key: str, value: str) -> None:
+    """Dates and timers overflow, in the trainer once there are votes, in serving with the first candidate."""
+    with pytest.raises(ConfigError, match=rf"{key} \(from --set\): at most .* where you mean never"):
+        load(overrides=[f"{key}={value}"], environment={})
+
+
+def test_ten_years_are_taken() -> None:
+    config = load(overrides=["train.schedule.max_hours=87600", "serve.releases.canary.patience_h=87600"])
+    now = datetime.now(UTC)
+    assert now + timedelta(hours=config.serve.releases.canary.patience_h) > now
+
+
+def test_a_bound_on_something_else_may_be_endless() -> None:
+    assert load(overrides=["train.governor.max_kl=inf"]).train.governor.max_kl == math.inf
+
+
+@pytest.mark.parametrize("key", ["data_dir", "model", "serve.host", "feedback.curator_metrics_host"])
+def test_an_empty_value_is_no_choice(key: str) -> None:
+    """An empty host would be every address of the machine, an empty data folder the one worked in."""
+    with pytest.raises(ConfigError, match=f"{key} .* is empty; give a value, or leave the key out"):
+        load(overrides=[f"{key}=''"], environment={})
+
+
+@pytest.mark.parametrize(
+    ("value", "named"), [("kafka\u200b:9092", "200B"), ("kafka:9092\u00a0", "00A0"), ("k\x00", "0000")]
+)
+def test_what_cannot_be_seen_is_named(value: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"feedback.kafka \(from HUSTINGS_KAFKA\) .* U\+{named}"):
+        load(environment={"HUSTINGS_KAFKA": value})
 
 
 def test_the_trainer_tells_the_chat_template_what_serving_tells_it() -> None:
