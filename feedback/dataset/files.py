@@ -6,6 +6,7 @@ start with a dot; a reader never looks at them, and the next writer clears those
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -69,8 +70,28 @@ def write_file(path: Path, data: bytes) -> None:
         temporary.replace(path)
         flush_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
         raise from_os(error, path) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        DatasetFull: no right to.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise from_os(error, path) from error
+
+
+def discard(path: Path) -> None:
+    """Remove what a failed attempt has left, if that is possible: where it failed because nothing may be written any
+    more (a file system that its errors made read-only), nothing can be removed either, and the failure is what counts.
+    """
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -121,8 +142,7 @@ def folder_in_the_making(parent: Path) -> Iterator[tuple[Path, Callable[[str], P
     except OSError as error:
         raise from_os(error, parent) from error
     finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        discard(temporary)
 
 
 def clear_stale(folder: Path, older_than_s: float = STALE_AFTER_S) -> int:

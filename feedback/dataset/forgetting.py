@@ -16,12 +16,14 @@ from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feedback.contracts import ContractError, DeadLetter, PairShown, ThumbGiven, VoteCast, VoterForgotten, utc_now
 from feedback.dataset import snapshots
 from feedback.dataset.errors import DatasetCorrupt
+from feedback.dataset.files import remove
 from feedback.dataset.parts import PartGone, PartRow, PartStore, read_rows
 from feedback.dataset.shared_imports import PAIR_PREFIX, import_of, move_up, pair_of
 from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones, voters_in
@@ -232,13 +234,13 @@ def _take_out_letters(folder: Path, covering: Covering) -> None:
         except (ContractError, binascii.Error):
             value = raw  # somebody's own file; it may name the voter too
         if covering.letter(value):
-            path.unlink()
+            remove(path)
 
 
 def _held(folder: Path, ids: Ids, events: Sequence[VoterForgotten]) -> set[str]:
     """Whose rows a snapshot holds, or held before it was purged: by ids, and by the voters of its votes."""
     held: set[str] = set()
-    wanted = snapshots.strings(sorted(ids))
+    wanted = pa.array(sorted(ids), pa.string())
     for name in ("vote_id", "pair_id"):
         there = snapshots.ids_in(folder, name)
         held |= {ids[one.as_py()] for one in there.filter(pc.is_in(there, value_set=wanted))}

@@ -27,9 +27,11 @@ from feedback.dataset.errors import DatasetCorrupt, DatasetError, from_os
 from feedback.dataset.files import (
     TEMPORARY_PREFIX,
     clear_stale,
+    discard,
     flush_folder,
     locked,
     make_folder,
+    remove,
     sha256_of,
     write_file,
 )
@@ -182,7 +184,7 @@ class PartStore:
         made = self._write_part(tables)
         for path in paths:
             if path != made:
-                path.unlink(missing_ok=True)
+                remove(path)
                 self._rows.pop(path.name, None)  # `made` has what is kept of it
         flush_folder(self.folder)
         return made
@@ -226,7 +228,7 @@ class PartStore:
         except OSError as error:
             raise from_os(error, self.folder) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            discard(temporary)
         self._rows[path.name] = written
         return path
 

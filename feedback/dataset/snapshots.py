@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feedback.contracts import PairShown, VoteCast
 from feedback.dataset.errors import DatasetCorrupt, SnapshotDropped, SnapshotPurged, UnknownSnapshot
-from feedback.dataset.files import flush_folder, folder_in_the_making, sha256_of, write_file
+from feedback.dataset.files import flush_folder, folder_in_the_making, remove, sha256_of, write_file
 from feedback.dataset.ordering import BUCKET_BYTES, in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import PROMPT_SCHEMA, VOTE_SCHEMA, is_decisive, prompt_row, vote_rows
@@ -184,7 +184,7 @@ def _give_back(made: Path, final: Path) -> None:
     (final / MANIFEST).touch()  # it is as new as a new one
     flush_folder(final)
     for name in (DROPPED, PURGED):
-        (final / name).unlink(missing_ok=True)
+        remove(final / name)
     flush_folder(final)
 
 
@@ -255,7 +255,7 @@ def purge(folder: Path) -> None:
         DatasetFull: no room; the snapshot is as it was.
     """
     _take_tables(folder, PURGED)
-    (folder / DROPPED).unlink(missing_ok=True)
+    remove(folder / DROPPED)
 
 
 def drop_tables(folder: Path) -> None:
@@ -274,7 +274,7 @@ def _take_tables(folder: Path, ids_file: str) -> None:
         pq.write_table(pa.table({name: [values.to_pylist()] for name, values in ids.items()}), sink, compression="zstd")
         write_file(folder / ids_file, sink.getvalue())
     for name in TABLES:
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
     flush_folder(folder)
 
 
@@ -289,11 +289,15 @@ def ids_in(folder: Path, name: Literal["vote_id", "pair_id"]) -> pa.ChunkedArray
         kept = next((folder / file for file in (PURGED, DROPPED) if (folder / file).is_file()), None)
         try:
             with legible(folder):
-                return column(folder, tables, name) if kept is None else _listed(kept, name)
+                return column(folder, tables, name) if kept is None else _kept(kept, name)
         except DatasetCorrupt:  # or the tables, or the ids of dropped ones, were taken away in this moment
             if not left:
                 raise
     raise AssertionError("the last look returns or raises")
+
+
+def _kept(ids: Path, name: str) -> pa.ChunkedArray:
+    return pq.read_table(ids, columns=[name])[name].combine_chunks().flatten()
 
 
 @contextmanager
@@ -308,15 +312,6 @@ def legible(folder: Path) -> Iterator[None]:
 def _damaged(path: Path, error: Exception) -> DatasetCorrupt:
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
     return DatasetCorrupt(f"{path} can't be read ({why}); remove the snapshot's folder: the votes are in the parts")
-
-
-def _listed(ids: Path, name: str) -> pa.ChunkedArray:
-    return pq.read_table(ids, columns=[name])[name].combine_chunks().flatten()
-
-
-def strings(values: Sequence[str]) -> pa.Array:
-    """The values as Arrow's strings."""
-    return pa.array(values, pa.string())
 
 
 def column(folder: Path, tables: Iterable[TableName], name: str) -> pa.ChunkedArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from feedback.dataset import snapshots
@@ -28,7 +29,7 @@ def manifests(root: Path) -> tuple[list[SnapshotManifest], Unreadable]:
 
 def holding(root: Path, vote_id: str) -> tuple[list[str], Unreadable]:
     """Ids of the snapshots that hold a vote; and which can't be read."""
-    wanted = snapshots.strings([vote_id])
+    wanted = pa.array([vote_id], pa.string())
     found: list[str] = []
     unreadable: Unreadable = {}
     for folder in snapshots.folders(root):

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from feedback.contracts import PairShown, ThumbGiven, VoteCast, VoterForgotten
 from feedback.dataset.errors import DatasetCorrupt
-from feedback.dataset.files import locked, make_folder, write_file
+from feedback.dataset.files import locked, make_folder, remove, write_file
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _VOTER = b'"voter":'
@@ -122,7 +122,7 @@ class Tombstones:
     def erased(self, names: Iterable[str]) -> None:
         """Take these marks away."""
         for name in names:
-            (self._unerased / name).unlink(missing_ok=True)
+            remove(self._unerased / name)
 
     def is_erased(self, voter: str) -> bool:
         """Whether no mark is left of this voter."""

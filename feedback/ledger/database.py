@@ -56,7 +56,7 @@ _HINTS = {
     "starting up": "the database is being started; it will answer in a moment",
     "in recovery mode": "the database recovers from a crash; it will answer in a moment",
     "too many clients": "raise the database's max_connections, or run fewer processes on it",
-    "unable to open": "the folder is missing or not ours; create it or choose another --data-dir",
+    "unable to open": "the folder is missing, read-only or not ours; create it or choose another --data-dir",
     "malformed": "the file is damaged; restore a backup of it",
     "not a database": "the file is no SQLite database; choose another --data-dir",
 }

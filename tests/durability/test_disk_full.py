@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from feedback.contracts import DeadLetter, VoterForgotten, utc_now
 from feedback.dataset import Dataset, DatasetFull
 from feedback.ledger import Ledger, LedgerUnavailable
 from tests.feedback.events import pair, vote
 
 pytestmark = pytest.mark.slow
 DISK_BYTES = 4 << 20
+LETTER = DeadLetter(topic="t", partition=0, offset=1, key=None, value="", error="e")
 
 
 @pytest.fixture
@@ -58,6 +60,29 @@ def test_the_ledger_refuses_votes_while_the_disk_is_full_and_takes_them_after(di
         ledger.record_vote(pair_id=f"p{number}", voter=pair(number).voter, choice="a", edited="x" * 50_000)
     assert (ledger.counts().votes, len(ledger.pending(1_000))) == (8, 16)
     ledger.close()
+
+
+def test_a_file_system_that_turned_read_only_is_told_of_as_such(disk: Path) -> None:
+    """As Linux makes of one whose disk fails: whoever writes must hear it as trouble to wait for, not as a defect."""
+    dataset = Dataset(disk / "dataset")
+    for number in range(4):
+        dataset.append_votes([vote(number)])
+        dataset.build_snapshot()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    attempts: list[Callable[[], object]] = [
+        lambda: dataset.append_votes([vote(9)]),
+        dataset.build_snapshot,
+        lambda: dataset.drop_old_tables(1),
+        lambda: dataset.forget(VoterForgotten(event_id="f1", voter=vote(1).voter, until=utc_now())),
+        lambda: Dataset(disk / "dataset").append_pairs([pair(9)]),
+        lambda: dataset.keep_dead_letter(LETTER),
+    ]
+    for attempt in attempts:
+        with pytest.raises(DatasetFull, match="Read-only file system"):
+            attempt()
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    dataset.append_votes([vote(9)])
+    assert dataset.build_snapshot().votes == 5
 
 
 def test_the_dataset_stores_nothing_by_halves_on_a_full_disk(disk: Path) -> None:

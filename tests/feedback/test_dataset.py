@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from feedback.contracts import VoterForgotten, utc_now
 from feedback.dataset import Dataset, DatasetCorrupt, DatasetError, DatasetFull, NewData, UnknownSnapshot
 from feedback.dataset.rows import PROMPT_SCHEMA, VOTE_SCHEMA
 from tests.feedback.events import pair, vote
@@ -215,6 +216,31 @@ def test_a_full_or_read_only_disk_is_told_and_leaves_nothing_behind(
         with pytest.raises(DatasetFull, match=words):
             dataset.build_snapshot()
     assert files(tmp_path) == before
+    assert dataset.append_votes([vote(2)]) is not None
+
+
+def test_a_disk_on_which_nothing_can_be_removed_either_is_told_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that its errors made read-only: cleaning up fails too, and must not hide what happened."""
+    dataset = Dataset(tmp_path)
+    dataset.append_votes([vote(1)])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "rmdir"):
+            patch.setattr(Path, name, refuse)
+            patch.setattr(os, name, refuse)
+        patch.setattr(os, "fsync", refuse)
+        for attempt in (
+            lambda: dataset.append_votes([vote(2)]),
+            dataset.build_snapshot,
+            lambda: dataset.forget(VoterForgotten(event_id="f1", voter="v_1", until=utc_now())),
+        ):
+            with pytest.raises(DatasetFull, match="can't be written"):
+                attempt()
     assert dataset.append_votes([vote(2)]) is not None
 
 
