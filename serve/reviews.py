@@ -40,6 +40,7 @@ class ReviewShelf:
         self._rng = rng
         self._lock = threading.Lock()
         self._stamp: tuple[int, int] | None = None
+        self._trouble: int | None = None
         self._pool: ReviewPool | None = None
         self._shown: Counter[str] = Counter()
         self._seen: OrderedDict[str, set[str]] = OrderedDict()
@@ -96,15 +97,23 @@ class ReviewShelf:
         """Read the pool where it is another than last time."""
         try:
             found = self._file.stat()
-        except FileNotFoundError:
+            stamp = (found.st_mtime_ns, found.st_size)
+            if stamp == self._stamp:
+                return
+            self._pool = self._read()
+        except OSError as error:
+            self._note_trouble(error)
             self._stamp, self._pool = None, None
             return
-        stamp = (found.st_mtime_ns, found.st_size)
-        if stamp == self._stamp:
-            return
-        self._stamp, self._pool = stamp, self._read()
+        self._stamp, self._trouble = stamp, None
         self._shown.clear()
         self._seen.clear()
+
+    def _note_trouble(self, error: OSError) -> None:
+        """No pool is no trouble; one that can't be read is looked at again each time, and told of once."""
+        if not isinstance(error, FileNotFoundError) and error.errno != self._trouble:
+            log.warning("review pool can't be read", file=str(self._file), reason=error.strerror)
+        self._trouble = error.errno
 
     def _read(self) -> ReviewPool | None:
         try:

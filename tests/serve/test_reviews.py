@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from structlog.testing import capture_logs
 
 from feedback.contracts import CompletionRecord, Message, ReviewItem, ReviewPool, SamplingRecord
 from feedback.ledger import Ledger
@@ -62,6 +63,20 @@ def put(paths: DataPaths, items: int, *, fingerprint: str = FINGERPRINT, first: 
     beside.write_text(pool.model_dump_json())
     beside.replace(paths.review_pool)
     return paths.review_pool
+
+
+async def test_a_pool_that_cannot_be_read_is_none_and_is_told_of_once(
+    client: httpx.AsyncClient, paths: DataPaths
+) -> None:
+    paths.review_pool.mkdir(parents=True)
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert (await client.get("/v1/reviews")).json()["waiting"] == 0
+            assert (await client.post("/v1/reviews")).status_code == 404
+    assert [line["event"] for line in logs if "review pool" in line["event"]] == ["review pool can't be read"]
+    paths.review_pool.rmdir()
+    put(paths, 2)
+    assert (await client.get("/v1/reviews")).json()["waiting"] == 2
 
 
 async def test_a_review_is_a_pair_like_any_other_with_its_propensity_and_source(
