@@ -28,6 +28,7 @@ from deploy.ledgers import ledger_url, open_ledger
 from feedback.config import KafkaSecurity
 from feedback.event_log import EventLogError
 from feedback.kafka_security import worries
+from feedback.manifests import Manifests
 from train.convert import is_converted
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
@@ -267,6 +268,7 @@ def check_ledger(config: HustingsConfig) -> Iterator[Finding]:
     ledger = open_ledger(config)
     try:
         counts, outbox, office = ledger.counts(), ledger.outbox_stats(), ledger.office()
+        manifests = Manifests(ledger, config.paths.adapters)()
     finally:
         ledger.close()
     text = f"{counts.conversations} conversations, {counts.pairs} pairs, {counts.votes} votes"
@@ -274,6 +276,8 @@ def check_ledger(config: HustingsConfig) -> Iterator[Finding]:
     waiting = f"{outbox.pending} events wait for Kafka, {outbox.unconfirmed} for the curator"
     late = outbox.oldest_pending_age_s is not None and outbox.oldest_pending_age_s > 300
     yield Finding("note" if late else "ok", "outbox", waiting, "is the broker up? nothing is lost" if late else "")
+    for name, why in manifests.unreadable.items():
+        yield Finding("not ok", "adapters", f"{name}: {why}", "restore it: what this one was trained on isn't known")
 
 
 CHECKS: tuple[Check, ...] = (

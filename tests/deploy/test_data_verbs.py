@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from deploy import presence
 from deploy.cli import app
 from deploy.config import load, to_toml
+from deploy.doctor import check_ledger
 from deploy.errors import ConfigError, NobodyThere
 from feedback.contracts import ReleaseChanged, ReleaseState
 from feedback.dataset import Dataset
@@ -123,6 +124,15 @@ def test_a_damaged_manifest_keeps_no_command_from_the_rest(paths: DataPaths) -> 
     (paths.adapters / "policy-000001" / "manifest.json").unlink()
     (paths.adapters / "policy-000001").rmdir()
     assert "unreadable: none" in run(paths, "lineage", vote_id)
+
+
+def test_doctor_names_a_damaged_manifest(paths: DataPaths) -> None:
+    Ledger.open(paths.ledger_url).close()
+    (paths.adapters / "policy-000001").mkdir(parents=True)
+    (paths.adapters / "policy-000001" / "manifest.json").write_text("{")
+    config = load(None, [], {"data_dir": paths.root}, environment={})
+    (found,) = [one for one in check_ledger(config) if one.subject == "adapters"]
+    assert (found.verdict, found.text.startswith("policy-000001: ")) == ("not ok", True)
 
 
 def test_releases_with_a_damaged_manifest_are_listed(paths: DataPaths) -> None:
