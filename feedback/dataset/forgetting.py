@@ -24,6 +24,7 @@ from feedback.contracts import ContractError, DeadLetter, PairShown, ThumbGiven,
 from feedback.dataset import snapshots
 from feedback.dataset.errors import DatasetCorrupt
 from feedback.dataset.files import remove
+from feedback.dataset.legible import legible
 from feedback.dataset.parts import PartGone, PartRow, PartStore, read_rows
 from feedback.dataset.shared_imports import PAIR_PREFIX, import_of, move_up, pair_of
 from feedback.dataset.tombstones import Covering, ForgottenVoter, Tombstones, voters_in
@@ -153,7 +154,7 @@ def _take_away(
         found: defaultdict[str, list[str]] = defaultdict(list)
         for folder in snapshots.folders(root):
             try:
-                with snapshots.legible(folder):
+                with legible(folder):
                     holders = _held(folder, ids, events if theirs.by_column else ())
             except DatasetCorrupt as error:  # all else first
                 damaged[folder.name] = error

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from feedback.contracts import PairShown, VoteCast
 from feedback.dataset.errors import DatasetCorrupt, SnapshotDropped, SnapshotPurged, UnknownSnapshot
 from feedback.dataset.files import flush_folder, folder_in_the_making, remove, sha256_of, write_file
+from feedback.dataset.legible import damaged, legible
 from feedback.dataset.ordering import BUCKET_BYTES, in_order
 from feedback.dataset.parts import PartGone, PartRow, PartStore
 from feedback.dataset.rows import PROMPT_SCHEMA, VOTE_SCHEMA, is_decisive, prompt_row, vote_rows
@@ -200,7 +201,7 @@ def load_manifest(folder: Path) -> SnapshotManifest:
     except FileNotFoundError as error:
         raise UnknownSnapshot(f"no snapshot {folder.name} in {folder.parent}; build one, or name another") from error
     except (OSError, ValidationError) as error:
-        raise _damaged(folder / MANIFEST, error) from error
+        raise damaged(folder / MANIFEST, error) from error
 
 
 def load(folder: Path) -> Snapshot:
@@ -213,6 +214,19 @@ def load(folder: Path) -> Snapshot:
         DatasetCorrupt: a table was changed.
     """
     manifest = load_manifest(folder)
+    _require_tables(folder)
+    try:
+        with legible(folder):
+            for name, digest in manifest.files.items():
+                if sha256_of(folder / name) != digest:
+                    raise DatasetCorrupt(f"{folder / name} was changed; remove the folder and build the snapshot again")
+            return Snapshot(folder, manifest, tuple(json.loads((folder / PARTS).read_text())))
+    except DatasetCorrupt:
+        _require_tables(folder)  # taken away in this moment
+        raise
+
+
+def _require_tables(folder: Path) -> None:
     if is_purged(folder):
         raise SnapshotPurged(
             f"snapshot {folder.name} held votes of somebody who asked to be forgotten, and is gone; build a new one"
@@ -222,10 +236,6 @@ def load(folder: Path) -> Snapshot:
             f"the tables of snapshot {folder.name} were dropped, newer ones have their room; take a newer one, "
             "and keep more with train.schedule.keep_snapshots"
         )
-    for name, digest in manifest.files.items():
-        if sha256_of(folder / name) != digest:
-            raise DatasetCorrupt(f"{folder / name} was changed; remove the folder and build the snapshot again")
-    return Snapshot(folder, manifest, tuple(json.loads((folder / PARTS).read_text())))
 
 
 def folders(root: Path) -> list[Path]:
@@ -298,20 +308,6 @@ def ids_in(folder: Path, name: Literal["vote_id", "pair_id"]) -> pa.ChunkedArray
 
 def _kept(ids: Path, name: str) -> pa.ChunkedArray:
     return pq.read_table(ids, columns=[name])[name].combine_chunks().flatten()
-
-
-@contextmanager
-def legible(folder: Path) -> Iterator[None]:
-    """A snapshot's tables are read inside; what is wrong with them is told as `DatasetCorrupt`."""
-    try:
-        yield
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise _damaged(folder, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> DatasetCorrupt:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
-    return DatasetCorrupt(f"{path} can't be read ({why}); remove the snapshot's folder: the votes are in the parts")
 
 
 def column(folder: Path, tables: Iterable[TableName], name: str) -> pa.ChunkedArray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from feedback.contracts import AdapterManifest, ReleaseState
-from feedback.dataset import Dataset, DatasetCorrupt
+from feedback.dataset import Dataset, DatasetCorrupt, SnapshotPurged, snapshots
 from feedback.forgetting import forget
 from feedback.lineage import AdapterLine, UnknownId
 from feedback.manifests import Manifests
@@ -143,6 +143,42 @@ def test_a_snapshot_whose_manifest_is_damaged_is_named_and_the_rest_told(
     assert set(told["unreadable"]) == {first}
     assert site.lineage().told("policy-000001")["votes"] is None
     assert [manifest.id for manifest in site.dataset.snapshots()] == [second]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("manifest.json", lambda path: path.write_text("{")),
+        ("parts.json", lambda path: path.write_text("[")),
+        ("parts.json", lambda path: path.unlink()),
+        ("ties.parquet", lambda path: path.unlink()),
+    ],
+)
+def test_who_loads_a_damaged_snapshot_hears_which_folder_to_remove(
+    site: Site, file: str, damage: Callable[[Path], object]
+) -> None:
+    """As `hustings export` does, and the trainer."""
+    site.vote(1)
+    made = site.dataset.build_snapshot().id
+    damage(site.dataset.root / "snapshots" / made / file)
+    with pytest.raises(DatasetCorrupt, match=f"{made}.* can't be read .*remove the snapshot's folder"):
+        site.dataset.load_snapshot(made)
+
+
+def test_a_snapshot_that_is_purged_while_it_is_loaded_is_purged_and_not_damaged(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.vote(1)
+    made = site.dataset.build_snapshot().id
+    real = snapshots.sha256_of
+
+    def sha256_of(path: Path) -> str:
+        forget(site.ledger, Dataset(site.dataset.root), site.adapters, VOTER)
+        return real(path)
+
+    monkeypatch.setattr(snapshots, "sha256_of", sha256_of)
+    with pytest.raises(SnapshotPurged, match="asked to be forgotten"):
+        site.dataset.load_snapshot(made)
 
 
 def test_a_damaged_snapshot_delays_nobodys_forgetting_and_is_named(site: Site) -> None:
