@@ -86,11 +86,14 @@ def forget(ledger: Ledger, dataset: Dataset, adapters: Path | Manifests, voter: 
         LedgerUnavailable: nothing was done.
         DatasetError: the ledger has forgotten; the curator, or doing it again, does the rest.
     """
-    earlier, stood = _earlier(ledger, dataset, voter)
+    tombstones = [event for event in ledger.forgotten() if event.voter == voter]
     gone = ledger.forget(voter)
+    # A curator may have heard of it already: then its tombstone tells nothing of an earlier time.
+    stones = [one for one in dataset.forgotten() if one.event.voter == voter and one.event != gone.event]
+    earlier = max((one.forgotten_at for one in (*tombstones, *(one.event for one in stones))), default=None)
     stone = dataset.forget(gone.event)
     told = _told(Lineage(ledger, dataset, adapters).taken_out(stone)) | {"pairs": gone.pairs, "votes": gone.votes}
-    found = gone.rows > 0 or _weight(stone) > stood
+    found = gone.rows > 0 or _weight(stone) > sum(map(_weight, stones))
     nothing = Outcome.UNKNOWN if earlier is None else Outcome.ALREADY
     outcome = Outcome.FORGOTTEN if found else nothing
     return ForgottenReport(voter=voter, outcome=outcome, before=earlier, conversations=gone.conversations, **told)
@@ -108,15 +111,6 @@ def take_back(ledger: Ledger, dataset: Dataset, adapters: Path, name: str) -> Ta
         there = ", ".join(sorted(dataset.imports())) or "none"
         raise UnknownImport(f"nothing was imported as {name!r}; imports of this dataset: {there}")
     return TakenBack(imported=name, **_told(Lineage(ledger, dataset, adapters).taken_out(stone)))
-
-
-def _earlier(ledger: Ledger, dataset: Dataset, voter: str) -> tuple[datetime | None, int]:
-    """When the voter was last forgotten, by ledger or dataset (a restored backup of one may not know), and how much
-    the dataset has taken out of them so far."""
-    stones = [stone for stone in dataset.forgotten() if stone.event.voter == voter]
-    events = [event for event in ledger.forgotten() if event.voter == voter]
-    times = [event.forgotten_at for event in (*events, *(stone.event for stone in stones))]
-    return max(times, default=None), sum(map(_weight, stones))
 
 
 def _weight(stone: ForgottenVoter) -> int:

@@ -26,6 +26,8 @@ PACE_WINDOW = timedelta(minutes=5)
 SHORTEST_PACE = timedelta(minutes=1)
 _APART = frozenset({"cycles", "dataset"})
 """Keys of the trainer's status that have a place of their own on the page."""
+_FORMS: dict[str, type] = {"cycles": list, "dataset": dict}
+"""What these are where the file is the trainer's; a file of somebody else's takes the page from nobody."""
 
 
 def loop_status(deps: ServeDeps) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def loop_status(deps: ServeDeps) -> dict[str, Any]:
         "releases": [release_row(release) for release in releases],
         "release_pages": {"total": totals.total, "change": totals.change, "next": newest.next},
         "gate": gate_status(deps),
-        "cycles": (trainer.get("cycles") or [])[-LAST_CYCLES:],
+        "cycles": [cycle for cycle in trainer.get("cycles", []) if isinstance(cycle, dict)][-LAST_CYCLES:],
     }
 
 
@@ -114,7 +116,8 @@ def read_status(path: Path) -> dict[str, Any]:
         found = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    status = found if isinstance(found, dict) else {}
+    return {key: value for key, value in status.items() if isinstance(value, _FORMS.get(key, object))}
 
 
 def release_row(release: Release) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feedback.contracts import utc_now
-from feedback.dataset.errors import from_os
+from feedback.dataset.errors import DatasetCorrupt, from_os
 
 FILE = "exports.jsonl"
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -46,11 +46,19 @@ def remember(root: Path, exported: Exported) -> None:
 
 
 def places_of(root: Path, snapshots: Collection[str]) -> tuple[str, ...]:
-    """Where these snapshots were exported to, each place once, the first first."""
+    """Where these snapshots were exported to, each place once, the first first.
+
+    Raises:
+        DatasetCorrupt: nobody can tell.
+    """
     try:
         lines = (root / FILE).read_bytes().splitlines()
     except FileNotFoundError:
         return ()
+    except OSError as error:
+        raise DatasetCorrupt(
+            f"{root / FILE}, which tells where exports went, can't be read: {error.strerror}"
+        ) from error
     found: dict[str, None] = {}
     for line in filter(None, lines):
         try:

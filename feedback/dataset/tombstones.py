@@ -190,10 +190,10 @@ class Covering:
 def _tombstone(path: Path) -> ForgottenVoter:
     try:
         return ForgottenVoter.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]["msg"]
+    except (OSError, ValidationError) as error:
+        why = error.strerror if isinstance(error, OSError) else error.errors(include_url=False)[0]["msg"]
         raise DatasetCorrupt(
-            f"{path} can't be read ({first}), which names a forgotten voter: restore it, or remove it and run"
+            f"{path} can't be read ({why}), which names a forgotten voter: restore it, or remove it and run"
             f" `hustings forget {path.stem}` again"
         ) from error
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from feedback.contracts import VoterForgotten
+from feedback.dataset import Dataset, DatasetCorrupt
 from feedback.forgetting import ForgottenReport, Outcome, forget
+from feedback.ledger.forgetting import Forgotten
 from tests.feedback.events import pair, thumb, vote
 from tests.feedback.test_lineage import Site
 
@@ -58,6 +60,30 @@ def test_who_came_back_is_forgotten_anew(site: Site) -> None:
     site.vote(1)
     forgotten(site)
     site.ledger.record_pair(pair(1))
+    assert forgotten(site).outcome is Outcome.FORGOTTEN
+
+
+def test_the_ledger_forgets_though_the_dataset_cannot(site: Site) -> None:
+    site.vote(1)
+    (site.dataset.root / "forgotten").mkdir()
+    (site.dataset.root / "forgotten" / "v_2.json").write_text("{")
+    with pytest.raises(DatasetCorrupt, match="run `hustings forget v_2` again"):
+        forgotten(site)
+    assert site.ledger.counts().votes == 0
+    (site.dataset.root / "forgotten" / "v_2.json").unlink()
+    assert forgotten(site).outcome is Outcome.FORGOTTEN
+
+
+def test_a_curator_that_was_quicker_makes_nobody_unknown(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.dataset.append_votes([vote(1)])
+    real = site.ledger.forget
+
+    def forget_and_tell(voter: str) -> Forgotten:
+        gone = real(voter)
+        Dataset(site.dataset.root).forget(gone.event)
+        return gone
+
+    monkeypatch.setattr(site.ledger, "forget", forget_and_tell)
     assert forgotten(site).outcome is Outcome.FORGOTTEN
 
 

@@ -181,6 +181,14 @@ def test_a_snapshot_that_is_purged_while_it_is_loaded_is_purged_and_not_damaged(
         site.dataset.load_snapshot(made)
 
 
+@pytest.mark.parametrize("name", ["forgotten/v_1.json", "exports.jsonl"])
+def test_what_says_whom_to_keep_out_or_where_copies_went_is_not_passed_over(site: Site, name: str) -> None:
+    site.vote(1)
+    (site.dataset.root / name).mkdir(parents=True)
+    with pytest.raises(DatasetCorrupt, match=f"{name}.* can't be read"):
+        forget(site.ledger, site.dataset, site.adapters, VOTER)
+
+
 def test_a_damaged_snapshot_delays_nobodys_forgetting_and_is_named(site: Site) -> None:
     site.vote(0)
     site.vote(1)

@@ -132,6 +132,17 @@ async def test_readiness_follows_engine_and_ledger(
     assert (await client.get("/healthz")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "status", ["[", "5", '{"cycles": 5}', '{"cycles": {"a": 1}, "dataset": 5}', '{"cycles": [5, null]}', "\x00"]
+)
+async def test_a_trainers_status_that_is_none_takes_the_page_from_nobody(
+    client: httpx.AsyncClient, paths: DataPaths, status: str
+) -> None:
+    (paths.train / "status.json").write_text(status)
+    answer = await client.get("/v1/loop")
+    assert (answer.status_code, answer.json()["cycles"], answer.json()["dataset"]) == (200, [], None)
+
+
 @pytest.mark.parametrize("path", ["/", "/loop"])
 async def test_the_pages_are_served_under_a_strict_policy(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
