@@ -13,7 +13,7 @@ from datetime import datetime
 import structlog
 
 from feedback.contracts import ReleaseChanged, ReleaseState, utc_now
-from feedback.ledger import LedgerUnavailable, Release
+from feedback.ledger import Release
 from serve.deps import ServeDeps, on_thread
 from serve.releases import history as told
 from serve.releases.desk import AUTO, Desk, change
@@ -44,6 +44,7 @@ class Election:
         self._referee = Referee(deps.ledger, deps.config.releases, deps.office.failures, deps.book.trust_before)
         self.canary: Standing | None = None
         self.alarm: Standing | None = None
+        self._unreadable: str | None = None
         self._counted: tuple[str | None, float] = (None, 0.0)
 
     async def look(self, announced: Mapping[str, str]) -> None:
@@ -64,12 +65,14 @@ class Election:
     async def _judge_canary(self, paused: bool) -> None:
         history = await self._desk.history()
         name = told.canary(history)
-        if name is None or not await self._show(name, paused):
+        release = None if name is None else await self._desk.release(name)
+        if name is None or self._is_unreadable(release) or not await self._show(name, paused):
             self.canary = None
             self._deps.office.set_canaries(())
             self._export()
             return
-        contest = Contest(name, self._deps.office.holder, _begin(history, name), await self._figures(name))
+        figures = release.manifest.metrics if release and release.manifest else {}
+        contest = Contest(name, self._deps.office.holder, _begin(history, name), figures)
         self.canary = await on_thread(self._referee.canary, contest, utc_now())
         self._export()
         if not paused and self.canary.outcome.verdict is not Verdict.OPEN:
@@ -100,11 +103,13 @@ class Election:
                 name, ReleaseState.CANARY, standing.outcome.reason, AUTO, after=after, figures=figures
             )
 
-    async def _figures(self, name: str) -> Mapping[str, float]:
-        release = await self._desk.release(name)
-        if release is not None and release.unreadable is not None:  # a guard without its figure would let it pass
-            raise LedgerUnavailable(f"{name} can't be judged: {release.unreadable}; promote or reject it by hand")
-        return release.manifest.metrics if release and release.manifest else {}
+    def _is_unreadable(self, release: Release | None) -> bool:
+        """Whether its figures can't be read: a guard without its figure would let it pass, so nobody meets it."""
+        why = None if release is None else release.unreadable
+        if release is not None and why is not None and why != self._unreadable:
+            log.error("canary can't be judged: promote or reject it by hand", adapter=release.name, reason=why)
+        self._unreadable = why
+        return why is not None
 
     def _export(self) -> None:
         standing, metrics = self.canary, self._deps.metrics

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from structlog.testing import capture_logs
 
 from feedback.contracts import (
     RELEASE_TOPIC,
@@ -23,7 +24,7 @@ from feedback.contracts import (
     utc_now,
 )
 from feedback.event_log import OutgoingRecord
-from feedback.ledger import Ledger, LedgerUnavailable, ReleaseConflict
+from feedback.ledger import Ledger, ReleaseConflict
 from feedback.paths import DataPaths
 from serve.app import ServeDeps, create_app
 from serve.config import ContendersConfig, GuardsConfig, ReleasesConfig
@@ -342,18 +343,36 @@ async def test_an_adapter_too_far_from_the_base_never_meets_voters(
     assert deps.office.canaries == ()
 
 
-async def test_a_candidate_whose_figures_cannot_be_read_is_judged_by_nobody_but_people(
+def damage_manifests(ledger: Ledger) -> None:
+    ledger._database.write(lambda connection: connection.execute(text("UPDATE releases SET manifest = '{'")))
+
+
+async def test_a_candidate_whose_figures_cannot_be_read_is_met_and_judged_by_nobody_but_people(
     manager: ReleaseManager, deps: ServeDeps, ledger: Ledger, paths: DataPaths
 ) -> None:
     """A guard without its figure would let it pass."""
     await nominate(manager, paths, 1)
-    ledger._database.write(lambda connection: connection.execute(text("UPDATE releases SET manifest = '{'")))
+    damage_manifests(ledger)
     elect(ledger, ONE, None, 400)
-    with pytest.raises(LedgerUnavailable, match=f"{ONE} can't be judged: .* promote or reject it by hand"):
-        await manager.keep_up()
-    assert states(ledger) == {ONE: "canary"}
+    with capture_logs() as logs:
+        for _ in range(3):
+            await manager.keep_up()
+    assert (states(ledger), deps.office.canaries) == ({ONE: "canary"}, ())
+    assert [line["adapter"] for line in logs if "can't be judged" in line["event"]] == [ONE]
     await manager.promote(ONE, "by hand")
     assert deps.office.holder == ONE
+
+
+async def test_the_alarm_goes_on_beside_a_candidate_whose_figures_cannot_be_read(
+    manager: ReleaseManager, deps: ServeDeps, ledger: Ledger, paths: DataPaths
+) -> None:
+    await nominate(manager, paths, 1)
+    await manager.promote(ONE, "good")
+    await nominate(manager, paths, 2)
+    damage_manifests(ledger)
+    elect(ledger, None, ONE, 400)
+    await manager.keep_up()
+    assert (states(ledger), deps.office.holder) == ({ONE: "rejected", TWO: "canary"}, None)
 
 
 def quiet() -> tuple[Evidence, Evidence]:
