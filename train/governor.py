@@ -23,7 +23,10 @@ DEAREST_FLUENCY = 1.0
 """Furthest that the reference is sharpened: to half its temperature."""
 
 AIMED_KL = 0.9
-"""A step that went too far is taken back to this share of the KL's bound: the KL is known to half a nat."""
+"""Share of the KL's bound that is aimed at, and to which a step that went too far is taken back: the KL is known to
+half a nat."""
+CHEAPEST_KL = 0.25
+"""Least factor on the KL's coefficient: who hardly moves at that has little to gain, and would leap once it did."""
 HALF, LEAST_KEPT, MOST_KEPT = 0.5, 0.25, 0.9
 """Shares of a step: kept for want of a better rule, at least, and at most."""
 
@@ -117,38 +120,67 @@ class Prices:
 
     Attributes:
         topic: reward for taking up all of a prompt's wording, in standard deviations of the score.
-        fluency: how far the reference of the KL is sharpened: its logits are multiplied by 1 + this.
         kl: factor on the KL's coefficient.
     """
 
     topic: float = 0.0
-    fluency: float = 0.0
     kl: float = 1.0
 
     def after(
-        self, seen: Conduct, before: Conduct, baseline: Conduct, judgement: Judgement, config: GovernorConfig
+        self,
+        seen: Conduct,
+        before: Conduct,
+        *,
+        baseline: Conduct,
+        leapt: float,
+        judged: Judgement,
+        config: GovernorConfig,
     ) -> Prices:
-        """The prices of the next iteration: Lagrange multipliers, which rise with a shortfall and fall without one.
+        """The prices of the update that comes next: Lagrange multipliers, which rise with a shortfall and fall without.
 
-        The topic's looks one iteration ahead along its trend, since what a price does shows only after the next update:
-        without that it goes on rising while the topic comes back by itself, and pays for more than is asked.
+        Both look one update ahead. The topic's takes its trend to go on, else it would go on rising while the topic
+        comes back by itself. The KL's takes the next update to go as far as the last one, in roots of nats, and changes
+        by what that would come to as a share of `AIMED_KL` of the bound: distance that is allowed gets spent, and a
+        policy that nears the bound slows down before it. Whatever bound is broken, the KL gets dearer.
 
         Args:
             seen: conduct of the policy just judged.
-            before: of the one before it (`seen` itself, if it is the first).
+            before: of the one judged before it (`seen` itself, if it is the first).
             baseline: the base's own.
-            judgement: of `seen`; a breach makes the KL dearer for good.
+            leapt: how far the update that led here went (`leap`); 0 where none did: at first, and after going back.
+            judged: of `seen`.
             config: rates and bounds.
         """
         if not config.enabled:
             return self
         shortfall = config.topic_aim * baseline.topic - (2 * seen.topic - before.topic)
-        strangeness = math.log(seen.perplexity / baseline.perplexity / config.perplexity_aim)
+        most, dearer = config.breach_factor, 1.0
+        if not judged.within:
+            dearer = most
+        elif leapt:
+            dearer = (_root(seen.kl) + leapt) / math.sqrt(AIMED_KL * config.max_kl)
         return Prices(
             topic=min(max(self.topic + config.topic_rate * shortfall, config.topic_price), DEAREST_TOPIC),
-            fluency=min(max(self.fluency + config.fluency_rate * strangeness, 0.0), DEAREST_FLUENCY),
-            kl=self.kl * (1.0 if judgement.within else config.breach_factor),
+            kl=max(self.kl * min(max(dearer, 1 / most), most), CHEAPEST_KL),
         )
+
+
+def fluency_price(seen: Conduct, baseline: Conduct, config: GovernorConfig) -> float:
+    """How far an update sharpens the reference of the KL: its logits are multiplied by 1 + this.
+
+    It follows the perplexity of the policy about to be updated and remembers nothing. An update under it moves the
+    perplexity by a step, not to a level, so a price that adds up what was amiss, or that comes an update late, goes on
+    pushing when all is well again, and swings (docs/adr/0103).
+
+    Args:
+        seen: conduct of that policy.
+        baseline: the base's own.
+        config: aim and rate.
+    """
+    if not config.enabled:
+        return 0.0
+    strangeness = math.log(seen.perplexity / baseline.perplexity / config.perplexity_aim)
+    return min(max(config.fluency_rate * strangeness, 0.0), DEAREST_FLUENCY)
 
 
 def share_kept(before: Conduct, seen: Conduct, judgement: Judgement, config: GovernorConfig) -> float:
@@ -164,12 +196,22 @@ def share_kept(before: Conduct, seen: Conduct, judgement: Judgement, config: Gov
         judgement: of `seen`.
         config: bounds.
     """
-    begun, ended = math.sqrt(max(before.kl, 0.0)), math.sqrt(max(seen.kl, 0.0))
+    begun, ended = _root(before.kl), _root(seen.kl)
     if seen.kl <= config.max_kl or ended <= begun:
         return HALF
     share = (math.sqrt(AIMED_KL * config.max_kl) - begun) / (ended - begun)
     share = min(max(share, LEAST_KEPT), MOST_KEPT)
     return share if len(judgement.breaches) == 1 else min(share, HALF)
+
+
+def leap(before: Conduct, after: Conduct) -> float:
+    """How far an update went, in roots of nats, from the policy that it began with to the one that it led to."""
+    return _root(after.kl) - _root(before.kl)
+
+
+def _root(kl: float) -> float:
+    """Of a KL that sampling may have made negative."""
+    return math.sqrt(max(kl, 0.0))
 
 
 def choose(scores: Sequence[float], judgements: Sequence[Judgement]) -> int:

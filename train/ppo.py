@@ -4,12 +4,13 @@ One iteration, numbered as in `PpoTrainer._iterate`:
 
  1. sample answers from the policy
  2. score them: one adapters-off pass gives the reference's log-probs and the reward model's view
- 3. judge the policy that sampled (the governor); past its bounds, go part of the way back and judge again
+ 3. judge the policy that sampled (the governor) and set the prices of KL, topic and fluency; past its bounds, go part
+    of the way back and judge again
  4. old log-probs, and the states that the critic reads
  5. rewards less the KL's price
  6. advantages: generalised over a critic's values and whitened, or against the other answers to the prompt
  7. minibatches: clipped policy loss, clipped value loss, gradient clipping, early stop on KL
- 8. steer the prices of KL, topic and fluency, checkpoint
+ 8. checkpoint
 
 What to watch (`IterationMetrics`): the score should rise, and KL with it, slowly; entropy falls; the clip fraction
 stays below about 0.2; explained variance above 0; distinct bigrams and perplexity near the base's.
@@ -34,7 +35,7 @@ from train.config import MEMORY_SETTINGS, TrainConfig
 from train.errors import BaseMismatch, CycleInterrupted
 from train.experience import Scored, shaped
 from train.gold import Point, passed
-from train.governor import Conduct, Judgement, Prices, choose, conduct, judge, share_kept
+from train.governor import Conduct, Judgement, Prices, choose, conduct, fluency_price, judge, leap, share_kept
 from train.iteration import IterationMetrics, PpoResult
 from train.memory import give_back
 from train.order import SAMPLING, plan, prompt_at, seed_for
@@ -122,11 +123,15 @@ class PpoTrainer:
         state = self._state
         # past gold's peak the witness says who is best: the reward model can't
         harmed = state.judgements[-1].final
-        worth = [m.gold if harmed and m.gold is not None else m.objective for m in state.metrics]
+        worth = [m.gold if harmed and m.gold is not None else self._worth(m) for m in state.metrics]
         chosen = choose(worth, state.judgements)
         tensors = self._policy_of(chosen)
         self._base.adapters.load_state(POLICY, tensors)
         return PpoResult(chosen, tuple(state.metrics), tuple(state.judgements), state.before, after)
+
+    def _worth(self, metrics: IterationMetrics) -> float:
+        """Who keeps the governor's bounds has paid for its distance; without them the KL's price is all that holds."""
+        return metrics.score if self._config.governor.enabled else metrics.objective
 
     def _iterate(self, iteration: int) -> tuple[tuple[Sample, ...], bool]:
         """Sample and judge the policy, then update it, or take part of the last step back if it is out of bounds.
@@ -153,17 +158,21 @@ class PpoTrainer:
         astray = not (judgement.within or judgement.final)
         moved = metrics.updates > 0 or (astray and iteration <= last and self._back_off(judgement))
         if moved:  # 8
-            self._steer(metrics, judgement)
+            self._state.controller = self._state.controller.updated(metrics.kl, metrics.episodes)
             self._save(iteration + 1)
         return tuple(samples), moved
 
-    def _steer(self, metrics: IterationMetrics, judgement: Judgement) -> None:
-        """Set the next iteration's prices."""
-        state = self._state
+    def _steer(self, seen: Conduct, judgement: Judgement) -> None:
+        """Set the prices of the update that comes next, from the policy that it begins with."""
+        state, leapt = self._state, 0.0
         assert state.baseline is not None, "the base has been measured before any update"
-        state.controller = state.controller.updated(metrics.kl, metrics.episodes)
-        seen, before = (_conduct_of(state.metrics[at]) for at in (-1, max(-2, -len(state.metrics))))
-        state.prices = state.prices.after(seen, before, state.baseline, judgement, self._config.governor)
+        before = _conduct_of(state.metrics[-1]) if state.metrics else seen
+        # where `kl_target` is set, the KL's own controller sees to its price
+        if state.metrics and state.metrics[-1].updates and self._config.ppo.kl_target is None:
+            leapt = leap(before, seen)
+        state.prices = state.prices.after(
+            seen, before, baseline=state.baseline, leapt=leapt, judged=judgement, config=self._config.governor
+        )
 
     def _back_off(self, judgement: Judgement) -> bool:
         """Go part of the way back to the last policy within bounds; False if there has been none."""
@@ -198,7 +207,7 @@ class PpoTrainer:
         if not from_sampler:
             weights = maths.truncated_importance_weights(old.logprobs, scored.sampled, mask, ppo.tis_cap)
         with self._phase("update"):  # 7
-            targets = Targets(scored, old, estimate, weights, self._tilt, 1.0 + prices.fluency)
+            targets = Targets(scored, old, estimate, weights, self._tilt, 1.0 + metrics.fluency_price)
             figures = self._updater.run(
                 order,
                 targets,
@@ -254,6 +263,8 @@ class PpoTrainer:
         self._state.baseline = self._state.baseline or (
             seen if self._base.adapters.untouched(POLICY) else self._measure_base()
         )
+        judgement = judge(seen, self._state.baseline, self._config.governor)
+        self._steer(seen, judgement)
         mean, prices = float(scored.scores.mean()), self._state.prices
         gold = None if scored.gold is None else scored.gold.sum(1)
         metrics = IterationMetrics(
@@ -271,12 +282,11 @@ class PpoTrainer:
             kl_coefficient=self._state.controller.coefficient * prices.kl,
             topic=seen.topic,
             topic_price=prices.topic,
-            fluency_price=prices.fluency,
+            fluency_price=fluency_price(seen, self._state.baseline, self._config.governor),
             gold=None if gold is None else float(gold.mean()),
             gold_error=None if gold is None else float(gold.std()) / len(gold) ** 0.5,
             seconds=dict(self._seconds),
         )
-        judgement = judge(seen, self._state.baseline, self._config.governor)
         return metrics, judgement.past(passed(_points([*self._state.metrics, metrics])))
 
     def _measure_base(self) -> Conduct:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from train.config import GovernorConfig
-from train.governor import Conduct, Judgement, Prices, choose, conduct, judge, share_kept
+from train.governor import Conduct, Judgement, Prices, choose, conduct, fluency_price, judge, leap, share_kept
 
 BASE = Conduct(distinct_within=1.0, distinct_across=0.9, perplexity=8.0, kl=0.0)
 
@@ -89,27 +89,74 @@ def test_of_a_step_past_the_kl_bound_stays_what_ends_before_it(
         assert share_kept(at(before), at(seen), Judgement(False, breaches), config) == pytest.approx(share, abs=1e-4)
 
 
-def test_prices_follow_shortfalls_by_hand() -> None:
-    config = GovernorConfig()
+GOOD, BAD = Judgement(True), Judgement(False, ("x",))
+
+
+def prices(start: Prices, seen: Conduct, before: Conduct, *, leapt: float = 0.0, judged: Judgement = GOOD) -> Prices:
     base = Conduct(1.0, 0.9, 8.0, 0.0, topic=0.5)
-    good, bad = Judgement(True), Judgement(False, ("x",))
+    return start.after(seen, before, baseline=base, leapt=leapt, judged=judged, config=GovernorConfig())
+
+
+def test_the_topics_price_follows_its_shortfall_by_hand() -> None:
+    def topic(share: float) -> Conduct:
+        return replace(at(2.0), topic=share)
+
     # aim 1.1 * 0.5 = 0.55; 0.45 seen; 6 a unit of shortfall
-    low = Conduct(1.0, 0.9, 8.0, 2.0, topic=0.45)
-    short = Prices(topic=0.5).after(low, low, base, good, config)
+    short = prices(Prices(topic=0.5), topic(0.45), topic(0.45))
     assert short.topic == pytest.approx(0.5 + 6 * 0.10)
-    assert (short.fluency, short.kl) == (0.0, 1.0)
     # above the aim it falls, but never below where it began
-    fine, high = Conduct(1.0, 0.9, 8.0, 2.0, topic=0.6), Conduct(1.0, 0.9, 8.0, 2.0, topic=0.95)
-    assert short.after(fine, fine, base, good, config).topic == pytest.approx(1.1 - 0.3)
-    assert short.after(high, high, base, good, config).topic == 0.5
+    assert prices(short, topic(0.6), topic(0.6)).topic == pytest.approx(1.1 - 0.3)
+    assert prices(short, topic(0.95), topic(0.95)).topic == 0.5
     # one iteration ahead along the trend: 0.45 after 0.35 makes 0.55, nothing is short; 0.45 after 0.5 makes 0.4
-    assert Prices(topic=0.7).after(low, replace(low, topic=0.35), base, good, config).topic == pytest.approx(0.7)
-    assert Prices(topic=0.7).after(low, base, base, good, config).topic == pytest.approx(0.7 + 6 * 0.15)
-    # perplexity 8 * 1.15 * e^0.3: 0.3 nats beyond the aim
-    odd = Conduct(1.0, 0.9, 8 * 1.15 * math.exp(0.3), 2.0, topic=0.55)
-    strange = Prices(topic=0.5).after(odd, odd, base, bad, config)
-    assert strange.fluency == pytest.approx(0.3)
-    assert strange.kl == 1.5
-    assert strange.after(base, base, base, good, config).fluency == pytest.approx(0.3 - math.log(1.15))
-    assert strange.after(base, base, base, bad, config).kl == pytest.approx(2.25)
-    assert Prices().after(base, base, base, bad, GovernorConfig(enabled=False)) == Prices()
+    assert prices(Prices(topic=0.7), topic(0.45), topic(0.35)).topic == pytest.approx(0.7)
+    assert prices(Prices(topic=0.7), topic(0.45), topic(0.5)).topic == pytest.approx(0.7 + 6 * 0.15)
+
+
+@pytest.mark.parametrize(
+    ("kl", "leapt", "factor"),
+    [
+        (0.0, 0.0, 1.0),  # no update yet
+        (8.1, 0.0, 1.0),  # taken back
+        (4.0, 0.5, 2.5 / 2.8460),  # 2 + 0.5 roots of nats ahead, of sqrt(0.9 * 9)
+        (4.0, 1.0, 3.0 / 2.8460),
+        (1.0, 1.0, 2.0 / 2.8460),
+        (1.0, 0.5, 1 / 1.5),  # 1.5 / 2.8460 is less than an iteration may change
+        (6.25, 2.5, 1.5),  # 5.0 / 2.8460 more
+        (4.0, -0.1, 1.9 / 2.8460),  # it came nearer
+        (-0.3, -0.2, 1 / 1.5),
+    ],
+)
+def test_the_kls_price_follows_where_the_policy_is_going_by_hand(kl: float, leapt: float, factor: float) -> None:
+    assert prices(Prices(kl=1.0), at(kl), at(0.0), leapt=leapt).kl == pytest.approx(factor, abs=1e-4)
+    assert prices(Prices(kl=2.0), at(kl), at(0.0), leapt=leapt).kl == pytest.approx(2 * factor, abs=1e-4)
+
+
+def test_a_breach_makes_the_kl_dearer_and_nothing_makes_it_free() -> None:
+    # whatever was broken, and wherever the policy stands
+    assert prices(Prices(kl=0.8), at(1.0), at(0.9), leapt=0.1, judged=BAD).kl == pytest.approx(1.2)
+    assert prices(Prices(kl=0.3), at(0.5), at(0.4), leapt=0.1).kl == 0.25
+
+
+def test_a_governor_that_is_off_keeps_the_prices() -> None:
+    off, base = GovernorConfig(enabled=False), Conduct(1.0, 0.9, 8.0, 0.0)
+    assert Prices().after(at(1.0), base, baseline=base, leapt=0.1, judged=BAD, config=off) == Prices()
+
+
+def test_a_leap_is_measured_in_roots_of_nats() -> None:
+    assert leap(at(4.0), at(9.0)) == pytest.approx(1.0)
+    assert leap(at(-0.2), at(6.25)) == pytest.approx(2.5)
+    assert leap(at(4.0), at(1.0)) == pytest.approx(-1.0)
+
+
+def test_what_is_strange_to_the_base_is_priced_as_long_as_it_is() -> None:
+    config, base = GovernorConfig(), Conduct(1.0, 0.9, 8.0, 0.0)
+
+    def price(ratio: float, **changes: float) -> float:
+        changed = config.model_copy(update=changes)
+        return fluency_price(replace(base, perplexity=8.0 * ratio), base, changed)
+
+    # 0.3 nats beyond the aim of 1.15; at the aim and below it nothing; 3 nats beyond it the dearest
+    assert price(1.15 * math.exp(0.3)) == pytest.approx(0.3)
+    assert price(1.15 * math.exp(0.3), fluency_rate=2.0) == pytest.approx(0.6)
+    assert (price(1.15), price(0.7), price(25.0)) == (0.0, 0.0, 1.0)
+    assert price(25.0, enabled=False) == 0.0

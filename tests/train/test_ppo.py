@@ -195,7 +195,8 @@ def test_a_step_past_the_kl_bound_goes_back_to_it_and_the_best_policy_within_is_
     broken = within.index(False)
     assert "KL" in result.judgements[broken].breaches[0]
     assert result.metrics[broken].updates == 0
-    assert result.metrics[broken + 1].kl_coefficient == pytest.approx(1.5 * result.metrics[broken].kl_coefficient)
+    assert result.metrics[broken].kl_coefficient == pytest.approx(1.5 * result.metrics[broken - 1].kl_coefficient)
+    assert result.metrics[broken + 1].kl_coefficient == result.metrics[broken].kl_coefficient
     policies = [
         {k: v for k, v in checkpoint.load(tmp_path, at)[0].items() if k.startswith(f"{POLICY}/")}
         for at in range(broken - 1, broken + 2)
@@ -206,8 +207,8 @@ def test_a_step_past_the_kl_bound_goes_back_to_it_and_the_best_policy_within_is_
     for name, tensor in policies[2].items():
         torch.testing.assert_close(tensor, policies[0][name] + share * (policies[1][name] - policies[0][name]))
     assert within[result.chosen]
-    assert result.metrics[result.chosen].objective == max(
-        m.objective for m, kept in zip(result.metrics, within, strict=True) if kept
+    assert result.metrics[result.chosen].score == max(
+        m.score for m, kept in zip(result.metrics, within, strict=True) if kept
     )
     tensors, _ = checkpoint.load(tmp_path, result.chosen)
     kept = {k.removeprefix(f"{POLICY}/"): v for k, v in tensors.items() if k.startswith(f"{POLICY}/")}
