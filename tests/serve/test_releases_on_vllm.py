@@ -168,7 +168,8 @@ async def test_voters_put_a_real_adapter_into_office_and_send_the_next_away(
     deps: ServeDeps, tiny_model: Path, tiny_adapters: tuple[Path, ...]
 ) -> None:
     config = ServeConfig(
-        releases={"gate": "votes", "canary": {"ballot_votes": 1, "min_votes": 8}}, contenders={"candidate_share": 1.0}
+        releases={"gate": "votes", "canary": {"ballot_votes": 1, "min_votes": 8}},
+        contenders={"candidate_share": 1.0, "watch_share": 0.0},  # the last pair: the holder alone
     )
     deps = ready_deps(
         deps.engine, deps.ledger, deps.paths, config, base_model="tiny", base_fingerprint=deps.base_fingerprint
