@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from torch import Tensor
 from tests.train.tiny_ppo import PROMPTS, WantsTokens, config, train
 from train import checkpoint, maths
 from train.base import POLICY, Base
+from train.config import TrainConfig
 from train.errors import BaseMismatch, CycleInterrupted, TrainingDiverged
 from train.lora import digest
 from train.ppo import PpoTrainer
@@ -213,6 +215,43 @@ def test_a_step_past_the_kl_bound_goes_back_to_it_and_the_best_policy_within_is_
     tensors, _ = checkpoint.load(tmp_path, result.chosen)
     kept = {k.removeprefix(f"{POLICY}/"): v for k, v in tensors.items() if k.startswith(f"{POLICY}/")}
     assert digest(kept) == digest(base.adapters.state(POLICY))
+
+
+def watched(settings: TrainConfig) -> TrainConfig:
+    """With a governor whose bounds nothing breaks."""
+    bounds = {"enabled": True, "max_kl": 6.0, "min_distinct_ratio": 0.0, "max_perplexity_ratio": 1e9}
+    return settings.model_copy(update={"governor": settings.governor.model_copy(update=bounds)})
+
+
+def test_each_update_is_priced_by_the_policy_that_it_begins_with(base: Base, tmp_path: Path) -> None:
+    result = train(base, tmp_path, watched(config(iterations=4, kl_coefficient=0.5)))
+    metrics = result.metrics
+    assert [m.updates > 0 for m in metrics] == [True] * 4 + [False]
+    roots = [math.sqrt(max(m.kl, 0.0)) for m in metrics]
+    price, factors = 0.5, []
+    for before, now, m in zip(roots, roots[1:], metrics[1:], strict=False):
+        ahead = (now + (now - before)) / math.sqrt(0.9 * 6.0)
+        factors.append(min(max(ahead, 1 / 1.5), 1.5))
+        price = max(price * factors[-1], 0.25 * 0.5)
+        assert m.kl_coefficient == pytest.approx(price)
+    assert metrics[0].kl_coefficient == 0.5
+    assert any(1 / 1.5 < factor < 1.5 for factor in factors)  # the limits alone would show little
+    for m in metrics:
+        strange = math.log(m.perplexity / metrics[0].perplexity / 1.15)
+        assert m.fluency_price == pytest.approx(min(max(strange, 0.0), 1.0))
+    assert metrics[-1].fluency_price > 0
+    # within the bounds the score decides, though the first policy would be best by score less price
+    assert result.chosen == max(range(5), key=lambda at: metrics[at].score) != 0
+    assert max(range(5), key=lambda at: metrics[at].objective) == 0
+
+
+def test_a_price_with_a_target_of_its_own_is_left_to_its_controller(base: Base, tmp_path: Path) -> None:
+    settings = config(iterations=3, kl_coefficient=0.1, kl_target=5.0, kl_horizon=100.0)
+    metrics = train(base, tmp_path, watched(settings)).metrics
+    # Ziegler et al. 2019: times 1 + clip(KL / target - 1, -0.2, 0.2) episodes / horizon
+    for before, now in itertools.pairwise(metrics):
+        factor = 1 + min(max(before.kl / 5.0 - 1, -0.2), 0.2) * 32 / 100
+        assert now.kl_coefficient == pytest.approx(before.kl_coefficient * factor)
 
 
 def test_the_last_step_goes_back_too_and_is_judged_once_more(base: Base, tmp_path: Path) -> None:
