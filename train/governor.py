@@ -145,9 +145,9 @@ class Prices:
 
         Args:
             seen: conduct of the policy just judged.
-            before: of the one judged before it (`seen` itself, if it is the first).
+            before: of the one judged before it.
             baseline: the base's own.
-            leapt: how far the update that led here went (`leap`); 0 where none did: at first, and after going back.
+            leapt: how far the update that led here went (`leap`); 0 where none did: after going back.
             judged: of `seen`.
             config: rates and bounds.
         """

@@ -163,12 +163,14 @@ class PpoTrainer:
         return tuple(samples), moved
 
     def _steer(self, seen: Conduct, judgement: Judgement) -> None:
-        """Set the prices of the update that comes next, from the policy that it begins with."""
-        state, leapt = self._state, 0.0
+        """Set the prices of the update that comes next, from the policy that it begins with; the first are given."""
+        state = self._state
+        if not state.metrics:
+            return
         assert state.baseline is not None, "the base has been measured before any update"
-        before = _conduct_of(state.metrics[-1]) if state.metrics else seen
+        before, leapt = _conduct_of(state.metrics[-1]), 0.0
         # where `kl_target` is set, the KL's own controller sees to its price
-        if state.metrics and state.metrics[-1].updates and self._config.ppo.kl_target is None:
+        if state.metrics[-1].updates and self._config.ppo.kl_target is None:
             leapt = leap(before, seen)
         state.prices = state.prices.after(
             seen, before, baseline=state.baseline, leapt=leapt, judged=judgement, config=self._config.governor

@@ -115,7 +115,6 @@ def test_the_topics_price_follows_its_shortfall_by_hand() -> None:
 @pytest.mark.parametrize(
     ("kl", "leapt", "factor"),
     [
-        (0.0, 0.0, 1.0),  # no update yet
         (8.1, 0.0, 1.0),  # taken back
         (4.0, 0.5, 2.5 / 2.8460),  # 2 + 0.5 roots of nats ahead, of sqrt(0.9 * 9)
         (4.0, 1.0, 3.0 / 2.8460),
