@@ -141,7 +141,7 @@ class Prices:
         Both look one update ahead. The topic's takes its trend to go on, else it would go on rising while the topic
         comes back by itself. The KL's takes the next update to go as far as the last one, in roots of nats, and changes
         by what that would come to as a share of `AIMED_KL` of the bound: distance that is allowed gets spent, and a
-        policy that nears the bound slows down before it. Whatever bound is broken, the KL gets dearer.
+        policy that nears the bound slows down before it. Whatever other bound is broken, the KL gets dearer.
 
         Args:
             seen: conduct of the policy just judged.
@@ -155,7 +155,7 @@ class Prices:
             return self
         shortfall = config.topic_aim * baseline.topic - (2 * seen.topic - before.topic)
         most, dearer = config.breach_factor, 1.0
-        if not judged.within:
+        if len(judged.breaches) > (seen.kl > config.max_kl):
             dearer = most
         elif leapt:
             dearer = (_root(seen.kl) + leapt) / math.sqrt(AIMED_KL * config.max_kl)

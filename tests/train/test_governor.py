@@ -131,8 +131,12 @@ def test_the_kls_price_follows_where_the_policy_is_going_by_hand(kl: float, leap
 
 
 def test_a_breach_makes_the_kl_dearer_and_nothing_makes_it_free() -> None:
-    # whatever was broken, and wherever the policy stands
+    # whatever else is broken, and wherever the policy stands
     assert prices(Prices(kl=0.8), at(1.0), at(0.9), leapt=0.1, judged=BAD).kl == pytest.approx(1.2)
+    assert prices(Prices(kl=0.8), at(9.2), at(9.1), leapt=0.1, judged=Judgement(False, ("KL", "x"))).kl == 0.8 * 1.5
+    # the KL alone: by how far it is foreseen to go, (3.0332 + 0.1) / 2.8460
+    far = prices(Prices(kl=0.8), at(9.2), at(9.1), leapt=0.1, judged=Judgement(False, ("KL",)))
+    assert far.kl == pytest.approx(0.8 * 1.1009, abs=1e-4)
     assert prices(Prices(kl=0.3), at(0.5), at(0.4), leapt=0.1).kl == 0.25
 
 
