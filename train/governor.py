@@ -139,9 +139,9 @@ class Prices:
         """The prices of the update that comes next: Lagrange multipliers, which rise with a shortfall and fall without.
 
         Both look one update ahead. The topic's takes its trend to go on, else it would go on rising while the topic
-        comes back by itself. The KL's takes the next update to go as far as the last one, in roots of nats, and changes
-        by what that would come to as a share of `AIMED_KL` of the bound: distance that is allowed gets spent, and a
-        policy that nears the bound slows down before it. Whatever other bound is broken, the KL gets dearer.
+        comes back by itself. The KL's takes the next update to go as far as the last one, in roots of nats: where that
+        ends before `AIMED_KL` of the bound it falls by as much, so that distance that is allowed gets spent, and where
+        it ends beyond, what has fallen rises again. Above 1 only a broken bound brings it, whichever it is.
 
         Args:
             seen: conduct of the policy just judged.
@@ -154,14 +154,15 @@ class Prices:
         if not config.enabled:
             return self
         shortfall = config.topic_aim * baseline.topic - (2 * seen.topic - before.topic)
-        most, dearer = config.breach_factor, 1.0
-        if len(judged.breaches) > (seen.kl > config.max_kl):
-            dearer = most
+        most, kl = config.breach_factor, self.kl
+        if not judged.within:
+            kl *= most
         elif leapt:
-            dearer = (_root(seen.kl) + leapt) / math.sqrt(AIMED_KL * config.max_kl)
+            ahead = (_root(seen.kl) + leapt) / math.sqrt(AIMED_KL * config.max_kl)
+            kl = min(kl * min(max(ahead, 1 / most), most), max(kl, 1.0))
         return Prices(
             topic=min(max(self.topic + config.topic_rate * shortfall, config.topic_price), DEAREST_TOPIC),
-            kl=max(self.kl * min(max(dearer, 1 / most), most), CHEAPEST_KL),
+            kl=max(kl, CHEAPEST_KL),
         )
 
 

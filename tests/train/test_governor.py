@@ -117,26 +117,31 @@ def test_the_topics_price_follows_its_shortfall_by_hand() -> None:
     [
         (8.1, 0.0, 1.0),  # taken back
         (4.0, 0.5, 2.5 / 2.8460),  # 2 + 0.5 roots of nats ahead, of sqrt(0.9 * 9)
-        (4.0, 1.0, 3.0 / 2.8460),
         (1.0, 1.0, 2.0 / 2.8460),
         (1.0, 0.5, 1 / 1.5),  # 1.5 / 2.8460 is less than an iteration may change
+        (4.0, 1.0, 3.0 / 2.8460),
         (6.25, 2.5, 1.5),  # 5.0 / 2.8460 more
         (4.0, -0.1, 1.9 / 2.8460),  # it came nearer
         (-0.3, -0.2, 1 / 1.5),
     ],
 )
 def test_the_kls_price_follows_where_the_policy_is_going_by_hand(kl: float, leapt: float, factor: float) -> None:
-    assert prices(Prices(kl=1.0), at(kl), at(0.0), leapt=leapt).kl == pytest.approx(factor, abs=1e-4)
-    assert prices(Prices(kl=2.0), at(kl), at(0.0), leapt=leapt).kl == pytest.approx(2 * factor, abs=1e-4)
+    assert prices(Prices(kl=0.5), at(kl), at(0.0), leapt=leapt).kl == pytest.approx(0.5 * factor, abs=1e-4)
+    # what was never cheaper, or is dear by a breach, does not rise without one
+    for dear in (1.0, 1.5):
+        assert prices(Prices(kl=dear), at(kl), at(0.0), leapt=leapt).kl == pytest.approx(
+            dear * min(factor, 1.0), abs=1e-4
+        )
+
+
+def test_the_kls_price_comes_back_to_where_it_began_and_no_further() -> None:
+    assert prices(Prices(kl=0.9), at(6.25), at(0.0), leapt=2.5).kl == 1.0
 
 
 def test_a_breach_makes_the_kl_dearer_and_nothing_makes_it_free() -> None:
-    # whatever else is broken, and wherever the policy stands
+    # whatever is broken, and wherever the policy stands
     assert prices(Prices(kl=0.8), at(1.0), at(0.9), leapt=0.1, judged=BAD).kl == pytest.approx(1.2)
-    assert prices(Prices(kl=0.8), at(9.2), at(9.1), leapt=0.1, judged=Judgement(False, ("KL", "x"))).kl == 0.8 * 1.5
-    # the KL alone: by how far it is foreseen to go, (3.0332 + 0.1) / 2.8460
-    far = prices(Prices(kl=0.8), at(9.2), at(9.1), leapt=0.1, judged=Judgement(False, ("KL",)))
-    assert far.kl == pytest.approx(0.8 * 1.1009, abs=1e-4)
+    assert prices(Prices(kl=1.5), at(9.2), at(9.1), leapt=0.1, judged=BAD).kl == pytest.approx(2.25)
     assert prices(Prices(kl=0.3), at(0.5), at(0.4), leapt=0.1).kl == 0.25
 
 
