@@ -178,9 +178,9 @@ class GovernorConfig(Section):
     fluency_rate: float = Field(default=1.0, ge=0)
     """How far it is sharpened, a nat of perplexity beyond the aim; 0 for never."""
     breach_factor: float = Field(default=1.5, ge=1)
-    """The KL grows dearer by this factor whenever a bound is broken; a part of the step that broke it is taken back.
-    While the policy is foreseen to stay far within the bound of KL (and `train.ppo.kl_target` is not set) it grows
-    cheaper, by this factor at most an iteration: distance that is allowed gets spent. 1 keeps it where it is."""
+    """The KL grows dearer by this factor whenever its bound or one of repetition is broken; of a step that broke any, a
+    part is taken back. While the policy is foreseen to stay far within the bound of KL (and `train.ppo.kl_target` is
+    not set) it grows cheaper, by this factor at most an iteration: distance that is allowed gets spent. 1: neither."""
     gold_votes: int = Field(default=512, ge=1)
     """From so many decisive votes on, a share of them is kept from the reward model; a second one, of these alone,
     reads every iteration's answers, and PPO stops where its score is predicted to peak (Gao et al. 2022). With fewer

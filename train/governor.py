@@ -103,15 +103,26 @@ def judge(seen: Conduct, baseline: Conduct, config: GovernorConfig) -> Judgement
             breaches.append(
                 f"{name.replace('_', ' ')} bigrams {ratio:.2f} of the base's (least {config.min_distinct_ratio})"
             )
-    ratio = seen.topic / max(baseline.topic, 1e-9)
-    if ratio < config.min_topic_ratio and baseline.topic - seen.topic > TOPIC_NOISE:
+    if _strays(seen, baseline, config):
+        ratio = seen.topic / max(baseline.topic, 1e-9)
         breaches.append(f"wording taken up from the prompt {ratio:.2f} of the base's (least {config.min_topic_ratio})")
-    ratio = seen.perplexity / baseline.perplexity
-    if ratio > config.max_perplexity_ratio:
+    if _strange(seen, baseline, config):
+        ratio = seen.perplexity / baseline.perplexity
         breaches.append(f"perplexity under the base {ratio:.2f} times its own (most {config.max_perplexity_ratio})")
     if seen.kl > config.max_kl:
         breaches.append(f"KL {seen.kl:.1f} nats an answer (most {config.max_kl})")
     return Judgement(not breaches, tuple(breaches))
+
+
+def _strays(seen: Conduct, baseline: Conduct, config: GovernorConfig) -> bool:
+    """Whether answers leave their prompts; this has a price of its own (`Prices.topic`)."""
+    less = seen.topic / max(baseline.topic, 1e-9) < config.min_topic_ratio
+    return less and baseline.topic - seen.topic > TOPIC_NOISE
+
+
+def _strange(seen: Conduct, baseline: Conduct, config: GovernorConfig) -> bool:
+    """Whether answers are strange to the base; this has a price of its own (`fluency_price`)."""
+    return seen.perplexity / baseline.perplexity > config.max_perplexity_ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +151,9 @@ class Prices:
 
         Both look one update ahead. The topic's takes its trend to go on, else it would go on rising while the topic
         comes back by itself. The KL's takes the next update to go as far as the last one, in roots of nats: where that
-        ends before `AIMED_KL` of the bound it falls by as much, so that distance that is allowed gets spent, and where
-        it ends beyond, what has fallen rises again. Above 1 only a broken bound brings it, whichever it is.
+        ends before `AIMED_KL` of the bound it falls by as much, so that distance that is allowed gets spent; where it
+        ends beyond, what has fallen rises again. Above 1 only a broken bound brings it: of distance, or of repetition,
+        which has no price of its own as topic and fluency have.
 
         Args:
             seen: conduct of the policy just judged.
@@ -155,7 +167,8 @@ class Prices:
             return self
         shortfall = config.topic_aim * baseline.topic - (2 * seen.topic - before.topic)
         most, kl = config.breach_factor, self.kl
-        if not judged.within:
+        priced = _strays(seen, baseline, config) + _strange(seen, baseline, config)
+        if len(judged.breaches) > priced:
             kl *= most
         elif leapt:
             ahead = (_root(seen.kl) + leapt) / math.sqrt(AIMED_KL * config.max_kl)

@@ -67,7 +67,7 @@ def test_the_best_within_all_bounds_is_chosen() -> None:
 
 
 def at(kl: float) -> Conduct:
-    return Conduct(1.0, 0.9, 8.0, kl)
+    return Conduct(1.0, 0.9, 8.0, kl, topic=0.5)
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,23 @@ def test_the_kls_price_comes_back_to_where_it_began_and_no_further() -> None:
     assert prices(Prices(kl=0.9), at(6.25), at(0.0), leapt=2.5).kl == 1.0
 
 
-def test_a_breach_makes_the_kl_dearer_and_nothing_makes_it_free() -> None:
-    # whatever is broken, and wherever the policy stands
+def test_a_breach_makes_the_kl_dearer_unless_it_has_a_price_of_its_own() -> None:
+    # wherever the policy stands: too far, or repeating itself
     assert prices(Prices(kl=0.8), at(1.0), at(0.9), leapt=0.1, judged=BAD).kl == pytest.approx(1.2)
     assert prices(Prices(kl=1.5), at(9.2), at(9.1), leapt=0.1, judged=BAD).kl == pytest.approx(2.25)
+    # of 8.0 and 0.5, at most 1.5 times and at least 0.8 times
+    strange, strays = replace(at(4.0), perplexity=12.1), replace(at(4.0), topic=0.39)
+    slow = 2.1 / 2.8460
+    for seen, others, factor in ((strange, (), slow), (strays, (), slow), (strange, ("KL",), 1.5)):
+        judged = Judgement(False, ("its own", *others))
+        assert prices(Prices(kl=0.8), seen, at(0.9), leapt=0.1, judged=judged).kl == pytest.approx(
+            0.8 * factor, abs=1e-4
+        )
+    both = replace(strange, topic=0.39)
+    assert prices(Prices(kl=1.0), both, at(0.9), leapt=0.9, judged=Judgement(False, ("a", "b"))).kl == 1.0
+
+
+def test_nothing_makes_distance_free() -> None:
     assert prices(Prices(kl=0.3), at(0.5), at(0.4), leapt=0.1).kl == 0.25
 
 
