@@ -10,7 +10,7 @@ One iteration, numbered as in `PpoTrainer._iterate`:
  5. rewards less the KL's price
  6. advantages: generalised over a critic's values and whitened, or against the other answers to the prompt
  7. minibatches: clipped policy loss, clipped value loss, gradient clipping, early stop on KL
- 8. checkpoint
+ 8. let the KL's own controller follow, checkpoint
 
 What to watch (`IterationMetrics`): the score should rise, and KL with it, slowly; entropy falls; the clip fraction
 stays below about 0.2; explained variance above 0; distinct bigrams and perplexity near the base's.

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,26 @@ def test_each_update_is_priced_by_the_policy_that_it_begins_with(base: Base, tmp
     # within the bounds the score decides, though the first policy would be best by score less price
     assert result.chosen == max(range(5), key=lambda at: metrics[at].score) != 0
     assert max(range(5), key=lambda at: metrics[at].objective) == 0
+
+
+@dataclass
+class ToldTopic:
+    """Says what share of the wording each policy keeps, and pays nothing for it."""
+
+    shares: list[float]
+
+    def kept(self, _turns: object) -> float:
+        return self.shares.pop(0)
+
+    def rewards(self, _turns: object, mask: Tensor) -> Tensor:
+        return torch.zeros(mask.shape)
+
+
+def test_the_topic_is_paid_as_the_policies_before_an_update_kept_it(base: Base, tmp_path: Path) -> None:
+    topic = ToldTopic([0.5, 0.45, 0.5, 0.6])
+    metrics = train(base, tmp_path, watched(config(iterations=3)), topic=topic).metrics
+    # aim 1.1 * 0.5; 6 a unit of what is short one update ahead: 0.45 after 0.5 makes 0.4, 0.5 after 0.45 just 0.55
+    assert [m.topic_price for m in metrics] == pytest.approx([0.5, 0.5 + 6 * 0.15, 1.4, 1.4 - 6 * 0.15])
 
 
 def test_a_price_with_a_target_of_its_own_is_left_to_its_controller(base: Base, tmp_path: Path) -> None:
