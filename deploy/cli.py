@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from deploy.checkpoints import app as checkpoints_app
-from deploy.config import HustingsConfig, load, to_toml
+from deploy.config import HustingsConfig, for_show, load, to_toml
 from deploy.data import forget, import_, lineage
 from deploy.errors import ConfigError, DeployError, ModelError
 from deploy.kafka import require_kafka, with_kafka
@@ -256,11 +256,11 @@ def show_config(
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """Print the resolved configuration in the form of hustings.toml.
+    """Print the resolved configuration in the form of hustings.toml; a password in an address is shown as ***.
 
     Example: hustings config --explain > hustings.toml
     """
-    typer.echo(to_toml(load(config, overrides or ()), explain=explain), nl=False)
+    typer.echo(to_toml(for_show(load(config, overrides or ())), explain=explain), nl=False)
 
 
 def main() -> None:

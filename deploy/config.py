@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError
 
 from deploy.errors import ConfigError
+from feedback.addresses import without_password
 from feedback.config import FeedbackConfig, Section
 from feedback.paths import DataPaths
 from serve.config import ServeConfig
@@ -150,6 +151,13 @@ def to_toml(config: HustingsConfig, *, explain: bool = False) -> str:
     lines: list[str] = []
     _write_section(config, "", explain, lines)
     return "\n".join(lines).strip() + "\n"
+
+
+def for_show(config: HustingsConfig) -> HustingsConfig:
+    """The configuration as a terminal may see it: `***` for the password in an address, which `load` refuses."""
+    url = config.feedback.ledger_url
+    shown = None if url is None else without_password(url)
+    return config.model_copy(update={"feedback": config.feedback.model_copy(update={"ledger_url": shown})})
 
 
 def _choose_file(file: Path | None, environment: Mapping[str, str]) -> Path | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from feedback.addresses import is_hidden
 from feedback.privacy.config import PrivacyConfig
 
 
@@ -35,6 +36,16 @@ def _free_for_templates(given: dict[str, TemplateValue] | None) -> dict[str, Tem
 
 ChatTemplateKwargs = Annotated[dict[str, TemplateValue], AfterValidator(_free_for_templates)]
 """What a model's chat template is told besides the messages."""
+
+
+def _with_its_password(url: str) -> str:
+    if is_hidden(url):
+        raise ValueError("its password was hidden when it was shown; write the password, or leave it to PGPASSFILE")
+    return url
+
+
+LedgerUrl = Annotated[str, AfterValidator(_with_its_password)]
+"""SQLAlchemy URL of a ledger."""
 
 
 class VotersConfig(Section):
@@ -131,8 +142,9 @@ class FeedbackConfig(Section):
     """Partitions of a topic that has to be made."""
     replication: int = Field(default=-1, ge=-1)
     """Replication factor of a topic that has to be made; -1 leaves it to the broker."""
-    ledger_url: str | None = None
-    """SQLAlchemy URL; None for SQLite in the data folder."""
+    ledger_url: LedgerUrl | None = None
+    """SQLAlchemy URL; None for SQLite in the data folder. Its password is best left out and kept in the file that
+    PGPASSFILE names."""
     relay_batch: int = Field(default=1_000, ge=1)
     """Outbox rows sent at once, where they have no more than 8 MiB together."""
     relay_idle_s: float = Field(default=1.0, gt=0)

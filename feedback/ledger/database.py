@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from feedback.addresses import without_password
 from feedback.ledger.errors import LedgerError, LedgerUnavailable
 
 T = TypeVar("T")
@@ -220,15 +221,17 @@ class Database:
     def _unavailable(self, error: Exception) -> LedgerUnavailable:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         hint = next((hint for sign, hint in _HINTS.items() if sign in cause), "start the database or mend its address")
-        return LedgerUnavailable(f"ledger {self._url.render_as_string(hide_password=True)}: {cause}; {hint}")
+        return LedgerUnavailable(
+            f"ledger {without_password(self._url.render_as_string(hide_password=False))}: {cause}; {hint}"
+        )
 
 
 def _checked_url(text: str) -> URL:
     try:
         url = make_url(text)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: of a port that is no number
         raise LedgerError(
-            f"ledger address {text!r} is no SQLAlchemy URL; try sqlite:///FILE or postgresql://…"
+            f"ledger address {without_password(text)!r} is no SQLAlchemy URL; try sqlite:///FILE or postgresql://…"
         ) from error
     backend = url.get_backend_name()
     if backend == "sqlite":

@@ -141,6 +141,14 @@ def test_config_prints_the_resolved_configuration(
     assert "port = 8765" in capsys.readouterr().out
 
 
+def test_config_shows_no_password(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HUSTINGS_LEDGER_URL", "postgresql://ann:hunter2@db/h")
+    assert run(monkeypatch, "config", "--explain") == 0
+    printed = capsys.readouterr()
+    assert "postgresql://ann:***@db/h" in printed.out
+    assert "hunter2" not in printed.out + printed.err
+
+
 def test_help_answers_without_torch_or_vllm() -> None:
     code = "import sys, deploy.cli; assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.config import ENVIRONMENT, HustingsConfig, keys, load, nearest, to_toml
+from deploy.config import ENVIRONMENT, HustingsConfig, for_show, keys, load, nearest, to_toml
 from deploy.errors import ConfigError
 
 NOTHING: dict[str, str] = {}
@@ -203,6 +203,18 @@ def test_what_is_printed_gives_the_same_configuration_again(tmp_path: Path, expl
     awkward = 'a "quoted" \\ name\twith a tab'
     config = load(overrides=["train.ppo.value_clip=none"], direct={"model": awkward}, environment=NOTHING)
     assert load(write(tmp_path, to_toml(config, explain=explain)), environment=NOTHING) == config
+
+
+def test_a_shown_configuration_has_no_password_and_is_not_taken_for_the_whole_one(tmp_path: Path) -> None:
+    told = load(overrides=["feedback.ledger_url=postgresql://ann:hunter2@db/h"], environment=NOTHING)
+    shown = to_toml(for_show(told), explain=True)
+    assert "hunter2" not in shown
+    assert 'ledger_url = "postgresql://ann:***@db/h"' in shown
+    file = write(tmp_path, shown)
+    with pytest.raises(ConfigError, match=r"feedback\.ledger_url \(from .*\): its password was hidden.*PGPASSFILE"):
+        load(file, environment=NOTHING)
+    whole = {"HUSTINGS_LEDGER_URL": "postgresql://ann:hunter2@db/h"}
+    assert load(file, environment=whole).feedback == told.feedback
 
 
 def test_every_key_is_explained() -> None:
