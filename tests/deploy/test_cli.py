@@ -154,6 +154,25 @@ def test_help_answers_without_torch_or_vllm() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
 
 
+def test_an_interrupt_while_the_command_is_loaded_is_quiet() -> None:
+    code = """
+import sys
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "deploy.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+from deploy.__main__ import main
+main()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], capture_output=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (130, b"")
+
+
 def test_a_second_up_on_a_data_folder_is_refused_and_the_first_named(tmp_path: Path) -> None:
     paths = DataPaths(tmp_path / "x")
     with presence.hold(paths), pytest.raises(AlreadyRunning, match=f"process {os.getpid()}"), presence.hold(paths):
