@@ -182,7 +182,7 @@ def fixed_sample(win_rate: float, power: float) -> int:
     from scipy.stats import norm
 
     spread = norm.ppf(0.95) * 0.5 + norm.ppf(power) * math.sqrt(win_rate * (1 - win_rate))
-    return math.ceil((spread / (win_rate - 0.5)) ** 2)
+    return math.ceil(float(spread / (win_rate - 0.5)) ** 2)
 
 
 def _first(crossed: npt.NDArray[np.bool_], after: Floats, length: int) -> Ints:

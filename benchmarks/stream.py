@@ -25,7 +25,7 @@ from benchmarks.waiting import wait_until
 from feedback.config import FeedbackConfig
 from feedback.curator import Curator
 from feedback.dataset import Dataset
-from feedback.event_log import EventLog
+from feedback.event_log import ErasableEventLog, EventLog
 from feedback.ledger import Ledger, VoteDraft
 from feedback.relay import Relay
 from tests.postgres import find_binaries, running_postgres
@@ -48,7 +48,9 @@ def main() -> None:
     bench.tell(found, arguments)
 
 
-def measure(folder: Path, url: str, log: EventLog, address: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    folder: Path, url: str, log: ErasableEventLog, address: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Everything, one after the other."""
     events = prepare.vote_events(2_000)
     found: dict[str, Any] = {"votes": arguments.votes, "event_bytes": len(events[0])}
@@ -80,7 +82,7 @@ def relay(ledger: Ledger, log: EventLog, config: FeedbackConfig) -> float:
     return _timed(sender.start, lambda: ledger.outbox_stats().pending == 0, sender.stop)
 
 
-def curate(folder: Path, log: EventLog, config: FeedbackConfig, votes: int) -> float:
+def curate(folder: Path, log: ErasableEventLog, config: FeedbackConfig, votes: int) -> float:
     """Seconds until everything is in part files and the receipts are sent; joining the group is left out."""
     dataset, stop, first, last = Dataset(folder / "dataset"), threading.Event(), threading.Event(), threading.Event()
 

@@ -141,8 +141,9 @@ def shifts(world: World, attack: Attack, attackers: int, elections: int, config:
     found = []
     for seed in range(elections):
         ballots, evil = election(world, attack, attackers, np.random.default_rng([seed, attackers]))
-        careful = win_rate(ballots, 1.0 - evil)
-        plain, weighed = np.ones(len(ballots)), vote_weights(ballots, config)
+        careful = win_rate(ballots, np.where(evil, 0.0, 1.0))
+        plain: Floats = np.ones(len(ballots))
+        weighed = vote_weights(ballots, config)
         found.append([100 * (win_rate(ballots, weights) - careful) for weights in (plain, weighed)])
     return np.array(found)
 

@@ -62,15 +62,15 @@ def ballot(voter: int, left: str, right: str, choice: int, number: int, gold: in
 
 def elsewhere(voters: list[tuple[str, float]], rng: np.random.Generator, planted: float) -> list[Ballot]:
     """Votes of everybody before the election."""
-    cast = []
+    cast: list[Ballot] = []
     for voter, (kind, taste) in enumerate(voters):
         for _ in range(BEFORE):
             number = len(cast)
             swapped = bool(rng.integers(2))
             if rng.random() < planted:
                 gold = B if swapped else A
-                right = gold if rng.random() < 0.95 else 1 - gold
-                choice = {"coin": int(rng.integers(2)), "left": A}.get(kind, right)
+                truth = gold if rng.random() < 0.95 else 1 - gold
+                choice = {"coin": int(rng.integers(2)), "left": A}.get(kind, truth)
                 cast.append(ballot(voter, OFFICE, OFFICE, choice, number, gold))
             elif rng.random() < 0.5:
                 choice = A if kind == "left" else int(rng.integers(2))
@@ -90,7 +90,8 @@ def election(
     Args:
         lead: how much likelier than by their taste people who look prefer the candidate.
     """
-    scores, cast = np.zeros(len(voters)), []
+    scores = np.zeros(len(voters))
+    cast: list[Ballot] = []
     for voter, (kind, taste) in enumerate(voters):
         side = int(rng.integers(2))
         for _ in range(IN_CONTEST):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 
@@ -25,7 +25,12 @@ from tests.postgres import find_binaries, running_postgres
 LogKind = Literal["embedded", "kafka", "kafka3"]
 LedgerKind = Literal["sqlite", "postgres"]
 PARTITIONS = 3
-QUICK = {"receipt_timeout_s": 10.0, "curate_linger_s": 0.2, "curator_metrics_port": 0, "partitions": PARTITIONS}
+QUICK: dict[str, Any] = {
+    "receipt_timeout_s": 10.0,
+    "curate_linger_s": 0.2,
+    "curator_metrics_port": 0,
+    "partitions": PARTITIONS,
+}
 """Shorter waits than by default, so that repeats happen while the trial lasts."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1", "HUSTINGS_LOG_FORMAT": "console", "NO_COLOR": "1"}
 READER = "reader"

@@ -18,6 +18,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peer import runs
 from benchmarks.peer.curve import HEADS, curve
@@ -29,7 +30,7 @@ from benchmarks.reward_curve import COUNTS
 LORA = {"rank": 16, "alpha": 32}
 PAIRS = {"train_pairs": 64, "held_out_pairs": 48, "prompts": 16, "seed": 0}
 REWARD = {"batch": 4, "micro": 2, "learning_rate": 3e-4, "schedule": "constant", "seed": 0, "evaluate": True}
-PPO = {
+PPO: dict[str, Any] = {
     "iterations": 1,
     "batch": 16,
     "minibatches": 4,

@@ -39,7 +39,7 @@ def curve(peer: Peer, work: Path, given: Any) -> None:
             if {r["votes"] for r in mine}.issuperset(asked.counts):
                 continue
             figures = _trained(peer, work, str(given.model), side, asked)
-            found = [
+            found: list[dict[str, Any]] = [
                 {"head": HEADS[side], "utility": name, "votes": n, "accuracy": [round(asked.right(scores), 4)]}
                 for n, scores in zip(asked.counts, figures["scores"], strict=True)
             ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter
+from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ async def measure(rounds: int, folder: Path) -> dict[str, Any]:
         urls = {"direct": backend, "hustings": gateway.url, "litellm": proxy.url}
         gateways: dict[str, servers.Server] = {"hustings": gateway, "litellm": proxy}
         heard: dict[tuple[Scene, str], list[Heard]] = {}
-        computed: Counter[tuple[Scene, str]] = Counter()
+        computed: defaultdict[tuple[Scene, str], float] = defaultdict(float)
         for scene in SCENES:  # the first requests import and connect
             for side in SIDES:
                 await _ask(urls[side], side, scene, 4 * scene.workers)

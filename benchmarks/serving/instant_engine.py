@@ -21,7 +21,7 @@ from deploy.cli import main
 from feedback.contracts import Message
 from serve import main as serving
 from serve.config import ServeConfig
-from serve.engines.base import Chunk, Engine, EngineInfo, EngineLoad, GenerationRequest
+from serve.engines.base import Chunk, Ending, Engine, EngineInfo, EngineLoad, GenerationRequest
 
 PROFILE_VARIABLE = "HUSTINGS_BENCH_PROFILE"
 """File to write the profile to, when SIGUSR2 comes for the second time."""
@@ -60,7 +60,7 @@ class InstantEngine:
         top = () if sampling.logprobs is None else ((),)
         for step in range(sampling.max_tokens):
             await asyncio.sleep(0)
-            finish = "length" if step == sampling.max_tokens - 1 else None
+            finish: Ending | None = "length" if step == sampling.max_tokens - 1 else None
             for index in range(sampling.n):
                 more = index < sampling.n - 1
                 yield Chunk(index, " word", (7,), logprobs, tokens, top, finish, more)

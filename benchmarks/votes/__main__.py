@@ -68,7 +68,7 @@ def measure(folder: Path, address: str, url: str | None, arguments: argparse.Nam
             runs = _votes(folder, port, a_round * number, arguments)
             drained = _drained(ledger_url)
         rivals_of.append(_rivals(folder, address, url, events, arguments.seconds))
-        rounds.append(_round(*rivals_of[-2:], runs, drained))
+        rounds.append(_round(rivals_of[-2], rivals_of[-1], runs, drained))
     return {
         "database": "SQLite" if url is None else "PostgreSQL",
         "event_bytes": len(events[0]),

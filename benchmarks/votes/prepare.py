@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from sqlalchemy import update
+from sqlalchemy import Connection, update
 
 from benchmarks.feedback import synthetic_pair
 from feedback.contracts import PairShown, VoteCast
@@ -24,13 +25,18 @@ REASONS = ["clearer", "shorter", "more helpful"]
 COMMENT = "The second one talks around the question, the first one says what to do with the crust and for how long."
 
 
+def _record(shown: Sequence[PairShown], connection: Connection) -> None:
+    for pair in shown:
+        ballots.record_pair(connection, pair)
+
+
 def fill(url: str, pairs: int) -> None:
     """Record so many pairs, told to the event log and confirmed long ago."""
     Ledger.open(url).close()
     database = Database(url)
     for start in range(0, pairs, AT_ONCE):
         shown = [_shown(number) for number in range(start, min(start + AT_ONCE, pairs))]
-        database.write(lambda connection, shown=shown: [ballots.record_pair(connection, pair) for pair in shown])
+        database.write(partial(_record, shown))
     database.write(lambda connection: connection.execute(update(outbox).values(state="confirmed", value=None)))
     database.empty_write_ahead_log()
     database.close()

@@ -28,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.switch_interval is not None:
         sys.setswitchinterval(arguments.switch_interval)
-    serve.main.build_engine = lambda model, config: FakeEngine()  # type: ignore[assignment]
+    serve.main.build_engine = lambda model, config: FakeEngine()
     # Nobody curates here, and a second sending would be measured with the first.
     feedback = FeedbackConfig(
         ledger_url=arguments.ledger, receipt_timeout_s=3600.0, relay_apart=not arguments.relay_inside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from feedback.event_log import EventLogError, EventLogUnavailable, OutgoingRecord, RecordTooLarge, StoredRecord
 
@@ -116,10 +116,10 @@ class FakeEventLog:
             partitions = enumerate(self._topics.get(topic, []))
             return [record for n, held in partitions for record in held[self._begins.get((topic, n), 0) :]]
 
-    def wait_for(self, predicate, timeout_s: float = 30.0) -> bool:
+    def wait_for(self, predicate: Callable[[], bool], timeout_s: float = 30.0) -> bool:
         """Wait until `predicate()` is true after some change of the log."""
         with self.changed:
-            return self.changed.wait_for(predicate, timeout_s)
+            return bool(self.changed.wait_for(predicate, timeout_s))
 
     def _append(self, record: OutgoingRecord) -> EventLogError | None:
         if fault := self.send_faults.pop(record.event_id, None):
@@ -202,7 +202,7 @@ class FakeConsumer:
                 members.remove(self)
                 self._rebalance()
 
-    def _waiting(self):
+    def _waiting(self) -> Iterator[StoredRecord]:
         for topic, number in self._assigned():
             yield from self._log._topics[topic][number][self._position(topic, number) :]
 

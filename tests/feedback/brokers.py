@@ -125,7 +125,7 @@ class Embedded:
     def address(self) -> str:
         return self._broker.address
 
-    def log(self) -> EventLog:
+    def log(self) -> KafkaEventLog:
         return KafkaEventLog(self.address)
 
     def kill(self) -> None:
@@ -154,7 +154,7 @@ class ApacheKafka:
     def address(self) -> str:
         return f"127.0.0.1:{self._port}"
 
-    def log(self) -> EventLog:
+    def log(self) -> KafkaEventLog:
         return KafkaEventLog(self.address)
 
     def kill(self) -> None:
