@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from feedback.contracts import GOLD_RULE
 from feedback.dataset import Dataset, Snapshot, SnapshotDropped, SnapshotPurged, Weigh
 from feedback.dataset.snapshots import TableName
 from train.demonstrations import Edit, read_edits
@@ -21,6 +22,7 @@ VOTE_COLUMNS = (
     "vote_id",
     "conversation_id",
     "voter",
+    "contenders",
     "outcome",
     "margin",
     "weight",
@@ -99,8 +101,12 @@ class DatasetVotes:
 
     def _rows(self, snapshot: Snapshot, table: TableName) -> list[Mapping[str, Any]]:
         columns = PROMPT_COLUMNS if table == "prompts" else VOTE_COLUMNS
+        # a planted pair's votes judge its voter: nothing is learnt from an answer whose words were jumbled
         rows: Iterator[Mapping[str, Any]] = (
-            row for batch in snapshot.batches(table, list(columns)) for row in batch.to_pylist()
+            row
+            for batch in snapshot.batches(table, list(columns))
+            for row in batch.to_pylist()
+            if row.get("contenders") != GOLD_RULE
         )
         if self._texts is None:
             return list(rows)

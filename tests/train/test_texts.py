@@ -136,6 +136,19 @@ def test_a_redacted_vote_is_trained_on_as_its_text_reads_now(tmp_path: Path) -> 
     assert {answer.prompt_ids for answer in data.votes.answers} == {(7, 8, 0), ids("<Question 1?>")}
 
 
+def test_nothing_is_learnt_from_planted_pairs_whose_jumbled_side_has_a_text_but_no_ids(tmp_path: Path) -> None:
+    left, right = pair(1).completions
+    jumbled = right.model_copy(update={"text": "1 Right", "token_ids": (), "logprobs": ()})
+    planted = pair(1).model_copy(update={"contenders": "gold", "gold": "a", "completions": (left, jumbled)})
+    dataset = Dataset(tmp_path)
+    dataset.append_votes([vote(0), vote(1).model_copy(update={"pair": planted, "edited": "Right one"})])
+    source = DatasetVotes(tmp_path, texts=READER)
+    data = source.load(source.freeze())
+    assert data.votes.vote_ids == ("w0",)
+    assert {answer.response_ids for answer in data.votes.answers} == {(0, 1), (0, 2, 3)}
+    assert data.edits == ()
+
+
 def test_a_cycle_whose_snapshot_held_a_forgotten_voter_is_told_to_end(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path)
     dataset.append_votes([vote(0), vote(1)])
