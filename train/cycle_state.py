@@ -75,6 +75,11 @@ def cycles_folder(paths: DataPaths) -> Path:
     return paths.train / "cycles"
 
 
+def checkpoint_folders(cycle: Path) -> tuple[Path, ...]:
+    """Where a cycle's checkpoints lie: of PPO, and of the warm start before it."""
+    return cycle / "ppo", cycle / "sft"
+
+
 def open_cycle(paths: DataPaths, config: TrainConfig) -> CycleState:
     """The unfinished cycle if there is one, else a new one.
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from feedback.contracts import ReviewPool
 from feedback.dataset import Dataset
 from feedback.paths import DataPaths
-from train.cycle_state import all_cycles, cycles_folder
+from train.cycle_state import all_cycles, checkpoint_folders, cycles_folder
 from train.files import write_text
 from train.report import without_samples
 from train.status import StatusBoard
@@ -71,8 +71,9 @@ def _take_out(folder: Path) -> None:
         text = report.read_text()
         if (left := without_samples(text)) != text:
             write_text(report, left)
-    if (folder / "ppo").exists():
-        shutil.rmtree(folder / "ppo")
+    for checkpoints in checkpoint_folders(folder):
+        if checkpoints.exists():
+            shutil.rmtree(checkpoints)
 
 
 def _take_prepared_away(pool: Path, reward_model: str | None) -> None:

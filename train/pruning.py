@@ -8,7 +8,7 @@ import structlog
 
 from feedback.dataset import Dataset, DatasetError
 from feedback.paths import DataPaths
-from train.cycle_state import all_cycles, cycles_folder
+from train.cycle_state import all_cycles, checkpoint_folders, cycles_folder
 from train.reward.config import ScheduleConfig
 
 log = structlog.get_logger(__name__)
@@ -19,7 +19,8 @@ def prune(paths: DataPaths, dataset: Dataset, schedule: ScheduleConfig) -> None:
     cycles = all_cycles(paths)
     ended = [state for state in cycles if state.outcome is not None]
     for state in ended[: -schedule.keep_cycles]:
-        shutil.rmtree(cycles_folder(paths) / f"{state.number:06d}" / "ppo", ignore_errors=True)
+        for folder in checkpoint_folders(cycles_folder(paths) / f"{state.number:06d}"):
+            shutil.rmtree(folder, ignore_errors=True)
     open_ones = [state.snapshot for state in cycles if state.outcome is None and state.snapshot is not None]
     last = [state.snapshot for state in ended[-1:] if state.snapshot is not None]
     try:

@@ -36,7 +36,8 @@ def cycle(paths: DataPaths, number: int, snapshot: str) -> Path:
     folder = cycles_folder(paths) / f"{number:06d}"
     sample = {"prompt": ASKED, "before": "Politely.", "after": "Kindly."}
     write_report(folder / "report.html", dataclasses.replace(REPORT, number=number, samples=[sample]))
-    (folder / "ppo" / "iteration-0001").mkdir(parents=True)
+    for phase in ("ppo", "sft"):
+        (folder / phase / "iteration-0001").mkdir(parents=True)
     return folder
 
 
@@ -69,9 +70,11 @@ def test_words_go_from_the_cycles_that_held_the_voter_and_from_no_other(
     assert "Reward model, on votes that it had not seen" in report  # the rest stays
     assert report.rstrip().endswith("</html>")
     assert not (holding / "ppo").exists()
+    assert not (holding / "sft").exists()  # a warm start learns from people's own answers
     assert status.status["samples"] == []
     assert "landlord" in (without / "report.html").read_text()
     assert (without / "ppo").exists()
+    assert (without / "sft").exists()
 
 
 def test_prepared_pairs_of_such_a_cycle_are_shown_to_nobody_any_more(

@@ -26,6 +26,7 @@ def cycle(paths: DataPaths, number: int, snapshot: str, *, ended: bool = True) -
     save_state(cycles_folder(paths), state.model_copy(update={"outcome": "refused"}) if ended else state)
     folder = cycles_folder(paths) / f"{number:06d}"
     (folder / "ppo").mkdir(parents=True)
+    (folder / "sft").mkdir()
     (folder / "report.html").write_text("kept")
     return folder
 
@@ -37,6 +38,7 @@ def test_old_checkpoints_and_old_snapshots_go_and_what_is_in_use_stays(paths: Da
     folders = [cycle(paths, number, made[number - 1]) for number in (2, 3, 4)]
     prune(paths, dataset, ScheduleConfig(keep_cycles=2, keep_snapshots=1))
     assert [(folder / "ppo").exists() for folder in folders] == [False, True, True]
+    assert [(folder / "sft").exists() for folder in folders] == [False, True, True]
     assert all((folder / "report.html").exists() for folder in folders)
     # the open cycle's, the last cycle's, and the newest
     assert whole(dataset, made) == [True, False, False, True, False, True]
