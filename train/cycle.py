@@ -134,7 +134,9 @@ class Cycle:
 
     def _last(self, data: TrainingData) -> tuple[LastHead, Judgement]:
         self._tools.status.phase("reward")
-        return refresh_last(self._tools.base, data.votes, self._config.reward, self._config.seed)
+        votes, config = data.votes, self._config
+        unseen = self._newer_than_predecessor(votes) if self._last_published() else lambda _row: True
+        return refresh_last(self._tools.base, votes, config.reward, config.seed, unseen_by_predecessor=unseen)
 
     def _mix(self, data: TrainingData) -> tuple[MixHead, Judgement]:
         tools, config = self._tools, self._config.reward

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,12 @@ import pytest
 import torch
 
 from train.base import Base
+from train.errors import NotEnoughVotes, RewardRefused
+from train.reward import last, refresh
 from train.reward.config import RewardConfig
+from train.reward.judge import Judgement
 from train.reward.last import LastHead, normalised, score_all, scores_of, train_last
+from train.reward.refresh import refresh_last
 from train.reward.votes import Answer, Votes
 
 
@@ -73,3 +79,84 @@ def test_whoever_watches_hears_of_each_step_and_may_judge_the_head_as_it_then_is
     assert [seen for seen, _ in heard] == sorted({seen for seen, _ in heard})
     np.testing.assert_array_equal(heard[-1][1], score_all(head, votes.answers))
     assert np.abs(heard[0][1] - heard[-1][1]).max() > 0.01
+
+
+def test_votes_of_which_nothing_is_left_to_learn_from_are_too_few(base: Base) -> None:
+    votes = dataclasses.replace(planted_votes(20), conversation=np.zeros(20, dtype=np.int64))
+    with pytest.raises(NotEnoughVotes, match="vote in more conversations"):
+        refresh_last(base, votes, RewardConfig(head="last"), 0)
+
+
+def test_a_batch_counts_by_the_weights_of_its_votes(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone in its batch a vote would count whole, whatever its weight. Plain descent shows what AdamW hides."""
+    monkeypatch.setattr(torch.optim, "AdamW", lambda weights, lr, **_: torch.optim.SGD(weights, lr=lr))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
+    answers = [Answer((3, 4, 50 + at // 2), answer.response_ids) for at, answer in enumerate(planted_votes(8).answers)]
+    votes = dataclasses.replace(planted_votes(8), answers=tuple(answers))
+    config = RewardConfig(head="last", last_lora=False, learning_rate=1e-5, batch_pairs=1)
+
+    def steps(weight: list[float]) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        weighed = dataclasses.replace(votes, weight=np.array(weight))
+        train_last(base, weighed, np.arange(8), config, seed=0, watch=lambda _, now: seen.append(now.double().clone()))
+        return torch.stack([after - before for before, after in pairwise(seen)]).norm(dim=1)
+
+    even = steps([1.0] * 8)
+    shares = (steps([0.5, 1.5] * 4) / even).tolist()  # of the mean weight, 1
+    assert {round(share, 1) for share in shares} == {0.5, 1.5}
+    torch.testing.assert_close(steps([0.1] * 8), even, rtol=0.01, atol=0.0)
+    assert int(steps([0.0] * 7 + [1.0]).count_nonzero()) <= 1  # none where the vote that counts came first
+
+
+def test_a_batch_goes_through_in_parts_and_learns_the_same(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs out of memory is told to lower `batch_tokens`."""
+    votes = dataclasses.replace(planted_votes(16), weight=np.linspace(0.2, 1.0, 16))
+    longest: list[int] = []
+    asked = last.raw_scores
+
+    def noted(base: Base, turns: list[Answer], *args: torch.Tensor, **more: bool) -> torch.Tensor:
+        longest[-1] = max(longest[-1], sum(len(turn.response_ids) for turn in turns))
+        return asked(base, turns, *args, **more)
+
+    monkeypatch.setattr(last, "raw_scores", noted)
+    heads = []
+    for budget in (2048, 64):
+        longest.append(0)
+        config = RewardConfig(head="last", learning_rate=0.02, batch_pairs=16, batch_tokens=budget, epochs=2)
+        heads.append(train_last(base, votes, np.arange(16), config, seed=0).weight)
+    assert longest == [128, 56]
+    torch.testing.assert_close(heads[0], heads[1], rtol=1e-3, atol=1e-4)
+
+
+def test_votes_ask_for_length_by_as_many_votes_as_were_judged(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of six held-out votes for the longer answer are chance, however many votes were learnt from."""
+    votes = planted_votes(40)
+    longer = np.arange(40) % 3 > 0
+    answers = [
+        Answer(answer.prompt_ids, answer.response_ids + (9,) * int(longer[at // 2] == (at % 2 == 0)))
+        for at, answer in enumerate(votes.answers)
+    ]
+    votes = dataclasses.replace(votes, answers=tuple(answers))
+    meter = Judgement(0.9, 0.4, 0.1, 0.97, 4 / 6, 0.9, 6, trusted_accuracy=0.9, trusted_votes=6.0)
+    monkeypatch.setattr(refresh, "judgement", lambda *_: meter)
+    with pytest.raises(RewardRefused, match="length meter"):
+        refresh_last(base, votes, RewardConfig(head="last", last_lora=False), 0)
+
+
+def test_votes_that_the_last_model_has_learnt_from_count_as_old(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+
+    def watched(base: Base, votes: Votes, *_: object) -> LastHead:
+        seen.append(votes.weight)
+        raise NotEnoughVotes
+
+    monkeypatch.setattr(refresh, "train_last", watched)
+    with pytest.raises(NotEnoughVotes):
+        refresh_last(
+            base,
+            planted_votes(20),
+            RewardConfig(head="last", old_votes=0.25),
+            0,
+            unseen_by_predecessor=lambda r: r > 11,
+        )
+    assert seen[0].tolist() == [0.25] * 12 + [1.0] * 8

@@ -38,7 +38,8 @@ class RewardConfig(Section):
     max_length_correlation: float = Field(default=0.9, gt=0.0, le=1.0)
     """A model whose score follows the answer's length this closely is refused, unless the votes themselves do."""
     batch_tokens: int = Field(default=2048, ge=64)
-    """Padded tokens of one forward pass of the base while features are read."""
+    """Tokens of one forward pass of the base while features are read, and of the `last` head's training (a larger batch
+    of comparisons accumulates gradients)."""
     last_lora: bool = True
     """Whether the `last` head trains a LoRA (of `train.lora`'s shape) with it, or the scalar head alone."""
     learning_rate: float = Field(default=1e-4, gt=0.0)

@@ -143,7 +143,9 @@ def train_last(
 ) -> LastHead:
     """Train head (and LoRA) with the ties-aware pairwise loss on the votes of `rows`.
 
-    Comparisons of one prompt stay in one batch (InstructGPT): apart, a prompt seen again would be overfitted.
+    Comparisons of one prompt stay in one batch (InstructGPT): apart, a prompt seen again would be overfitted. A batch's
+    loss is the sum of its votes' by weight, over the batch's size and the mean weight of all votes: whose votes hardly
+    count, hardly moves the head, alone in a batch too.
 
     Args:
         base: the frozen model; gets an adapter `reward` where `config.last_lora`.
@@ -166,24 +168,35 @@ def train_last(
     optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     share = float(votes.tied[rows].mean())
     nu = 2 * share / max(1 - share, 1e-3)
+    unit = float(votes.weight[rows].mean()) or 1.0
     seen = 0
     for _ in range(config.epochs):
         for batch in _batches(votes, rows, config.batch_pairs, generator):
-            turns = [votes.answers[at] for row in batch for at in (votes.first[row], votes.second[row])]
-            scores = raw_scores(base, turns, weight, lora=config.last_lora)
-            lead = scores[0::2] - torch.as_tensor(votes.margin[batch], device=base.device).float()
-            tied = torch.as_tensor(votes.tied[batch], device=base.device)
-            counts = torch.as_tensor(votes.weight[batch], device=base.device).float()
-            loss = ties_loss(lead, scores[1::2], tied, nu, counts)
-            if not torch.isfinite(loss):
-                raise TrainingDiverged("the reward model's loss is not finite: lower train.reward.learning_rate")
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part in _parts(votes, batch, config.batch_tokens):
+                counts = float(votes.weight[part].sum()) / (unit * len(batch))
+                if counts > 0:  # votes of which none counts have no mean
+                    loss = counts * _loss(base, votes, part, weight, nu, lora=config.last_lora)
+                    if not torch.isfinite(loss):
+                        raise TrainingDiverged(
+                            "the reward model's loss is not finite: lower train.reward.learning_rate"
+                        )
+                    loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimiser.step()
             seen += len(batch)
             watch(seen, weight.detach())
     return LastHead(base, weight.detach(), 0.0, 1.0, config.last_lora, {})
+
+
+def _loss(base: Base, votes: Votes, rows: Rows, weight: Tensor, nu: float, *, lora: bool) -> Tensor:
+    """Of some comparisons, their mean by weight."""
+    turns = [votes.answers[at] for row in rows for at in (votes.first[row], votes.second[row])]
+    scores = raw_scores(base, turns, weight, lora=lora)
+    lead = scores[0::2] - torch.as_tensor(votes.margin[rows], device=base.device).float()
+    tied = torch.as_tensor(votes.tied[rows], device=base.device)
+    counts = torch.as_tensor(votes.weight[rows], device=base.device).float()
+    return ties_loss(lead, scores[1::2], tied, nu, counts)
 
 
 def score_all(head: LastHead, answers: Sequence[Answer]) -> Array:
@@ -218,3 +231,19 @@ def _batches(votes: Votes, rows: Rows, size: int, generator: torch.Generator) ->
             batches.append([])
         batches[-1] += groups[at]
     return [np.array(batch, dtype=np.int64) for batch in batches]
+
+
+def _parts(votes: Votes, batch: Rows, budget: int) -> list[Rows]:
+    """A batch in parts of at most `budget` tokens, a prompt counted once (one comparison may be longer alone)."""
+    parts: list[list[int]] = []
+    used, last = 0, None
+    for row in batch.tolist():
+        sides = [votes.answers[at] for at in (votes.first[row], votes.second[row])]
+        answers, prompt = sum(len(side.response_ids) for side in sides), sides[0].prompt_ids
+        cost = answers + (0 if prompt == last else len(prompt))
+        if not parts or used + cost > budget:
+            parts.append([])
+            used, cost = 0, answers + len(prompt)
+        parts[-1].append(row)
+        used, last = used + cost, prompt
+    return [np.array(part, dtype=np.int64) for part in parts]

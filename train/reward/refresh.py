@@ -123,7 +123,7 @@ def _refresh(  # noqa: PLR0917 - `refresh`, within its limit of threads
     if old is not None:
         moved, reordered = judge.drift(scores, old, votes.first, votes.second)
         judged = replace(judged, drift=moved, reordered=reordered)
-    _refuse(judged, votes, config)
+    _refuse(judged, votes, decisive, config)
     if old is not None:
         rows = decisive[fresh[decisive]]
         led = old[votes.first[rows]] - old[votes.second[rows]]
@@ -146,11 +146,25 @@ def _disagreement(head: MixHead, pooled: Mapping[str, Array], scores: Array, vot
     return float(doubt.mean() / max(led.std(), 1e-9))
 
 
-def refresh_last(base: Base, votes: Votes, config: RewardConfig, seed: int) -> tuple[LastHead, Judgement]:
+def refresh_last(
+    base: Base,
+    votes: Votes,
+    config: RewardConfig,
+    seed: int,
+    *,
+    unseen_by_predecessor: Callable[[int], bool] = lambda row: True,
+) -> tuple[LastHead, Judgement]:
     """Train the `last` head on most conversations and judge it on the rest.
 
+    Args:
+        base: the frozen model.
+        votes: the snapshot's.
+        config: settings.
+        seed: of the folds, the head and the order.
+        unseen_by_predecessor: whether the vote in a row was cast after the snapshot of the last published model.
+
     Raises:
-        NotEnoughVotes: too few decisive votes to train on or to judge by.
+        NotEnoughVotes: too few decisive votes, or conversations, to train on or to judge by.
         RewardRefused: no better than a coin, or a length meter.
     """
     _require_votes(votes, config)
@@ -158,12 +172,17 @@ def refresh_last(base: Base, votes: Votes, config: RewardConfig, seed: int) -> t
     held = np.flatnonzero((fold == 0) & ~votes.tied)
     if len(held) < 2:
         raise NotEnoughVotes("too few conversations to judge the reward model by; vote in more of them")
-    votes = weighed(votes, config, np.ones(len(votes), dtype=bool))
+    votes = weighed(votes, config, np.array([unseen_by_predecessor(row) for row in range(len(votes))], dtype=bool))
     learnt = clear_of(votes, np.flatnonzero(fold == 0), np.flatnonzero(fold != 0))
+    if not len(learnt):
+        raise NotEnoughVotes(
+            "every vote shares its conversation or an answer with those that the reward model is judged by: nothing is "
+            "left to learn from; vote in more conversations"
+        )
     head = train_last(base, votes, learnt, config, seed)
     scores = score_all(head, votes.answers)
     judged = judgement(scores[votes.first] - scores[votes.second], scores, votes, held)
-    _refuse(judged, votes, config)
+    _refuse(judged, votes, held, config)
     return normalised(head, scores, judged.metrics()), judged
 
 
@@ -200,9 +219,10 @@ def _require_votes(votes: Votes, config: RewardConfig) -> None:
         )
 
 
-def _refuse(judged: Judgement, votes: Votes, config: RewardConfig) -> None:
-    lengths, decisive = response_lengths(votes), np.flatnonzero(~votes.tied)
-    _, unequal = judge.longer_share(lengths[votes.first[decisive]], lengths[votes.second[decisive]])
+def _refuse(judged: Judgement, votes: Votes, held: Rows, config: RewardConfig) -> None:
+    """Refuse what may not be trained against; `held` are the votes that `judged` is of."""
+    lengths = response_lengths(votes)
+    _, unequal = judge.longer_share(lengths[votes.first[held]], lengths[votes.second[held]])
     judge.refuse_unless_fit(judged, config.max_length_correlation, unequal)
 
 
