@@ -28,7 +28,7 @@ from train.chronicle import Chronicle
 from train.config import TrainConfig
 from train.cycle_state import CycleState, all_cycles, cycles_folder, save_state
 from train.data import Prompts, TrainingData
-from train.errors import BaseMismatch, NotEnoughVotes, PolicyRefused
+from train.errors import BaseMismatch, NotEnoughVotes, PolicyRefused, RolloutsUnavailable
 from train.evaluate import Evaluation, evaluate, make_probes, probe_answers
 from train.files import write_json
 from train.full import FullPolicy, publish_policy
@@ -79,6 +79,7 @@ class Cycle:
                 the cycle open, to be resumed.
         """
         self._tools.status.begin(self._state.number)
+        self._require_serving()
         data = self._snapshot()  # 1
         head = self._reward_model(data)  # 2, 3
         result = self._learning().run(head, data)  # 4
@@ -101,6 +102,14 @@ class Cycle:
         self._advance(outcome="published")
         self._log.info("adapter_published", adapter=adapter.name, reward=evaluation.after.reward)
         return self._state
+
+    def _require_serving(self) -> None:
+        """Before anything is spent: a cycle that is to sample from serving knows of one."""
+        if self._config.rollout.source == "serving" and self._tools.rollouts is None:
+            raise RolloutsUnavailable(
+                'train.rollout.source = "serving" and no serving is known: start it first (hustings up), give '
+                '--serve-url URL, or set train.rollout.source = "local"'
+            )
 
     def _snapshot(self) -> TrainingData:
         if self._state.snapshot is None:

@@ -26,6 +26,7 @@ from train.rollout import Rollouts
 from train.sampler import LocalRollouts
 from train.sft import Epoch, WarmStarter
 from train.texts import turn_end
+from train.together import HeardRollouts
 from train.tools import Tools
 from train.topic import Topic
 
@@ -165,10 +166,13 @@ class Learning:
         )
 
     def _rollouts(self) -> Rollouts:
-        rollout = self._config.rollout
-        if rollout.source == "serving" and self._tools.rollouts is not None:
-            return self._tools.rollouts(self._tools.base, f"c{self._number}")
-        return LocalRollouts(self._tools.base, batch=rollout.batch, dtype=rollout.dtype)
+        rollout, tools = self._config.rollout, self._tools
+        if rollout.source == "local":
+            return LocalRollouts(tools.base, batch=rollout.batch, dtype=rollout.dtype)
+        if not tools.team.leads:
+            return HeardRollouts()
+        assert tools.rollouts is not None, "a cycle that samples from serving begins with one"
+        return tools.rollouts(tools.base, f"c{self._number}")
 
     def _say(self, event: str, **figures: Any) -> None:
         if self._tools.team.leads:

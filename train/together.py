@@ -21,6 +21,21 @@ from train.sampler import LocalRollouts
 from train.team import Team
 
 
+class HeardRollouts:
+    """Of a process that hears serving's answers from the lead (`SharedRollouts`), and never asks itself."""
+
+    local = False
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], n: int, *, max_tokens: int, temperature: float, seed: int
+    ) -> list[Sample]:
+        """Nobody may ask."""
+        raise AssertionError("the lead asks serving")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class SharedRollouts:
     """A source of answers for a team. A local sampler draws each process's share; from serving, the lead asks for all.
 

@@ -120,6 +120,16 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
+def test_a_cycle_that_is_to_sample_from_serving_waits_until_it_knows_of_one(paths: DataPaths, tiny_model: Path) -> None:
+    """It once sampled in the trainer instead, and said nothing."""
+    fill(paths, tiny_model)
+    assert train_once(paths, tiny_model, {**CONFIG, "rollout": {"max_tokens": 8, "source": "serving"}}) == 1
+    message = json.loads((paths.train / "status.json").read_text())["message"]
+    assert "no serving is known: start it first (hustings up), give --serve-url URL, or set train.rollout" in message
+    (state,) = all_cycles(paths)
+    assert (state.outcome, state.snapshot) == (None, None)
+
+
 def test_a_cycle_publishes_an_adapter_with_its_lineage_and_raises_the_reward(
     paths: DataPaths, tiny_model: Path
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,12 @@ from safetensors.torch import load_file
 
 from feedback.paths import DataPaths
 from tests.train.test_cycle import CONFIG, fill, train_once
+from tests.train.tiny_trainer import make_trainer
+from train import main
+from train.base import Base
 from train.order import own_rows
+from train.rollout import Sample
+from train.sampler import LocalRollouts
 from train.team import ALONE, Team
 
 SCRIPT = """
@@ -136,6 +143,47 @@ def test_a_cycle_of_two_processes_equals_that_of_one(tiny_model: Path, tmp_path:
             assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-4), name
     # Adam gives a weight whose gradient is nothing but rounding a whole step either way, so not weight by weight
     assert float((weights - same).norm()) < 0.01 * float(weights.norm())
+
+
+class Served:
+    """Answers as serving gives them: the trainer's own sampler, without its states."""
+
+    local = False
+
+    def __init__(self, base: Base) -> None:
+        self._inner = LocalRollouts(base)
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], n: int, **asked: Any) -> list[Sample]:
+        return [dataclasses.replace(sample, states=None) for sample in self._inner.generate(prompts, n, **asked)]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_what_the_lead_gets_from_serving_every_process_learns_from(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = DataPaths(tmp_path)
+    paths.create()
+    fill(paths, tiny_model)
+    monkeypatch.setattr(main.Trainer, "_serving_rollouts", lambda _self, base, _name: Served(base))
+    found = []
+    for processes in (1, 2):
+        config = {
+            **CONFIG,
+            "processes": processes,
+            "ppo": {**CONFIG["ppo"], "iterations": 1},
+            "rollout": {**CONFIG["rollout"], "source": "serving"},
+        }
+        assert make_trainer(paths, tiny_model, config, serve_url="http://serving").run_once() == 0
+        lines = (paths.train / "cycles" / f"{processes:06d}" / "metrics.jsonl").read_text().splitlines()
+        found.append([json.loads(line) for line in lines])
+    alone, together = found
+    assert [line["updates"] for line in together] == [line["updates"] for line in alone]
+    assert alone[0]["updates"] > 0
+    for name in ("score", "policy_loss", "grad_norm", "approx_kl", "sampler_mismatch"):
+        assert together[0][name] == pytest.approx(alone[0][name], rel=2e-3, abs=2e-4), name
 
 
 @pytest.mark.slow
