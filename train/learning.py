@@ -66,7 +66,9 @@ class Learning:
         """The lead's call: tell the others where to begin, then learn with them."""
         begins = latest(self._folder / "ppo") is None
         incumbent = None
-        if begins and self._config.schedule.start_from == "incumbent":
+        # A warm start that was cut off goes on with its own policy, whoever has come into office since.
+        warmed = latest(self._folder / "sft") is not None
+        if begins and not warmed and self._config.schedule.start_from == "incumbent":
             incumbent = self._tools.incumbent()
         start = {"begins": begins, "incumbent": str(incumbent) if incumbent else None}
         config = self._config.model_dump(mode="json")

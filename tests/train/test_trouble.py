@@ -21,7 +21,7 @@ from tests.train.families import make
 from tests.train.test_cycle import CONFIG, fill, train_once
 from tests.train.tiny_trainer import make_trainer
 from train import main, reading
-from train.base import Base
+from train.base import POLICY, Base
 from train.config import TrainConfig
 from train.cycle_state import (
     HISTORY,
@@ -183,6 +183,36 @@ def test_a_base_replaced_in_mid_cycle_is_not_trained_on_the_old_ones_reward_mode
     (state,) = all_cycles(paths)
     assert state.outcome == "refused"
     assert "is of another base model" in (state.reason or "")
+
+
+@pytest.mark.slow
+def test_a_warm_start_that_was_cut_off_keeps_its_parent_whoever_is_in_office_by_then(
+    paths: DataPaths, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(paths, tiny_model, edits=True)
+    base = Base.load(tiny_model, TrainConfig.model_validate(CONFIG).lora)
+    base.adapters.add(POLICY, 0)
+    for name in ("policy-000001", "policy-000002"):
+        base.adapters.save(POLICY, paths.adapters / name, "tiny")
+    office = ["policy-000001"]
+    monkeypatch.setattr(main.Trainer, "_incumbent", lambda _self: paths.adapters / office[-1])
+    config = {
+        **CONFIG,
+        "ppo": {**CONFIG["ppo"], "iterations": 1},
+        "schedule": {**CONFIG["schedule"], "start_from": "incumbent"},
+        "sft": {"min_demonstrations": 20, "epochs": 1, "learning_rate": 3e-3},
+    }
+    with monkeypatch.context() as patch:
+
+        def killed(*_args: object, **_more: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("train.learning.PpoTrainer", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_once(paths, tiny_model, config)
+    office.append("policy-000002")
+    train_once(paths, tiny_model, config)
+    assert all_cycles(paths)[0].parent == "policy-000001"
 
 
 @pytest.mark.slow
