@@ -50,7 +50,8 @@ class SftConfig(Section):
     max_answer_tokens: int = Field(default=512, ge=2)
     """Longer answers are left out: cut off, they would teach not to end."""
     heldout: float = Field(default=0.15, ge=0.0, lt=0.9)
-    """Share of the conversations with an edited answer that is held out to judge the warm start by."""
+    """Share of the conversations with an edited answer that is held out to judge the warm start by: one part of 2, 3, 4
+    and so on, whichever is nearest."""
     max_kl: float = Field(default=4.0, gt=0)
     """Most nats an answer between policy and base that the warm start may spend; what the governor allows beyond is
     PPO's."""
@@ -156,7 +157,8 @@ class GovernorConfig(Section):
     """`[train.governor]`: when optimisation has gone too far. The best iteration within all bounds is published."""
 
     enabled: bool = True
-    """False keeps the last iteration whatever it says."""
+    """False trains through all iterations, with no bound and no price but the KL's, and publishes that of the highest
+    score less that price."""
     min_distinct_ratio: float = Field(default=0.8, ge=0)
     """Least share of distinct bigrams, as a fraction of the base's own answers'."""
     max_perplexity_ratio: float = Field(default=1.5, gt=0)
@@ -176,7 +178,9 @@ class GovernorConfig(Section):
     perplexity_aim: float = Field(default=1.15, gt=0)
     """Perplexity ratio above which the KL's reference is sharpened, which makes unlikely words dearer."""
     fluency_rate: float = Field(default=1.0, ge=0)
-    """How far it is sharpened, a nat of perplexity beyond the aim; 0 for never."""
+    """How far it is sharpened, a nat of perplexity beyond the aim; 0 for never, as it is where the KL isn't that of the
+    whole vocabulary in the loss (`train.ppo.kl_estimator`, `kl_in`): a broken bound of perplexity then makes the KL
+    dearer (`breach_factor`)."""
     breach_factor: float = Field(default=1.5, ge=1)
     """The KL grows dearer by this factor whenever its bound or one of repetition is broken; of a step that broke any, a
     part is taken back. While the policy is foreseen to stay far within the bound of KL (and `train.ppo.kl_target` is

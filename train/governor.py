@@ -75,7 +75,7 @@ def conduct(
 
     Args:
         responses: token ids of each answer.
-        reference_logprobs: log-prob of each of these tokens under the base, at temperature 1.
+        reference_logprobs: log-prob of each of these tokens under the base, at the temperature of sampling.
         kl: nats an answer.
         topic: see `Conduct`.
     """
@@ -153,7 +153,7 @@ class Prices:
         comes back by itself. The KL's takes the next update to go as far as the last one, in roots of nats: where that
         ends before `AIMED_KL` of the bound it falls by as much, so that distance that is allowed gets spent; where it
         ends beyond, what has fallen rises again. Above 1 only a broken bound brings it: of distance, or of repetition,
-        which has no price of its own as topic and fluency have.
+        which has no price of its own as topic and fluency have (fluency unless `fluency_rate` is 0).
 
         Args:
             seen: conduct of the policy just judged.
@@ -167,7 +167,7 @@ class Prices:
             return self
         shortfall = config.topic_aim * baseline.topic - (2 * seen.topic - before.topic)
         most, kl = config.breach_factor, self.kl
-        priced = _strays(seen, baseline, config) + _strange(seen, baseline, config)
+        priced = _strays(seen, baseline, config) + (config.fluency_rate > 0 and _strange(seen, baseline, config))
         if len(judged.breaches) > priced:
             kl *= most
         elif leapt:

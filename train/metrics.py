@@ -15,7 +15,7 @@ _STATUS = {
     "reward": "Mean reward of the last iteration's answers, in standard deviations of the voted answers.",
     "kl": "KL of the policy to the base, nats an answer.",
     "length": "Tokens an answer.",
-    "clip_fraction": "Share of tokens whose ratio was clipped.",
+    "clip_fraction": "Share of tokens that clipping held back.",
     "sft_loss": "Loss of the warm start on held-out edited answers, nats a token.",
     "entropy": "Mean entropy of the policy, nats a token.",
     "win_rate": "Share of evaluation prompts where the reward model prefers the new policy's answer to the base's.",

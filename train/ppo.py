@@ -94,6 +94,8 @@ class PpoTrainer:
         self._folder, self._topic, self._witness = folder, topic, witness
         self._observe, self._progress, self._should_stop = observe, progress, should_stop
         ppo = config.ppo
+        # only the whole vocabulary's KL has a reference that could be sharpened
+        self._governor = config.governor if ppo.exact_kl else config.governor.model_copy(update={"fluency_rate": 0.0})
         base.gradient_checkpointing = ppo.gradient_checkpointing
         self._advantages = advantage_estimator(base, reward, config)
         policy = base.adapters.parameters(POLICY)
@@ -173,7 +175,7 @@ class PpoTrainer:
         if state.metrics[-1].updates and self._config.ppo.kl_target is None:
             leapt = leap(before, seen)
         state.prices = state.prices.after(
-            seen, before, baseline=state.baseline, leapt=leapt, judged=judgement, config=self._config.governor
+            seen, before, baseline=state.baseline, leapt=leapt, judged=judgement, config=self._governor
         )
 
     def _back_off(self, judgement: Judgement) -> bool:
@@ -284,7 +286,7 @@ class PpoTrainer:
             kl_coefficient=self._state.controller.coefficient * prices.kl,
             topic=seen.topic,
             topic_price=prices.topic,
-            fluency_price=fluency_price(seen, self._state.baseline, self._config.governor),
+            fluency_price=fluency_price(seen, self._state.baseline, self._governor),
             gold=None if gold is None else float(gold.mean()),
             gold_error=None if gold is None else float(gold.std()) / len(gold) ** 0.5,
             seconds=dict(self._seconds),

@@ -154,6 +154,13 @@ def test_a_breach_makes_the_kl_dearer_unless_it_has_a_price_of_its_own() -> None
     assert prices(Prices(kl=1.0), both, at(0.9), leapt=0.9, judged=Judgement(False, ("a", "b"))).kl == 1.0
 
 
+def test_perplexity_that_has_no_price_makes_the_kl_dearer_where_its_bound_breaks() -> None:
+    strange, judged = replace(at(4.0), perplexity=12.1), Judgement(False, ("perplexity",))
+    unpriced = GovernorConfig(fluency_rate=0.0)
+    after = Prices().after(strange, at(0.9), baseline=at(0.0), leapt=0.1, judged=judged, config=unpriced)
+    assert after.kl == pytest.approx(1.5)
+
+
 def test_nothing_makes_distance_free() -> None:
     assert prices(Prices(kl=0.3), at(0.5), at(0.4), leapt=0.1).kl == 0.25
 

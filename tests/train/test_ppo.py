@@ -223,6 +223,17 @@ def watched(settings: TrainConfig) -> TrainConfig:
     return settings.model_copy(update={"governor": settings.governor.model_copy(update=bounds)})
 
 
+def test_a_kl_that_is_estimated_has_no_reference_to_sharpen_and_says_so(base: Base, tmp_path: Path) -> None:
+    """Its perplexity, which nothing prices then, makes the KL dearer."""
+    settings = watched(config(iterations=3, kl_coefficient=0.01, kl_estimator="k3"))
+    bounded = settings.governor.model_copy(update={"max_kl": 1e9, "max_perplexity_ratio": 1.0, "perplexity_aim": 0.5})
+    result = train(base, tmp_path, settings.model_copy(update={"governor": bounded}))
+    assert {m.fluency_price for m in result.metrics} == {0.0}
+    broken = next(at for at, judged in enumerate(result.judgements) if not judged.within)
+    assert "perplexity" in result.judgements[broken].breaches[0]
+    assert result.metrics[broken].kl_coefficient == pytest.approx(1.5 * result.metrics[broken - 1].kl_coefficient)
+
+
 def test_each_update_is_priced_by_the_policy_that_it_begins_with(base: Base, tmp_path: Path) -> None:
     result = train(base, tmp_path, watched(config(iterations=4, kl_coefficient=0.5)))
     metrics = result.metrics

@@ -22,7 +22,8 @@ class RewardConfig(Section):
     folds: int = Field(default=5, ge=2)
     """Folds of the cross-validation (over conversations) that chooses strength and layer mix."""
     heldout: float = Field(default=0.15, ge=0.0, lt=0.9)
-    """Share of conversations that the `last` head never sees, to judge it by (`mix` is cross-validated instead)."""
+    """Share of conversations that the `last` head never sees, to judge it by (`mix` is cross-validated instead): one
+    part of 2 to 20, whichever is nearest."""
     members: int = Field(default=8, ge=0, le=64)
     """Heads of the ensemble (`mix`), fitted on resampled conversations: how far they differ about an answer says how
     little is known of it. 0 for none, 1 is no ensemble either."""
