@@ -145,7 +145,7 @@ class PpoConfig(Section):
     """An iteration's updates stop when a minibatch's approximate KL to the sampling policy (nats a token) tops this."""
     gradient_checkpointing: bool = False
     """Keep only what enters each block and compute the rest again on the way back: same bits, less memory, one more
-    forward pass an update."""
+    forward pass an update; in the warm start and in the `last` head's training too."""
 
     @property
     def exact_kl(self) -> bool:

@@ -97,6 +97,7 @@ def make_tools(
         raise ModelUnusable(f"{model}: its tokenizer can't be read: {str(error).splitlines()[0]}") from error
     sharded = team.size > 1 and config.tuning == "full"
     base = Base.load(model, config.lora, device=str(device_for(config, team)), tuning=config.tuning, sharded=sharded)
+    base.gradient_checkpointing = config.ppo.gradient_checkpointing  # in PPO, and in all that is trained before it
     if not tokenizer.chat_template:
         raise ModelUnusable(f"{model}: its tokenizer has no chat template; give a model that is made for chat")
     texts = TextReader.of(tokenizer, config.chat_template_kwargs or {}, base.eos_ids)

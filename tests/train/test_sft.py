@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from feedback.paths import DataPaths
 from train import checkpoint, sft
 from train.base import POLICY, Base, policy_pass
 from train.config import TrainConfig
+from train.data import DatasetVotes
 from train.demonstrations import Demonstration, Edit, encode, read_edits
 from train.errors import BaseMismatch, CycleInterrupted
+from train.launch import make_tools
 from train.lora import digest
 from train.sft import Epoch, WarmStart, WarmStarter, evaluate_demonstrations, split
+from train.team import ALONE
 
 
 def row(edited: str | None, chosen: str = "left", **more: Any) -> dict[str, Any]:
@@ -159,6 +163,29 @@ def test_an_interrupted_warm_start_resumes_to_the_same_bits(tiny_model: Path, tm
     resumed_base = fresh()
     assert run(resumed_base, tmp_path / "cut", config(), demonstrations()) == whole
     assert digest(resumed_base.adapters.state(POLICY)) == digest(whole_base.adapters.state(POLICY))
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_warm_start_keeps_less_too_where_that_is_asked_for_and_ends_in_the_same_bits(
+    tiny_model: Path, tmp_path: Path, tuning: str
+) -> None:
+    found = []
+    for sparing in (False, True):
+        settings = config(epochs=1).model_dump() | {"tuning": tuning, "ppo": {"gradient_checkpointing": sparing}}
+        base = make_tools(
+            TrainConfig.model_validate(settings),
+            DataPaths(tmp_path),
+            tiny_model,
+            ALONE,
+            votes=lambda texts: DatasetVotes(tmp_path, None, texts),
+            status=None,
+            should_stop=lambda: False,
+        ).base
+        assert base.gradient_checkpointing == sparing
+        base.adapters.add(POLICY, 0)
+        run(base, tmp_path / str(sparing), TrainConfig.model_validate(settings), demonstrations())
+        found.append(digest(base.adapters.state(POLICY)))
+    assert found[0] == found[1]
 
 
 def test_a_warm_start_of_other_demonstrations_is_refused(base: Base, tmp_path: Path) -> None:
