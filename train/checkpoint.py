@@ -72,6 +72,7 @@ def slim(root: Path, iteration: int, keep: str) -> None:
     tensors = {key: tensor for key, tensor in load_file(folder / TENSORS_FILE).items() if key.startswith(keep)}
     try:
         save_file(tensors, folder / ".slim")
+        sync(folder / ".slim")
     except Exception:  # as above: a full disk
         (folder / ".slim").unlink(missing_ok=True)
         raise

@@ -6,7 +6,6 @@ Done between cycles. The file is the interface: serving offers what the newest p
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from train.base import Base
 from train.config import TrainConfig
 from train.cycle_state import CycleState, cycles_folder
 from train.errors import NotEnoughVotes
+from train.files import write_text
 from train.reward.acquisition import chances, information, leads_of
 from train.reward.config import ReviewConfig
 from train.reward.extract import FeatureReader
@@ -135,13 +135,7 @@ def prepare(  # noqa: PLR0917  what is asked, of whom, judged by what
 
 def write(pool: ReviewPool, file: Path) -> None:
     """Put the pool in place of the one before; a reader sees one or the other, whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(".tmp")
-    with beside.open("w") as out:
-        out.write(pool.model_dump_json())
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(file)
+    write_text(file, pool.model_dump_json())
 
 
 def _different(texts: Sequence[str], rows: range) -> list[int]:

@@ -10,17 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from feedback.contracts import ReviewPool
 from feedback.dataset.errors import DatasetFull
 from feedback.paths import DataPaths
 from tests.train.test_cycle import CONFIG, digest, fill, train_once
-from train import checkpoint
+from train import checkpoint, review
 from train.config import TrainConfig, with_resources_of
 from train.cycle_state import all_cycles
 from train.lora import AdapterSet
 from train.process import shortage
+from train.reward import extract
 from train.update import Updater
 
 
@@ -49,6 +52,30 @@ def test_a_checkpoint_that_finds_no_room_leaves_nothing_and_can_be_written_later
         checkpoint.slim(tmp_path, 0, "weight")
     assert torch.equal(checkpoint.load(tmp_path, 0)[0]["weight"], tensors["weight"])
     assert sorted(path.name for path in (tmp_path / "iteration-0000").iterdir()) == ["state.json", "state.safetensors"]
+
+
+def test_features_and_prepared_pairs_that_find_no_room_leave_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    kept = tmp_path / "features.safetensors"
+    extract._replace(kept, {"keys": np.zeros(4, dtype=np.uint8)})
+    before = kept.read_bytes()
+    with files_no_larger_than(8192), pytest.raises(Exception):  # noqa: B017, PT011 - whatever safetensors raises
+        extract._replace(kept, {"keys": np.zeros(16384, dtype=np.uint8)})
+    pool = ReviewPool(reward_model="r", base_model="b", base_fingerprint="f", adapter=None, items=())
+    with files_no_larger_than(64), pytest.raises(OSError, match="too large"):
+        review.write(pool, tmp_path / "pool.json")
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+    assert kept.read_bytes() == before
+
+
+def test_a_slimmed_checkpoint_is_on_the_disk_before_it_takes_the_whole_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, 0, {"policy/w": torch.ones(8), "moments": torch.ones(8)}, {})
+    synced: list[str] = []
+    monkeypatch.setattr(checkpoint, "sync", lambda path: synced.append(path.name) if path.exists() else None)
+    checkpoint.slim(tmp_path, 0, "policy/")
+    assert synced == [".slim"]
+    assert checkpoint.load(tmp_path, 0)[0].keys() == {"policy/w"}
 
 
 @pytest.mark.parametrize(

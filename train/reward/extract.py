@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from train.base import Base, reference_pass
+from train.files import sync
 from train.reward import features, tokens
 from train.reward.features import Sequences, Vocabulary
 from train.reward.probe import Array
@@ -183,7 +183,10 @@ def _keys(cached: Mapping[str, Stored]) -> dict[str, int]:
 def _replace(path: Path, arrays: dict[str, Stored]) -> None:
     """Write beside, sync, rename: a killed write leaves the old file."""
     beside = path.with_suffix(".tmp")
-    save_file(arrays, beside)
-    with beside.open("rb") as handle:
-        os.fsync(handle.fileno())
-    beside.replace(path)
+    try:
+        save_file(arrays, beside)
+        sync(beside)
+        beside.replace(path)
+    except Exception:  # a full disk: give back what the attempt took
+        beside.unlink(missing_ok=True)
+        raise
