@@ -57,6 +57,7 @@ class Chronicle:
         self._config = config
         self._log = log.bind(cycle=number)
         self._board = TensorBoard(boards, number) if config.tensorboard else None
+        self._judged = 0  # policies so far
 
     def reward_model(self, model_id: str, figures: dict[str, float]) -> None:
         """The reward model was judged fit."""
@@ -71,10 +72,13 @@ class Chronicle:
 
     def progressed(self, step: str, done: int, total: int) -> None:
         """A step of the iteration under way is done / total done."""
-        iteration = int(self._status.status.get("step") or 0)
         before, own = _STEPS.get(step, (0.0, 0.15))
         within = min(before + own * done / max(total, 1), 1.0)
-        self._status.phase("ppo", (iteration + within) / self._config.ppo.iterations, detail=step)
+        self._status.phase("ppo", self._share(within), detail=step)
+
+    def _share(self, within: float) -> float:
+        """Of PPO, so far into the iteration under way: one judges the last policy, without an update."""
+        return (self._judged + within) / (self._config.ppo.iterations + 1)
 
     def iteration(self, metrics: IterationMetrics, conduct: Conduct) -> None:
         """An iteration has ended. One that is done again replaces its line, and drops what came after."""
@@ -84,11 +88,12 @@ class Chronicle:
         write_text(path, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]))
         if self._board is not None:
             self._board.write(metrics.iteration, record)
+        self._judged = metrics.iteration + 1
         figures = {"reward": metrics.score, "kl": metrics.kl, "length": metrics.length, "iteration": metrics.iteration}
         self._status.phase(
             "ppo",
-            metrics.iteration / self._config.ppo.iterations,
-            step=min(metrics.iteration, self._config.ppo.iterations),
+            self._share(0.0),
+            step=min(self._judged, self._config.ppo.iterations),
             message=f"reward {metrics.score:.2f}, KL {metrics.kl:.1f}",
             clip_fraction=metrics.clip_fraction,
             entropy=metrics.entropy,
