@@ -169,7 +169,7 @@ class GovernorConfig(Section):
     """Least share of a prompt's own wording that answers take up, as a fraction of the base's own answers'."""
     topic_price: float = Field(default=0.5, ge=0)
     """Least reward for taking up all of a prompt's wording, in standard deviations of the score. While answers take up
-    less than aimed at the price rises, then it falls again (a Lagrange multiplier); it never tops 3."""
+    less than aimed at the price rises, then it falls again (a Lagrange multiplier); it never rises above 3."""
     topic_rate: float = Field(default=6.0, ge=0)
     """By how much an iteration changes that price, a unit of shortfall; 0 keeps it fixed."""
     topic_aim: float = Field(default=1.1, ge=0)
@@ -188,7 +188,7 @@ class GovernorConfig(Section):
     gold_votes: int = Field(default=512, ge=1)
     """From so many decisive votes on, a share of them is kept from the reward model; a second one, of these alone,
     reads every iteration's answers, and PPO stops where its score is predicted to peak (Gao et al. 2022). With fewer
-    votes the reward model needs them all."""
+    votes the reward model needs them all. For `train.reward.head = "mix"` alone."""
     gold_share: float = Field(default=0.2, ge=0, le=0.5)
     """That share of the conversations; 0 for never."""
 
@@ -288,6 +288,25 @@ class TrainConfig(Section):
                 'train.ppo.kl_estimator = "k1" wants train.ppo.kl_in = "reward": as a loss it pulls nowhere'
             )
         return ppo
+
+    @field_validator("ppo")
+    @classmethod
+    def _a_price_that_stays_a_price(cls, ppo: PpoConfig) -> PpoConfig:
+        if ppo.kl_target is not None and ppo.kl_horizon <= 0.2 * ppo.episodes:
+            raise ValueError(
+                "train.ppo.kl_horizon of more than a fifth of train.ppo.episodes is needed: with less, one iteration "
+                "could turn the KL's price into a reward"
+            )
+        return ppo
+
+    @field_validator("reward")
+    @classmethod
+    def _members_to_disagree(cls, reward: RewardConfig) -> RewardConfig:
+        if reward.pessimism > 0 and (reward.head != "mix" or reward.members < 2):
+            raise ValueError(
+                'train.reward.pessimism wants train.reward.head = "mix" and train.reward.members of 2 or more'
+            )
+        return reward
 
     @field_validator("ppo")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,8 +95,10 @@ class TrainMetrics:
         """Take over what the status board says."""
         figures = status.get("figures") or {}
         _set(self._status, status)
-        _set(self._iteration, figures)
-        _set(self._reward_model, status.get("reward_model") or {})
+        if figures:
+            _set(self._iteration, figures, otherwise=math.nan)
+        if judged := status.get("reward_model"):
+            _set(self._reward_model, judged, otherwise=math.nan)
         for step, seconds in (figures.get("seconds") or {}).items():
             self._seconds.labels(step).set(seconds)
         for phase in ("idle", *PHASES, "failed"):
@@ -112,8 +115,11 @@ class TrainMetrics:
         return Gauge(f"hustings_train_{name}", text, labels, registry=self.registry)
 
 
-def _set(gauges: Mapping[str, Gauge], values: Mapping[str, Any]) -> None:
+def _set(gauges: Mapping[str, Gauge], values: Mapping[str, Any], otherwise: float | None = None) -> None:
+    """Set gauges to the numbers of their names; to `otherwise`, if given, where there is none: what is unknown now
+    isn't told by an earlier figure."""
     for key, gauge in gauges.items():
         value = values.get(key)
-        if isinstance(value, (int, float)):
-            gauge.set(value)
+        known = value if isinstance(value, (int, float)) else otherwise
+        if known is not None:
+            gauge.set(known)

@@ -16,6 +16,7 @@ from tests.train.tiny_ppo import WantsTokens, config, train
 from train import checkpoint, maths
 from train.advantage import GaeAdvantages, GroupAdvantages, advantage_estimator
 from train.base import Base
+from train.config import TrainConfig
 from train.experience import Old, Scored, shaped
 from train.rollout import Sample
 from train.scaling import RunningScale
@@ -148,11 +149,19 @@ def test_gae_is_the_default_and_has_a_critic(base: Base) -> None:
         ({"advantage": "rloo", "answers_per_prompt": 1}, "answers_per_prompt of 2"),
         ({"kl_estimator": "k1", "kl_in": "loss", "kl_coefficient": 0.1}, "pulls nowhere"),
         ({"kl_estimator": "exact", "kl_in": "reward"}, 'kl_in = "loss"'),
+        ({"episodes": 32, "kl_target": 5.0, "kl_horizon": 6.4}, "more than a fifth"),  # 1 - 0.2 * 32 / 6.4 is 0
     ],
 )
 def test_settings_that_cannot_work_are_refused(ppo: dict[str, object], line: str) -> None:
     with pytest.raises(ValidationError, match=line):
         config(**ppo)
+
+
+@pytest.mark.parametrize("reward", [{"members": 1}, {"members": 0}, {"head": "last"}])
+def test_pessimism_without_an_ensemble_is_refused(reward: dict[str, object]) -> None:
+    assert TrainConfig.model_validate({"reward": {"pessimism": 0.5}}).reward.pessimism == 0.5
+    with pytest.raises(ValidationError, match="members of 2 or more"):
+        TrainConfig.model_validate({"reward": {"pessimism": 0.5, **reward}})
 
 
 def test_rewards_are_scaled_then_clipped_then_fined_then_pay_for_kl() -> None:

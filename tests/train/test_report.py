@@ -178,6 +178,17 @@ def test_iterations_and_the_reward_model_are_metrics() -> None:
     assert 'hustings_train_step_seconds{step="update"} 60.0' in text
 
 
+def test_what_a_cycle_does_not_know_is_not_told_by_the_figure_of_an_earlier_one() -> None:
+    metrics = TrainMetrics()
+    metrics.observe({"figures": iteration(1, gold=0.5), "reward_model": {"reward_by_chance": 0.05}})
+    metrics.observe({"figures": None, "reward_model": None})  # a cycle begins
+    assert "hustings_train_reward_by_chance 0.05" in generate_latest(metrics.registry).decode()
+    metrics.observe({"figures": iteration(0, gold=None), "reward_model": {"reward_accuracy": 0.75}})
+    text = generate_latest(metrics.registry).decode()
+    assert "hustings_train_reward_by_chance NaN" in text
+    assert "hustings_train_gold NaN" in text
+
+
 def test_every_metric_of_the_trainer_has_its_formula_in_the_docs() -> None:
     told = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     for family in TrainMetrics().registry.collect():
