@@ -1,0 +1,46 @@
+"""What a cycle tells of itself while it runs, and while it waits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from feedback.paths import DataPaths
+from tests.train.test_cycle import CONFIG, fill, train_once
+from tests.train.tiny_trainer import make_trainer
+from train.cycle_state import all_cycles
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> DataPaths:
+    made = DataPaths(tmp_path / "data")
+    made.create()
+    return made
+
+
+def test_a_cycles_progress_never_goes_back(paths: DataPaths, tiny_model: Path) -> None:
+    fill(paths, tiny_model)
+    seen: list[tuple[str, float]] = []
+    trainer = make_trainer(
+        paths, tiny_model, CONFIG, observe=lambda status: seen.append((status["phase"], status["progress"]))
+    )
+    assert trainer.run_once() == 0
+    shares = [share for phase, share in seen if phase != "idle"]
+    assert shares == sorted(shares)
+    of_ppo = [share for phase, share in seen if phase == "ppo"]
+    # four policies are judged, each for a quarter of the time between 0.15 and 0.9
+    assert {0.15, 0.3375, 0.525, 0.7125, 0.9} <= set(of_ppo)
+
+
+def test_a_cycle_that_is_to_sample_from_serving_waits_until_it_knows_of_one(paths: DataPaths, tiny_model: Path) -> None:
+    """It once sampled in the trainer instead, and said nothing."""
+    fill(paths, tiny_model)
+    assert train_once(paths, tiny_model, {**CONFIG, "rollout": {"max_tokens": 8, "source": "serving"}}) == 1
+    message = json.loads((paths.train / "status.json").read_text())["message"]
+    assert "no serving is known: start it first (hustings up), give --serve-url URL, or set train.rollout" in message
+    (state,) = all_cycles(paths)
+    assert (state.outcome, state.snapshot) == (None, None)
