@@ -86,8 +86,10 @@ def shortage(error: BaseException, config: TrainConfig, phase: str) -> str | Non
     text = str(error)
     if no_memory(error):
         return _out_of_memory(config, phase)
+    if isinstance(error, DatasetFull):  # its own line tells a full disk from one that may not be written
+        return f"{text}; the cycle then goes on, and the adapter in office stays"
     full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    if full or isinstance(error, DatasetFull) or any(sign in text for sign in NO_ROOM):
+    if full or any(sign in text for sign in NO_ROOM):
         where = getattr(error, "filename", None) or "in the data folder"
         return f"the disk is full ({where}): make room; the cycle then goes on, and the adapter in office stays"
     return None

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from feedback.contracts import ReviewPool
-from feedback.dataset.errors import DatasetFull
+from feedback.dataset.errors import DatasetFull, from_os
 from feedback.paths import DataPaths
 from tests.train.test_cycle import CONFIG, digest, fill, train_once
 from train import checkpoint, review
@@ -89,7 +89,8 @@ def test_a_slimmed_checkpoint_is_on_the_disk_before_it_takes_the_whole_ones_plac
             "train.rollout.batch (now 64)",
         ),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "ppo", "/data/x"),
-        (DatasetFull("no space left to write p"), "snapshot", "disk is full"),
+        (DatasetFull("no space left to write p"), "snapshot", "no space left to write p"),
+        (from_os(PermissionError(errno.EACCES, "denied"), Path("p")), "snapshot", "p can't be written (denied)"),
     ],
 )
 def test_the_line_names_what_to_change(error: Exception, phase: str, said: str) -> None:
