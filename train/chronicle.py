@@ -16,6 +16,7 @@ from train.evaluate import Evaluation
 from train.files import write_text
 from train.governor import Judgement as Conduct
 from train.iteration import IterationMetrics
+from train.metrics import OF_UPDATES
 from train.report import CycleReport, write_report
 from train.sft import Epoch
 from train.status import StatusBoard
@@ -86,8 +87,9 @@ class Chronicle:
         path = self._folder / "metrics.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["iteration"] < metrics.iteration]
         write_text(path, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]))
+        known = {name: value for name, value in record.items() if metrics.updates or name not in OF_UPDATES}
         if self._board is not None:
-            self._board.write(metrics.iteration, record)
+            self._board.write(metrics.iteration, known)
         self._judged = metrics.iteration + 1
         figures = {"reward": metrics.score, "kl": metrics.kl, "length": metrics.length, "iteration": metrics.iteration}
         self._status.phase(
@@ -95,10 +97,9 @@ class Chronicle:
             self._share(0.0),
             step=min(self._judged, self._config.ppo.iterations),
             message=f"reward {metrics.score:.2f}, KL {metrics.kl:.1f}",
-            clip_fraction=metrics.clip_fraction,
-            entropy=metrics.entropy,
             figures=record,
             **figures,
+            **{name: known[name] for name in ("clip_fraction", "entropy") if name in known},
         )
         self._log.info("iteration", **rounded(figures), breaches=list(conduct.breaches))
 

@@ -48,6 +48,22 @@ _ITERATION = {
     "within": ("within_bounds", "1 while the last iteration kept the governor's bounds, else 0."),
 }
 """Gauges by the keys of an iteration's record in metrics.jsonl."""
+OF_UPDATES = frozenset(
+    {
+        "entropy",
+        "clip_fraction",
+        "value_clip_fraction",
+        "policy_loss",
+        "value_loss",
+        "approx_kl",
+        "grad_norm",
+        "explained_variance",
+        "sampler_mismatch",
+        "importance_capped",
+        "first_ratio_error",
+    }
+)
+"""Figures that an iteration without an update has not: its record holds 0. A run's last iteration is always one."""
 _REWARD_MODEL = {
     "reward_accuracy": "Share of held-out votes whose winner scores higher.",
     "reward_log_loss": "Log-loss on held-out votes, nats a vote.",
@@ -96,7 +112,8 @@ class TrainMetrics:
         figures = status.get("figures") or {}
         _set(self._status, status)
         if figures:
-            _set(self._iteration, figures, otherwise=math.nan)
+            told = [key for key in self._iteration if figures.get("updates") or key not in OF_UPDATES]
+            _set({key: self._iteration[key] for key in told}, figures, otherwise=math.nan)
         if judged := status.get("reward_model"):
             _set(self._reward_model, judged, otherwise=math.nan)
         for step, seconds in (figures.get("seconds") or {}).items():

@@ -22,7 +22,9 @@ def paths(tmp_path: Path) -> DataPaths:
     return made
 
 
-def test_a_cycles_progress_never_goes_back(paths: DataPaths, tiny_model: Path) -> None:
+def test_a_cycles_progress_never_goes_back_and_its_last_entropy_is_an_updates(
+    paths: DataPaths, tiny_model: Path
+) -> None:
     fill(paths, tiny_model)
     seen: list[tuple[str, float]] = []
     trainer = make_trainer(
@@ -34,6 +36,8 @@ def test_a_cycles_progress_never_goes_back(paths: DataPaths, tiny_model: Path) -
     of_ppo = [share for phase, share in seen if phase == "ppo"]
     # four policies are judged, each for a quarter of the time between 0.15 and 0.9
     assert {0.15, 0.3375, 0.525, 0.7125, 0.9} <= set(of_ppo)
+    # the last policy is judged without an update, whose entropy would be 0
+    assert trainer._status.status["entropy"] > 1.0
 
 
 def test_a_cycle_that_is_to_sample_from_serving_waits_until_it_knows_of_one(paths: DataPaths, tiny_model: Path) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from train.errors import TensorBoardMissing
 from train.metrics import TrainMetrics
 from train.report import CycleReport, write_report
-from train.report.page import last_question
+from train.report.page import _plots, last_question
 from train.report.plots import Line, Plot, draw, ticks, wilson
 from train.tensorboard import TensorBoard, require
 from train.terminal import TerminalProgress
@@ -187,6 +187,24 @@ def test_what_a_cycle_does_not_know_is_not_told_by_the_figure_of_an_earlier_one(
     text = generate_latest(metrics.registry).decode()
     assert "hustings_train_reward_by_chance NaN" in text
     assert "hustings_train_gold NaN" in text
+
+
+def test_an_iteration_without_an_update_has_no_figures_of_one(tmp_path: Path) -> None:
+    """Entropy 0 would read as a policy that has collapsed."""
+    metrics = TrainMetrics()
+    metrics.observe({"figures": iteration(1, grad_norm=2.5), "entropy": 1.5})
+    metrics.observe({"figures": iteration(2, updates=0, grad_norm=0.0, kl=3.0), "entropy": 1.5})
+    text = generate_latest(metrics.registry).decode()
+    assert "hustings_train_grad_norm 2.5" in text
+    assert "hustings_train_kl_coefficient NaN" in text  # not in this record, and no figure of an update
+    assert "hustings_train_updates 0.0" in text
+    rows = [iteration(0, entropy=7.0), iteration(1, entropy=0.0, updates=0), iteration(2, entropy=6.0), iteration(3)]
+    rows[3]["updates"] = 0
+    drawn = {plot.title: plot for plot in _plots(dataclasses.replace(REPORT, iterations=rows))}
+    entropies = [y for _, y in drawn["Entropy"].lines[0].points]
+    assert (entropies[0], entropies[2]) == (7.0, 6.0)
+    assert math.isnan(entropies[1])
+    assert math.isnan(entropies[3])
 
 
 def test_every_metric_of_the_trainer_has_its_formula_in_the_docs() -> None:

@@ -130,10 +130,9 @@ def _plots(report: CycleReport) -> list[Plot]:
     chosen = [report.chosen] if report.chosen else []
 
     def line(name: str, *, updated: bool = False, **more: Any) -> Line:
-        """An iteration's figure; the last iteration has no update, and so no figure of one."""
-        points = [(float(row["iteration"]), _number(row.get(name))) for row in rows]
-        if updated and len(points) > 1:
-            points[-1] = (points[-1][0], float("nan"))
+        """An iteration's figure; one without an update (the last, and one beyond the bounds) has no figure of one."""
+        values = [None if updated and not row["updates"] else row.get(name) for row in rows]
+        points = [(float(row["iteration"]), _number(value)) for row, value in zip(rows, values, strict=True)]
         return Line(points, marked=() if updated else chosen, **more)
 
     score = line("score", spread=[_number(row.get("score_std")) for row in rows])
