@@ -164,6 +164,12 @@ def test_pessimism_without_an_ensemble_is_refused(reward: dict[str, object]) -> 
         TrainConfig.model_validate({"reward": {"pessimism": 0.5, **reward}})
 
 
+@pytest.mark.parametrize("depths", [(), (0.5, 1.2), (-0.1,)])
+def test_a_reward_model_that_reads_no_layer_is_refused(depths: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError, match="depths"):
+        TrainConfig.model_validate({"reward": {"depths": depths}})
+
+
 def test_rewards_are_scaled_then_clipped_then_fined_then_pay_for_kl() -> None:
     answers = scored([[4.0, -1.0], [2.0]], cut=(0,))
     old = Old(answers.sampled, torch.zeros(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ class RewardConfig(Section):
     `last`: the textbook scalar head at the last token, trained with a LoRA (thousands of votes)."""
     credit: Literal["token", "end"] = "token"
     """Where PPO gets the score: split over the tokens that earned it (exact), or in one lump at the end."""
-    depths: tuple[float, ...] = (0.0, 0.4, 0.73)
+    depths: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = Field(default=(0.0, 0.4, 0.73), min_length=1)
     """Layers that `mix` reads, as shares of the base's depth; 0 is the embedding layer."""
     folds: int = Field(default=5, ge=2)
     """Folds of the cross-validation (over conversations) that chooses strength and layer mix."""
