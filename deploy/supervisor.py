@@ -17,6 +17,8 @@ from deploy.errors import ChildFailed
 
 USAGE_STATUS = 2
 """Exit status of a child that can't run as it was called: trying again won't help."""
+_MOST_DOUBLINGS = 62
+"""More than any waiting time needs; after a thousand failures (a night of them) the power would be no number."""
 
 
 class Backoff:
@@ -31,7 +33,8 @@ class Backoff:
     def after(self, uptime_s: float) -> float:
         """Seconds to wait after a run of `uptime_s` that failed."""
         self.failures = 1 if uptime_s >= self._steady_s else self.failures + 1
-        return float(min(self._longest_s, self._first_s * 2 ** (self.failures - 1)))
+        doublings = min(self.failures - 1, _MOST_DOUBLINGS)
+        return float(min(self._longest_s, self._first_s * 2**doublings))
 
 
 class Supervisor:

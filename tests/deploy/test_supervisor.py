@@ -261,6 +261,11 @@ def test_waiting_doubles_up_to_the_longest_and_starts_anew_after_a_long_run() ->
     assert [backoff.after(uptime) for uptime in (0, 0, 0, 0, 61, 0)] == [1, 2, 4, 5, 1, 2]
 
 
+def test_a_process_that_fails_for_days_is_still_started_again():
+    backoff = Backoff()
+    assert [backoff.after(uptime_s=1) for _ in range(3_000)][-1] == 60
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [(0, "ended"), (3, "ended with status 3"), (-15, "was killed by signal 15, SIGTERM"), (-99, "signal 99, unknown")],
