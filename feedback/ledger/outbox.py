@@ -26,6 +26,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    not_,
     or_,
     select,
     update,
@@ -49,6 +50,10 @@ _AT_ONCE = 50
 
 _CHUNK = 500
 """Ids in one statement."""
+
+_REPLAYED = -1
+"""`sends` of a row that a replay has made pending: the curator's receipt for an earlier sending is on the topic still,
+and whoever reads that from its beginning must not take it for this one's."""
 
 _ENQUEUE = insert(outbox)
 _KEPT_COLUMNS = ("event_id", "topic", "record_key", "state", "created_us", "sends")
@@ -168,15 +173,20 @@ def mark_sent(connection: Connection, seqs: Iterable[int]) -> None:
     for chunk in rows.chunks(sorted(seqs)):
         pending = f"seq IN ({rows.marks(connection, len(chunk))}) AND state = 'pending' ORDER BY seq{lock}"
         connection.exec_driver_sql(
-            f"UPDATE outbox SET state = 'sent', sent_us = {now:d}, sends = sends + 1"  # noqa: S608  numbers of our own
+            f"UPDATE outbox SET state = 'sent', sent_us = {now:d}, sends ="  # noqa: S608  numbers of our own
+            f" CASE WHEN sends < 0 THEN 1 ELSE sends + 1 END"
             f" WHERE seq IN (SELECT seq FROM outbox WHERE {pending})",
             tuple(chunk),
         )
 
 
 def mark_confirmed(connection: Connection, event_ids: Iterable[str]) -> int:
-    """The curator has these; returns how many were news. Unknown ids are another ledger's and are passed over."""
-    open_rows = (outbox.c.state != "confirmed", outbox.c.topic.in_(RECEIPTED_TOPICS))
+    """The curator has these; returns how many were news. Unknown ids are another ledger's and are passed over.
+
+    A row that a replay has made pending waits for a receipt that comes after its sending.
+    """
+    still_to_go = and_(outbox.c.state == "pending", outbox.c.sends == _REPLAYED)
+    open_rows = (outbox.c.state != "confirmed", outbox.c.topic.in_(RECEIPTED_TOPICS), not_(still_to_go))
     seqs: list[int] = []
     # A stranger's record may be named with NUL, which PostgreSQL can't even look for; its receipt names ours too.
     for ids in _chunks(event_id for event_id in event_ids if "\x00" not in event_id):
@@ -241,7 +251,7 @@ def requeue(connection: Connection, topics: Collection[str] | None, overdue_s: f
 
 
 def replay(connection: Connection, topics: Collection[str], after: int, last: int, limit: int) -> tuple[int, int]:
-    """Make the next rows of these topics pending again, confirmed ones too.
+    """Make the next rows of these topics pending again, confirmed ones too: each is sent, whatever receipts come first.
 
     Returns:
         How many rows, and the `after` of the next call; `last` when there are no more.
@@ -259,7 +269,7 @@ def replay(connection: Connection, topics: Collection[str], after: int, last: in
         .with_for_update()
     )
     seqs = list(found.scalars())
-    connection.execute(update(outbox).where(outbox.c.seq.in_(seqs)).values(_again(sends=0)))
+    connection.execute(update(outbox).where(outbox.c.seq.in_(seqs)).values(_again(sends=_REPLAYED)))
     return len(seqs), seqs[-1] if len(seqs) == limit else last
 
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from feedback.dataset import Dataset
 from feedback.dataset.importing import import_file
 from feedback.event_log import EventLogError, EventLogUnavailable, EventProducer, OutgoingRecord
 from feedback.ledger import Ledger
-from feedback.replay import ReplayError, replay_dataset, replay_ledger
+from feedback.ledger.outbox import OutboxStats
+from feedback.relay import Relay
+from feedback.replay import LEDGER_TOPICS, ReplayError, replay_dataset, replay_ledger
 from tests.fakes.event_log import FakeEventLog
 from tests.feedback.events import pair, vote
 from tests.feedback.test_forgetting import EVENT
@@ -51,6 +54,25 @@ def curating(log: FakeEventLog, dataset: Dataset) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(20)
+
+
+@contextmanager
+def relaying(ledger: Ledger, log: FakeEventLog) -> Iterator[None]:
+    relay = Relay(ledger, log, FeedbackConfig(relay_idle_s=0.01, relay_batch=5))
+    relay.start()
+    try:
+        yield
+    finally:
+        relay.stop()
+
+
+def until(predicate: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+    tick, deadline = threading.Event(), time.monotonic() + timeout_s
+    while not predicate():
+        if time.monotonic() > deadline:
+            return False
+        tick.wait(0.02)
+    return True
 
 
 def receipts(log: FakeEventLog) -> int:
@@ -176,6 +198,20 @@ def test_a_replay_into_a_dead_broker_says_so_and_loses_nothing(ledger: Ledger) -
         replay_ledger(ledger, log)
     log.down = False
     assert replay_ledger(ledger, log) == {PAIR_TOPIC: VOTES, VOTE_TOPIC: VOTES}
+
+
+def test_the_relay_finishes_a_replay_that_was_cut_off_whatever_receipts_are_on_the_topic(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    """A dataset is lost, and the broker goes away in the middle of the replay; on its topics are the receipts still."""
+    log = FakeEventLog()
+    log.ensure_topics(TOPICS)
+    with curating(log, Dataset(tmp_path / "lost")), relaying(ledger, log):
+        assert until(lambda: ledger.outbox_stats() == OutboxStats(0, 0, 0.0, 0))
+    ledger.replay(LEDGER_TOPICS)  # so far came `hustings replay`
+    with curating(log, Dataset(tmp_path / "anew")), relaying(ledger, log):
+        assert until(lambda: ledger.outbox_stats() == OutboxStats(0, 0, 0.0, 0))
+        assert until(lambda: len([*Dataset(tmp_path / "anew").votes()]) == VOTES)
 
 
 def test_a_topic_that_the_ledger_does_not_hold_is_named(ledger: Ledger) -> None:

@@ -123,6 +123,21 @@ def test_a_replay_sends_everything_again_in_the_same_bytes(ledger, monkeypatch, 
     assert ledger.pending(10) == first
 
 
+def test_a_replayed_row_waits_for_a_receipt_of_its_own(ledger, clock):
+    """Receipts stay on a Kafka for days, and who reads them from the beginning meets those of the first sending."""
+    rows = filled(ledger, 2)
+    ledger.mark_sent([row.seq for row in rows])
+    ledger.mark_confirmed(["pair_0", "pair_1"])
+    ledger.replay([PAIR_TOPIC])
+    assert ledger.mark_confirmed(["pair_0", "pair_1"]) == 0
+    assert ledger.pending(10) == rows
+    ledger.mark_sent([row.seq for row in rows])
+    assert ledger.mark_confirmed(["pair_0"]) == 1
+    pass_time(clock, 60)
+    assert ledger.requeue(None, 60) == 1  # as overdue as a row that was sent for the first time
+    assert ledger.pending(10) == rows[1:]
+
+
 def test_what_is_sent_again_waits_from_then_on(ledger, clock):
     """A replay of last year's votes is no outage of a year: the alert for an old outbox would fire at once."""
     rows = filled(ledger, 4)
