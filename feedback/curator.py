@@ -203,6 +203,8 @@ class Curator:
         for stone in self._dataset.forget_all(batch.forgotten) if batch.forgotten else ():
             logger.info("voter forgotten", voter=stone.event.voter, snapshots=stone.snapshots)
         RECORDS.labels(FORGOTTEN_TOPIC, "stored").inc(len(batch.forgotten))
+        if batch.dead:  # of voters too whose tombstones came with them, or since
+            _leave_out_letters(batch, self._dataset.covering())
         for letter in batch.dead:
             path = self._dataset.keep_dead_letter(letter)
             logger.warning(
@@ -273,13 +275,17 @@ def sort_out(records: Sequence[StoredRecord]) -> Batch:
 def _leave_out(batch: Batch, forgotten: Covering) -> None:
     """Drop what forgotten voters said; it is receipted all the same, so that nobody sends it again."""
     pairs, votes, thumbs = len(batch.pairs), len(batch.votes), len(batch.thumbs)
-    batch.dead = [letter for letter in batch.dead if not forgotten.letter(base64.b64decode(letter.value or ""))]
+    _leave_out_letters(batch, forgotten)
     batch.pairs = [pair for pair in batch.pairs if not forgotten.pair(pair)]
     batch.votes = [vote for vote in batch.votes if not forgotten.vote(vote)]
     batch.thumbs = [thumb for thumb in batch.thumbs if not forgotten.thumb(thumb)]
     RECORDS.labels(PAIR_TOPIC, "forgotten").inc(pairs - len(batch.pairs))
     RECORDS.labels(VOTE_TOPIC, "forgotten").inc(votes - len(batch.votes))
     RECORDS.labels(THUMB_TOPIC, "forgotten").inc(thumbs - len(batch.thumbs))
+
+
+def _leave_out_letters(batch: Batch, forgotten: Covering) -> None:
+    batch.dead = [letter for letter in batch.dead if not forgotten.letter(base64.b64decode(letter.value or ""))]
 
 
 def receipts(event_ids: Sequence[str]) -> list[OutgoingRecord]:

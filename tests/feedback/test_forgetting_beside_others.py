@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 
 from feedback.config import FeedbackConfig
-from feedback.contracts import FORGOTTEN_TOPIC, RECEIPT_TOPIC, TOPICS, VOTE_TOPIC, DeadLetter, VoterForgotten
+from feedback.contracts import (
+    DEAD_LETTER_TOPIC,
+    FORGOTTEN_TOPIC,
+    RECEIPT_TOPIC,
+    TOPICS,
+    VOTE_TOPIC,
+    DeadLetter,
+    VoterForgotten,
+)
 from feedback.curator import Curator
 from feedback.dataset import Dataset, DatasetFull, SnapshotPurged, forgetting, parts, snapshots
 from feedback.dataset.importing import import_file
@@ -34,6 +42,10 @@ def of(voter: str) -> VoterForgotten:
 def holding(root: Path, words: bytes = b"Question 1?") -> list[str]:
     """Files below the dataset that hold the words."""
     return sorted(path.name for path in root.rglob("*") if path.is_file() and words in path.read_bytes())
+
+
+def letters_on(log: FakeEventLog) -> list[bytes]:
+    return [record.value or b"" for record in log.records(DEAD_LETTER_TOPIC)]
 
 
 def stored(folder: Path) -> list[str]:
@@ -234,6 +246,26 @@ def test_a_dead_letter_of_theirs_does_not_come_back_with_its_record(tmp_path: Pa
     letters = [DeadLetter.from_bytes(path.read_bytes()) for path in (tmp_path / "dead-letters").glob("*.json")]
     kept = {json.loads(base64.b64decode(letter.value or ""))["vote_id"] for letter in letters}
     assert kept == {"w2", "w4"}
+
+
+def test_a_dead_letter_of_theirs_that_is_read_with_the_tombstone_is_not_kept(tmp_path: Path) -> None:
+    """As after an outage, when both wait: the letters were written after the voter's had been taken out."""
+    log = FakeEventLog()
+    log.ensure_topics(TOPICS)
+    wrecks = [one.to_bytes().replace(b'"schema_version":1', NEWER, 1) for one in (vote(1), vote(2))]
+    log.producer().send([OutgoingRecord(VOTE_TOPIC, "k", wreck) for wreck in wrecks])
+    log.producer().send([OutgoingRecord(FORGOTTEN_TOPIC, "k", EVENT.to_bytes())])
+    stop = threading.Event()
+    curator = Curator(log, Dataset(tmp_path), FeedbackConfig(curate_linger_s=0.0))
+    thread = threading.Thread(target=curator.run, args=(stop,))
+    thread.start()
+    try:
+        assert log.wait_for(lambda: b"w2" in b"".join(r.value or b"" for r in log.records(RECEIPT_TOPIC)), 10)
+    finally:
+        stop.set()
+        thread.join(20)
+    for raw in (*(path.read_bytes() for path in (tmp_path / "dead-letters").glob("*.json")), *letters_on(log)):
+        assert json.loads(base64.b64decode(DeadLetter.from_bytes(raw).value or ""))["vote_id"] == "w2"
 
 
 def test_a_file_of_somebody_else_among_the_dead_letters_holds_nobody_up(dataset: Dataset, tmp_path: Path) -> None:
