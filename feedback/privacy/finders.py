@@ -12,12 +12,18 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product, takewhile
+from unicodedata import category
 
 from feedback.privacy.config import Kind
 
 _EMAIL = re.compile(r"[^\s@<>()\[\]{},;:\"'|]{1,64}@[^\s@<>()\[\]{},;:\"'|/?#]{1,255}")
+_LOCAL_END = re.compile(r"(?:[\w%+-]+(?:\.[\w%+-]+)*)?\Z")
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]){10,31}")
 _CARD = re.compile(r"(?<![0-9])[2-6][0-9](?:[ -]?[0-9]){10,17}(?![0-9])")
+_DIGITS = re.compile(r"[0-9]+")
+_SHORTEST_GROUP = 4
+"""Digits that stand together at a card's beginning, at least."""
 _IP4 = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?!\.?[0-9])")
 _IP6 = re.compile(r"(?<![0-9A-Za-z:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z:])")
 _SEVEN_DIGITS = re.compile(r"[0-9](?:[^0-9\n]{0,4}[0-9]){6}")
@@ -85,14 +91,32 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
         return
     from email_validator import EmailNotValidError, validate_email
 
-    for match in _EMAIL.finditer(text):
-        candidate = match.group().rstrip(".!?*_-")
+    def is_one(local: str, domain: str) -> bool:
+        if "." not in domain:
+            return False
         try:
-            validate_email(candidate, check_deliverability=False, globally_deliverable=False)
+            validate_email(f"{local}@{domain}", check_deliverability=False, globally_deliverable=False)
         except EmailNotValidError:
-            continue
-        if "." in candidate.partition("@")[2]:
-            yield match.start(), match.start() + len(candidate)
+            return False
+        return True
+
+    at = 0
+    while match := _EMAIL.search(text, at):
+        local, _, domain = match.group().partition("@")
+        at = match.start() + len(local) + 1
+        # As it stands; else without what stands around it: quotes, dashes, the marks of code.
+        locals_ = (local, _LOCAL_END.search(local).group())  # type: ignore[union-attr]  # it matches nothing, too
+        domains = (domain.rstrip(".!?*_-"), _domain_in(domain).rstrip(".-"))
+        for before, after in dict.fromkeys(product(locals_, domains)):
+            if is_one(before, after):
+                yield at - 1 - len(before), (at := at + len(after))
+                break
+
+
+def _domain_in(text: str) -> str:
+    """What of it can be a domain: letters of any script with their marks, digits, dots and hyphens."""
+    fit = takewhile(lambda one: one.isalnum() or one in ".-" or category(one).startswith("M"), text)
+    return "".join(fit)
 
 
 def _ibans(text: str) -> Iterator[tuple[int, int]]:
@@ -112,10 +136,17 @@ def _ibans(text: str) -> Iterator[tuple[int, int]]:
 def _cards(text: str) -> Iterator[tuple[int, int]]:
     from stdnum import luhn
 
-    for match in _CARD.finditer(text):
-        digits = re.sub(r"[ -]", "", match.group())
-        if 13 <= len(digits) <= 19 and luhn.is_valid(digits):
-            yield match.span()
+    at = 0
+    while match := _CARD.search(text, at):
+        start, end = match.span()
+        groups = [each.end() for each in _DIGITS.finditer(text, start, end)]
+        # Its expiry or the code from its back may follow, and a day or a month stand before.
+        ends = (end for end in reversed(groups) if 13 <= sum(map(str.isdigit, text[start:end])) <= 19)
+        found = next((end for end in ends if luhn.is_valid(re.sub(r"[ -]", "", text[start:end]))), None)
+        if found is not None:
+            yield start, found
+        first = groups[0]
+        at = found or (first if first - start < _SHORTEST_GROUP else end)
 
 
 def _ips(text: str) -> Iterator[tuple[int, int]]:

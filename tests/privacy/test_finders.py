@@ -24,7 +24,17 @@ def found(text: str) -> list[tuple[str, str]]:
         ("Write to ann.lee+list@mail.example.co.uk.", "email", "ann.lee+list@mail.example.co.uk"),
         ("(bob@example.com)", "email", "bob@example.com"),
         ("Grüße an jörg@bücher.example!", "email", "jörg@bücher.example"),
+        ("is it ann@example.com\N{RIGHT DOUBLE QUOTATION MARK}?", "email", "ann@example.com"),
+        ("the key `user`, as in ann@example.com`", "email", "ann@example.com"),
+        ("ann@example.com\N{EM DASH}ask her", "email", "ann@example.com"),
+        ("ann@example.com\N{HORIZONTAL ELLIPSIS}", "email", "ann@example.com"),
+        ("mailed to...ann@example.com", "email", "ann@example.com"),
+        ("a?to=ann@example.com&cc=", "email", "a?to=ann@example.com"),
+        (r"From: ann@example.com\nHello", "email", "ann@example.com"),
         ("my card 4111 1111 1111 1111 expires soon", "card", "4111 1111 1111 1111"),
+        ("4111 1111 1111 1111 12/27", "card", "4111 1111 1111 1111"),
+        ("4111111111111111 123", "card", "4111111111111111"),
+        ("02/27 4111-1111-1111-1111 123", "card", "4111-1111-1111-1111"),
         ("amex 378282246310005.", "card", "378282246310005"),
         ("pay to DE89 3704 0044 0532 0130 00 before Friday", "iban", "DE89 3704 0044 0532 0130 00"),
         ("GB29NWBK60161331926819", "iban", "GB29NWBK60161331926819"),
@@ -41,6 +51,14 @@ def found(text: str) -> list[tuple[str, str]]:
 )
 def test_each_kind_is_found_where_it_stands(text: str, kind: str, what: str) -> None:
     assert found(text) == [(kind, what)]
+
+
+def test_addresses_that_touch_are_found_each() -> None:
+    assert found("ann@example.com&bob@example.com") == [("email", "ann@example.com"), ("email", "&bob@example.com")]
+    assert found("`ann@example.com`,`bob@example.com`") == [
+        ("email", "`ann@example.com"),
+        ("email", "`bob@example.com"),
+    ]
 
 
 @pytest.mark.parametrize(
