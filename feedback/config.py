@@ -65,7 +65,7 @@ class VotersConfig(Section):
     """A vote so soon after the same voter's vote before is hasty too."""
     suspicion: float = Field(default=0.1, gt=0, lt=1)
     """Share of unreliable voters that is assumed before any vote is seen."""
-    taste_spread: float = Field(default=32.0, gt=1)
+    taste_spread: float = Field(default=32.0, gt=1, allow_inf_nan=False)
     """How alike honest voters are: their rates of preferring one adapter spread as after so many votes (32: standard
     deviation 0.09 around a half). Smaller forgives strong tastes, and promoters with them."""
 

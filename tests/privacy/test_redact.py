@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from feedback.contracts import CompletionRecord, Message, PairShown
 from feedback.ledger import Ledger
@@ -28,6 +29,12 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     opened = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}", Redactor(PrivacyConfig()))
     yield opened
     opened.close()
+
+
+@pytest.mark.parametrize("region", ["UK", "de", ""])
+def test_a_country_whose_numbers_nobody_knows_is_refused(region: str) -> None:
+    with pytest.raises(ValidationError, match="is no country whose phone numbers are known"):
+        PrivacyConfig(phone_regions=("FR", region))
 
 
 def test_a_prompt_loses_its_token_ids_with_its_personal_data() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from feedback.config import VotersConfig
 from feedback.voters import Ballots, vote_weights, voter_weights
@@ -166,3 +167,9 @@ def joined(one: Ballots, other: Ballots) -> Ballots:
             columns[name] = np.concatenate([getattr(one, name), getattr(other, name)])
     columns["voter"] = np.array([number[e.voters[i]] for e in (one, other) for i in e.voter], dtype=np.int32)
     return Ballots(**columns)  # type: ignore[arg-type]
+
+
+def test_a_spread_without_end_is_refused():
+    """Every weight would be NaN, and with it every loss of the reward model."""
+    with pytest.raises(ValidationError):
+        VotersConfig(taste_spread=float("inf"))
