@@ -83,6 +83,8 @@ class Consumer:
                 for where, offset in self._next.items()
                 if where in mine
             }
+            # Once only: another member may have a partition for a while, and be further when it comes back.
+            self._next = {}
             if offsets:
                 self._client.commit(offsets, timeout_ms=REQUEST_TIMEOUT_MS)
 
