@@ -327,6 +327,7 @@ class Dataset:
 
     def export(self, snapshot: Snapshot, dest: Path, format: exporting.Format = "parquet") -> None:  # noqa: A002
         """Write a snapshot for others, and remember where; see `feedback.dataset.export`."""
+        exporting.require_fit(dest, format)
         remember(self.root, Exported(snapshot=snapshot.manifest.id, dest=str(dest.absolute()), format=format))
         exporting.export(snapshot, dest, format)
 

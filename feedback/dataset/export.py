@@ -6,7 +6,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import orjson
 import pyarrow.compute as pc
@@ -17,6 +17,8 @@ from feedback.dataset.files import TEMPORARY_PREFIX
 from feedback.dataset.snapshots import Snapshot, TableName
 
 Format = Literal["parquet", "jsonl", "hf"]
+_FILES = frozenset({".parquet", ".jsonl"})
+"""Endings of a `dest` that is to be one file."""
 TABLE_NAMES: tuple[TableName, ...] = ("preferences", "ties", "prompts")
 
 _CARD = """---
@@ -42,6 +44,21 @@ simply side a), {prompts} prompts. `prompt`, `chosen` and `rejected` are in the 
 """
 
 
+def require_fit(dest: Path, format: Format) -> None:  # noqa: A002
+    """Pass where `dest` is a place for this format.
+
+    Raises:
+        DatasetError: the format is unknown, or the name says another: it would become a folder, of other files.
+    """
+    if format not in get_args(Format):
+        raise DatasetError(f"unknown export format {format!r}; choose parquet, jsonl or hf")
+    if dest.suffix in _FILES and dest.suffix != f".{format}":
+        raise DatasetError(
+            f"{dest} ends in {dest.suffix}, and the format is {format}; "
+            f"choose the format {dest.suffix[1:]} (--format), or another name"
+        )
+
+
 def export(snapshot: Snapshot, dest: Path, format: Format) -> None:  # noqa: A002
     """Write a snapshot's tables to `dest`.
 
@@ -49,13 +66,12 @@ def export(snapshot: Snapshot, dest: Path, format: Format) -> None:  # noqa: A00
     preferences, ties and prompts.
 
     Raises:
-        DatasetError: the format is unknown, or `dest` can't be written.
+        DatasetError: the format is unknown or another than the name says, or `dest` can't be written.
     """
+    require_fit(dest, format)
     try:
         if format == "hf":
             _write_hf(snapshot, dest)
-        elif format not in {"parquet", "jsonl"}:
-            raise DatasetError(f"unknown export format {format!r}; choose parquet, jsonl or hf")
         elif dest.suffix == f".{format}":
             dest.parent.mkdir(parents=True, exist_ok=True)
             _write_table(snapshot, "preferences", dest, format)

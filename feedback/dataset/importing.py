@@ -32,6 +32,7 @@ _SAMPLING = SamplingRecord(temperature=1.0, top_p=1.0, max_tokens=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 ImportKind = Literal["preferences", "prompts"]
+_Row = tuple[PairShown, VoteCast | None]
 
 
 class ImportRefused(DatasetError):
@@ -75,28 +76,43 @@ def import_file(
         ImportRefused: the file can't be read, or a row is not what `kind` says.
         DatasetFull: no room; importing again goes on.
     """
-    rows = enumerate(_read(file), start=1)
+    rows = _rows(file, kind, name, columns or Columns(), redactor)
     read = new = same = 0
-    while batch := list(islice(rows, ROWS_AT_ONCE)):
-        votes: list[VoteCast] = []
-        pairs: list[PairShown] = []
-        for number, row in batch:
-            try:
-                prompt, answers = _understood(row, kind, columns or Columns())
-            except (ContractError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ImportRefused(f"{file}, row {number}: {_told(error)}") from error
-            if answers is not None and answers[0] == answers[1]:
-                same += 1
-                continue
-            pair = _pair(prompt, answers or ("", " "), name, number)
-            pair = pair if redactor is None else redactor.pair(pair)
-            pairs.append(pair)
-            if answers is not None:
-                votes.append(_vote(pair, "a" if _winner_is_left(pair.pair_id) else "b"))
-        read += len(batch)
-        new += dataset.append_import(name, pairs, votes)
+    refused: ImportRefused | None = None
+    while refused is None:
+        batch: list[_Row | None] = []
+        try:
+            for row in islice(rows, ROWS_AT_ONCE):
+                batch.append(row)  # as it comes: what stands before a row that is refused is imported
+        except ImportRefused as error:
+            refused = error
+        if not batch:
+            break
+        kept = [row for row in batch if row is not None]
+        read, same = read + len(batch), same + len(batch) - len(kept)
+        votes = [vote for _, vote in kept if vote is not None]
+        new += dataset.append_import(name, [pair for pair, _ in kept], votes)
+    if refused is not None:
+        raise refused
     dataset.merge_parts()
     return Imported(read, new, same)
+
+
+def _rows(
+    file: Path, kind: ImportKind, name: str, columns: Columns, redactor: Redactor | None
+) -> Iterator[_Row | None]:
+    """Each row as a pair and the vote on it (None of a prompt); None where both answers are the same."""
+    for number, row in enumerate(_read(file), start=1):
+        try:
+            prompt, answers = _understood(row, kind, columns)
+            if answers is not None and answers[0] == answers[1]:
+                yield None
+                continue
+            pair = _pair(prompt, answers or ("", " "), name, number)
+        except (ContractError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ImportRefused(f"{file}, row {number}: {_told(error)}") from error
+        pair = pair if redactor is None else redactor.pair(pair)
+        yield pair, None if answers is None else _vote(pair, "a" if _winner_is_left(pair.pair_id) else "b")
 
 
 def _read(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -112,7 +128,7 @@ def _read(file: Path) -> Iterator[Mapping[str, Any]]:
                         yield _json(line, file, number)
         else:
             raise ImportRefused(f"{file}: only .jsonl and .parquet are read; convert it to one of them")
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise ImportRefused(f"{file} can't be read: {error}") from error
 
 

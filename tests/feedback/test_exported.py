@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
-from feedback.dataset import Dataset, DatasetFull, exported
+from feedback.dataset import Dataset, DatasetError, DatasetFull, exported
 from feedback.dataset.snapshots import Snapshot
 from feedback.forgetting import forget, take_back
 from feedback.ledger import Ledger
@@ -47,6 +47,18 @@ def test_forgetting_tells_where_copies_of_them_went(paths: DataPaths, tmp_path: 
         assert forget(ledger, dataset, paths.adapters, "v_0").exports == ()
     finally:
         ledger.close()
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("votes.jsonl", ()), ("votes.parquet", ("--format", "hf"))])
+def test_a_file_named_for_another_format_is_not_made_a_folder(
+    paths: DataPaths, tmp_path: Path, name: str, arguments: tuple[str, ...]
+) -> None:
+    asked = ["export", str(tmp_path / name), *arguments, "--data-dir", str(paths.root)]
+    done = CliRunner().invoke(app, asked)
+    assert isinstance(done.exception, DatasetError)
+    assert f"choose the format {Path(name).suffix[1:]}" in str(done.exception)
+    assert not (tmp_path / name).exists()
+    assert not (paths.dataset / exported.FILE).exists()
 
 
 def test_so_does_an_import_taken_back_and_the_lineage_of_a_voter(paths: DataPaths, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feedback.contracts import VoterForgotten, utc_now
+from feedback.contracts import MAX_MESSAGES, VoterForgotten, utc_now
 from feedback.dataset import Dataset, NewData, SnapshotPurged
 from feedback.dataset.importing import IMPORTED, Columns, Imported, ImportRefused, import_file
 from feedback.dataset.parts import PartStore
@@ -131,6 +131,32 @@ def test_a_row_that_cannot_be_understood_is_named(tmp_path: Path, line: str, wor
     file.write_text(json.dumps(PLAIN[0]) + "\n" + line + "\n")
     with pytest.raises(ImportRefused, match=words):
         import_file(Dataset(tmp_path / "data"), file, "preferences", name="bad")
+
+
+@pytest.mark.parametrize("before", [3, 501])
+def test_what_stands_before_a_row_that_is_refused_is_imported(tmp_path: Path, before: int) -> None:
+    rows = [{"prompt": f"What is {n}?", "chosen": "A number.", "rejected": "No."} for n in range(before)]
+    file = write(tmp_path / "rows.jsonl", [*rows, {"prompt": "Why?"}])
+    dataset = Dataset(tmp_path / "data")
+    with pytest.raises(ImportRefused, match=f"row {before + 1}: column 'chosen'"):
+        import_file(dataset, file, "preferences", name="rows")
+    assert dataset.count_new(None) == NewData(decisive=before, ties=0, prompts=before)
+
+
+def test_more_turns_than_a_pair_may_have_are_refused_by_their_row(tmp_path: Path) -> None:
+    turns = [said("user", "x")] * (MAX_MESSAGES + 1)
+    file = write(tmp_path / "rows.jsonl", [{"prompt": turns, "chosen": "a", "rejected": "b"}])
+    with pytest.raises(ImportRefused, match="row 1: messages: "):
+        import_file(Dataset(tmp_path / "data"), file, "preferences", name="rows")
+
+
+def test_text_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
+    ends = pa.array([0, 2], pa.int32()).buffers()[1]
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, ends, pa.py_buffer(b"\xff\xfe")])
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"prompt": broken, "chosen": ["a"], "rejected": ["b"]}), file)
+    with pytest.raises(ImportRefused, match=r"rows\.parquet can't be read: 'utf-8'"):
+        import_file(Dataset(tmp_path / "data"), file, "preferences", name="rows")
 
 
 def test_a_file_of_another_kind_or_none_is_refused(tmp_path: Path) -> None:
