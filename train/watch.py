@@ -23,11 +23,11 @@ class NewVotes(Protocol):
 
     @property
     def decisive(self) -> int:
-        """Votes that preferred one answer."""
+        """Votes that preferred one answer, planted pairs aside."""
 
     @property
     def ties(self) -> int:
-        """Ties and both-bads."""
+        """All other votes."""
 
 
 class Snapshots(Protocol):

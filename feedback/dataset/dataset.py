@@ -29,7 +29,12 @@ from feedback.dataset.weighing import Weigh
 
 @dataclass(frozen=True, slots=True)
 class NewData:
-    """What came in since a snapshot. `ties` counts tie and both_bad."""
+    """What came in since a snapshot.
+
+    Attributes:
+        decisive: votes that name a winner, planted pairs aside: what there is to learn from.
+        ties: all other votes.
+    """
 
     decisive: int
     ties: int

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from feedback.contracts import PairShown, ThumbGiven, VoteCast
+from feedback.contracts import GOLD_RULE, PairShown, ThumbGiven, VoteCast
 from feedback.dataset.parts import PartRow
 
+PLANTED = "planted"
+"""Kind of a vote on a planted pair: it judges its voter, and nothing is learnt from it."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def vote_row(vote: VoteCast) -> PartRow:
     """A vote."""
-    return PartRow(vote.vote_id, vote.choice, _micros(vote.cast_at), vote.to_bytes())
+    kind = PLANTED if vote.pair.contenders == GOLD_RULE else vote.choice
+    return PartRow(vote.vote_id, kind, _micros(vote.cast_at), vote.to_bytes())
 
 
 def pair_row(pair: PairShown) -> PartRow:

@@ -325,8 +325,8 @@ class _Cast:
     first_us: int | None = None
     last_us: int | None = None
 
-    def see(self, row: PartRow) -> None:
-        self.kinds[row.kind] += 1
+    def see(self, vote: VoteCast, row: PartRow) -> None:
+        self.kinds[vote.choice] += 1
         self.first_us = row.at_us if self.first_us is None else self.first_us
         self.last_us = row.at_us
 
@@ -339,7 +339,7 @@ def _write_votes(folder: Path, rows: Iterable[PartRow], box: BallotBox | None, f
             vote = VoteCast.from_bytes(row.event)
             if forgotten.vote(vote):
                 continue
-            cast.see(row)
+            cast.see(vote, row)
             for won, compared in vote_rows(vote):
                 cast.comparisons += 1
                 (decisive if won else tied).add(compared)

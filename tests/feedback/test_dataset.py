@@ -124,6 +124,18 @@ def test_new_data_is_what_the_snapshot_lacks(tmp_path: Path) -> None:
     assert dataset.count_new(manifest.id) == NewData(decisive=2, ties=1, prompts=1)
 
 
+def test_votes_on_planted_pairs_are_nothing_new_to_learn_from(tmp_path: Path) -> None:
+    """They judge their voters, and the trainer leaves them out; a snapshot tells of them as of any."""
+    dataset = Dataset(tmp_path)
+    planted = vote(0).model_copy(update={"pair": pair(0).model_copy(update={"contenders": "gold", "gold": "a"})})
+    dataset.append_votes([planted, vote(1), vote(2)])
+    assert dataset.count_new(None) == NewData(decisive=1, ties=2, prompts=0)
+    manifest = dataset.build_snapshot()
+    assert (manifest.votes, manifest.decisive, manifest.ties, manifest.both_bad) == (3, 2, 1, 0)
+    dataset.merge_parts()
+    assert Dataset(tmp_path).count_new(None).decisive == 1
+
+
 def test_an_empty_snapshot_has_its_columns(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path)
     snapshot = dataset.load_snapshot(dataset.build_snapshot().id)
