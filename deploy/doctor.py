@@ -238,7 +238,7 @@ def check_kafka(config: HustingsConfig) -> Iterator[Finding]:
     for server in told.kafka.split(","):
         host, _, port = server.strip().rpartition(":")
         try:
-            socket.create_connection((host, int(port)), timeout=3).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
         except (OSError, ValueError) as error:
             yield Finding("not ok", "kafka", f"{server}: {error}", "start it, or mend feedback.kafka")
         else:

@@ -45,9 +45,9 @@ def make_folder(folder: Path) -> None:
     Raises:
         DatasetError: it can't be made.
     """
-    if folder.is_dir():
-        return
     try:
+        if folder.is_dir():
+            return
         folder.mkdir(parents=True, exist_ok=True)
         flush_folder(folder.parent)
     except OSError as error:
@@ -147,7 +147,8 @@ def folder_in_the_making(parent: Path) -> Iterator[tuple[Path, Callable[[str], P
 
 def clear_stale(folder: Path, older_than_s: float = STALE_AFTER_S) -> int:
     """Remove temporary files and folders that a crash left long ago; returns how many. A young one may be in use, and
-    so may a folder with anything young in it: a large snapshot takes more than an hour.
+    so may a folder with anything young in it: a large snapshot takes more than an hour. What this process may not
+    remove, as one that only reads, is for the next writer.
     """
     cleared = 0
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
@@ -157,6 +158,9 @@ def clear_stale(folder: Path, older_than_s: float = STALE_AFTER_S) -> int:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             cleared += 1
-        except FileNotFoundError:
-            continue  # another process cleared it in the same moment
+        except (FileNotFoundError, PermissionError):
+            continue  # another process cleared it in the same moment, or it isn't ours
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise from_os(error, path) from error
     return cleared

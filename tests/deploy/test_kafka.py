@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,3 +147,15 @@ def test_the_doctor_asks_as_clients_do(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "set feedback.kafka_security.protocol (SSL) to what it speaks" in refused.remedy
     finally:
         broker.stop()
+
+
+def test_a_broker_at_an_ipv6_address_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def refuse(address: tuple[str, int], timeout: float) -> None:
+        asked.append(address)
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    list(doctor.check_kafka(load(environment={"HUSTINGS_KAFKA": "[::1]:9092,kafka:9092"})))
+    assert asked == [("::1", 9092), ("kafka", 9092)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -310,3 +311,30 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     snapshot = dataset.load_snapshot(dataset.build_snapshot().id)
     with pytest.raises(DatasetError, match="parquet, jsonl or hf"):
         dataset.export(snapshot, tmp_path / "out", "csv")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_who_may_only_read_reads_beside_what_a_crash_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.append_votes([vote(1)])
+    made = dataset.build_snapshot()
+    left = tmp_path / "snapshots" / ".writing-0011"
+    left.mkdir()
+    os.utime(left, (1, 1))
+
+    def refuse(_: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    assert Dataset(tmp_path).load_snapshot(made.id).rows("preferences") == 1
+
+
+def test_a_folder_that_may_not_be_looked_into_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(DatasetFull, match="give this user the right"):
+        Dataset(tmp_path)
