@@ -1,7 +1,8 @@
 """Part files: immutable batches of events, each named by its content.
 
-A part has the columns `id`, `kind` (a vote's choice, or that its pair was planted; empty for a pair), `at_us` (time of the event, microseconds since
-1970) and `event` (the very bytes that came from the event log), so nothing of what was sent is lost by storing it.
+A part has the columns `id`, `kind` (a vote's choice, or that its pair was planted; empty for a pair), `at_us` (time of
+the event, microseconds since 1970) and `event` (the very bytes that came from the event log), so nothing of what was
+sent is lost by storing it.
 
 Small parts are merged into larger ones now and then, so that their number stays small however slowly votes trickle in.
 A merged part is whole before the ones that it replaces go: a crash between leaves events twice, and readers drop what
