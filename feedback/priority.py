@@ -5,6 +5,7 @@ behind them, and OpenMP threads that sleep where they would spin.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,8 @@ SHORT_WAITS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000", "KMP_BLOC
 """Environment of a process that computes beside others. Threads that spin at OpenMP's barriers cost the others a factor
 of ten; threads that sleep at once pay a wake-up for each of the thousands of small operations of a training step. So
 GNU's runtime spins for some 30 microseconds, then sleeps (docs/adr/0035)."""
+
+_ATTEMPTS, _PAUSE_S = 20, 0.11
 
 
 def short_waits(given: Mapping[str, str]) -> dict[str, str]:
@@ -37,4 +40,17 @@ def step_back(niceness: int, autogroup: Path = AUTOGROUP) -> None:
     if now < niceness:
         os.nice(niceness - now)
     if os.getsid(0) == os.getpid() and autogroup.exists():
-        autogroup.write_text(f"{niceness}\n")
+        _lower(autogroup, niceness)
+
+
+def _lower(autogroup: Path, niceness: int) -> None:
+    """It is a courtesy: where the kernel won't have it, the process works on as on one without such groups."""
+    for _ in range(_ATTEMPTS):
+        try:
+            autogroup.write_text(f"{niceness}\n")
+        except BlockingIOError:  # of all processes of the machine that aren't root's, one may in a tenth of a second
+            time.sleep(_PAUSE_S)  # nothing tells when the kernel takes the next; bounded by _ATTEMPTS
+        except PermissionError:  # as in a sandbox
+            return
+        else:
+            return
