@@ -16,6 +16,7 @@ from deploy.kafka import require_usable
 from deploy.ledgers import RESOLVED
 from deploy.supervisor import Supervisor
 from feedback.identity import SecretError, load_or_make_secret
+from feedback.paths import DataPaths
 
 _GATES = {
     "probes": "A new adapter takes office as soon as it has proved to be the one that was trained; with "
@@ -45,7 +46,7 @@ def run(config: HustingsConfig) -> None:
         url = launch.serve_url(config)
 
         def note(processes: dict[str, int]) -> None:
-            presence.write(config.paths, presence.Presence(os.getpid(), url, kafka, processes))
+            tell(config.paths, presence.Presence(os.getpid(), url, kafka, processes), console)
 
         supervisor = Supervisor(
             launch.specs(config, config_file, broker_port=broker_port, say=console.say, coloured=console.coloured),
@@ -63,6 +64,14 @@ def _write_privately(file: Path, text: str) -> None:
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
         handle.write(text)
+
+
+def tell(paths: DataPaths, now: presence.Presence, console: Console) -> None:
+    """Tell the other commands how it stands. A full disk must not end the processes that get by without one."""
+    try:
+        presence.write(paths, now)
+    except OSError as error:
+        console.say(f"{paths.run} can't be written ({error.strerror}): other commands are told what was there before")
 
 
 def make_secrets(config: HustingsConfig) -> tuple[str, str]:

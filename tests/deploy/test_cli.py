@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from deploy import cli, presence
+from deploy import cli, presence, up
 from deploy.config import load, to_toml
 from deploy.default_model import resolve
 from deploy.errors import AlreadyRunning, ModelError, PortInUse
@@ -171,6 +172,31 @@ main()
         [sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], capture_output=True, check=False
     )
     assert (ended.returncode, ended.stderr) == (130, b"")
+
+
+def test_a_full_disk_ends_nothing_when_a_process_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`up` notes each start in its data folder; without room it says so, and all goes on."""
+
+    class Starts:
+        def __init__(self, *_: object, on_started: Callable[[dict[str, int]], None], **__: object) -> None:
+            self.on_started = on_started
+
+        async def run(self) -> None:
+            self.on_started({"serve": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(up, "Supervisor", Starts)
+    monkeypatch.setattr(up, "resolve", lambda _: "model")
+    monkeypatch.setattr(presence, "write", full)
+    monkeypatch.setattr(up, "_require_ports", lambda _: None)
+    up.run(load(direct={"data_dir": tmp_path, "feedback.kafka": "kafka:9092"}, environment={}))
+    told = capsys.readouterr().out
+    assert "can't be written (No space left on device)" in told
+    assert "all stopped" in told
 
 
 def test_a_second_up_on_a_data_folder_is_refused_and_the_first_named(tmp_path: Path) -> None:
