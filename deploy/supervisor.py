@@ -117,8 +117,14 @@ class Supervisor:
             try:
                 pid = await child.start()
             except OSError as error:
-                self._fail(f"{child.spec.name} can't be run: {error}")
-                return
+                why = f"{child.spec.name} can't be run: {error}"
+                if child.spec.essential:
+                    self._fail(why)
+                    return
+                pause = backoff.after(0.0)  # for want of memory, say, in which the others get by without it
+                self._console.say(f"{why}; trying again in {pause:g} s")
+                await self._sleep(pause)
+                continue
             self._tell_reaper(f"+{pid}")
             if self._stop.is_set():  # it was asked to stop while this process was being made
                 await child.stop()
@@ -151,6 +157,10 @@ class Supervisor:
             self._fail(f"{name} {how}{again}{last} (all of it: {self._log_folder / f'{name}.log'})")
             return
         self._console.say(f"{name} {how} after {child.uptime_s:.0f} s; starting it again in {pause:g} s{last}")
+        await self._sleep(pause)
+
+    async def _sleep(self, pause: float) -> None:
+        """Wait so long, or until everything is to stop."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), timeout=pause)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -142,6 +143,21 @@ async def test_a_child_called_wrongly_is_not_tried_again(tmp_path: Path) -> None
     with pytest.raises(ChildFailed, match="status 2"):
         await asyncio.wait_for(stage.supervisor.run(), 20)
     assert len(stage.pids) == 1
+
+
+async def test_what_others_do_without_may_be_impossible_to_start_for_a_while(tmp_path: Path) -> None:
+    """As when there is no memory for a new process: the trainer waits, serving serves."""
+    late = tmp_path / "late"
+    specs = [ChildSpec("good", python(POLITE)), ChildSpec("late", [str(late)], essential=False)]
+    stage = Stage(tmp_path, specs)
+    running = asyncio.create_task(stage.supervisor.run())
+    await stage.until("hustings: late can't be run")
+    await stage.until("good: up")
+    late.write_text(f"#!/bin/sh\nexec {shlex.join(python(POLITE))}\n")
+    late.chmod(0o755)
+    await stage.until("late: up")
+    stage.supervisor.request_stop()
+    await running
 
 
 async def test_a_command_that_does_not_exist_is_one_clear_failure(tmp_path: Path) -> None:
