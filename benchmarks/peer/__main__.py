@@ -24,7 +24,7 @@ from benchmarks.peer import runs
 from benchmarks.peer.curve import HEADS, curve
 from benchmarks.peer.environment import Peer, default_folder
 from benchmarks.peer.learning import learn
-from benchmarks.peer.report import report
+from benchmarks.peer.report import alone, report
 from benchmarks.reward_curve import COUNTS
 
 LORA = {"rank": 16, "alpha": 32}
@@ -68,6 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--taste", action="append", help="only this one; may be given again (curve)")
     parser.add_argument("--most", type=int, default=COUNTS[-1], help="decisive votes of each taste at most (curve)")
     parser.add_argument("--out", type=Path, help="where `report` writes its JSON")
+    parser.add_argument(
+        "--others",
+        type=float,
+        help="`report` leaves out runs beside which others took more than this share of its time",
+    )
     given = parser.parse_args(arguments)
     peer = Peer(given.cache)
     if given.what == "setup":
@@ -78,7 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--model is needed")
     work = given.cache / "runs" / _key(given.model)
     if given.what == "report":
-        return report(runs.kept(work), given.out)
+        kept = runs.kept(work)
+        return report(kept if given.others is None else alone(kept, given.others), given.out)
     peer.make()
     if given.what in {"learning", "curve"} and given.votes is None:
         parser.error("--votes is needed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,11 @@ from benchmarks.peer.runs import Figures
 TRL = "trl"
 AIMS = {("ppo", "episodes_per_s"): 4.0, ("ppo", "peak_gib"): 1 / 3, ("reward", "pairs_per_s"): 2.0}
 MEASURES = {"reward": ("pairs_per_s", "peak_gib", "accuracy"), "ppo": ("episodes_per_s", "peak_gib")}
+
+
+def alone(rows: Sequence[Figures], share: float) -> list[Figures]:
+    """The runs beside which all else took at most this share of the run's own processor time, and the verdicts."""
+    return [row for row in rows if row.get("others_cpu_s", 0.0) <= share * row.get("cpu_s", math.inf)]
 
 
 def report(rows: Sequence[Figures], out: Path | None) -> int:

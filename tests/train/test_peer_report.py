@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.peer import data, learning_data
-from benchmarks.peer.report import compare, report, verdict_of
+from benchmarks.peer.report import alone, compare, report, verdict_of
 from feedback.simulator.topics import prompts
 
 
@@ -34,6 +34,11 @@ def test_a_missed_aim_is_called_missed() -> None:
 def test_one_side_alone_makes_no_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert report([run("ppo-1", "hustings", episodes_per_s=1.0, peak_gib=1.0, cpu_s=1.0)], None) == 1
     assert "no runs of both sides" in capsys.readouterr().out
+
+
+def test_runs_beside_busy_others_may_be_left_out() -> None:
+    rows = [run("ppo-1", "trl", cpu_s=100.0, others_cpu_s=taken) for taken in (5.0, 5.1)] + [run("learning-mix", "trl")]
+    assert alone(rows, 0.05) == [rows[0], rows[2]]
 
 
 def test_the_baseline_file_holds_comparisons_and_runs_without_their_samples(tmp_path: Path) -> None:
