@@ -43,6 +43,12 @@ def planted_votes(n: int, *, seed: int = 0) -> Votes:
     )
 
 
+def test_a_saved_head_is_on_the_disk(base: Base, tmp_path: Path, synced: list[str]) -> None:
+    train_last(base, planted_votes(8), np.arange(8), RewardConfig(head="last"), seed=0).save(tmp_path)
+    assert synced[0] == "reward.safetensors"
+    assert synced[1].startswith(".reward.json")  # before it takes its name
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_it_learns_what_the_last_token_tells_and_scores_unseen_answers(base: Base, lora: bool, tmp_path: Path) -> None:
     votes = planted_votes(48)

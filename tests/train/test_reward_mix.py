@@ -194,6 +194,14 @@ def test_saved_and_loaded_heads_give_the_same_rewards(tmp_path: Path) -> None:
     torch.testing.assert_close(token_rewards(again, batch), token_rewards(head, batch), rtol=0, atol=1e-6)
 
 
+def test_a_saved_head_is_on_the_disk(tmp_path: Path, synced: list[str]) -> None:
+    head_for(pooled_of(some_sequences(0, batch=40)), made_votes(np.random.default_rng(1).normal(size=40))).save(
+        tmp_path
+    )
+    assert synced[0] == "reward.safetensors"
+    assert synced[1].startswith(".reward.json")  # before it takes its name
+
+
 def test_a_head_of_before_words_had_a_sound_gives_the_rewards_that_it_gave(tmp_path: Path) -> None:
     batch = some_sequences(3, batch=20)
     head = head_for(pooled_of(batch), made_votes(np.random.default_rng(4).normal(size=20)))

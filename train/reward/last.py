@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from train.base import Base
 from train.errors import BaseMismatch, TrainingDiverged
+from train.files import sync, write_text
 from train.lora import digest
 from train.packing import TreeLayout, gather_rows, pack
 from train.reward.config import RewardConfig
@@ -91,12 +92,13 @@ class LastHead:
         return CriticStart(adapter, self.weight, self.shift, self.scale)
 
     def save(self, folder: Path) -> None:
-        """Write `reward.safetensors` and `reward.json` into `folder`."""
+        """Write `reward.safetensors` and `reward.json` into `folder`; once it returns, they outlast a loss of power."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self._tensors(), folder / "reward.safetensors")
+        sync(folder / "reward.safetensors")
         record = {"format": FORMAT, "head": "last", "model_id": self.model_id, "shift": self.shift, "scale": self.scale}
         more = {"lora": self.lora, "base_fingerprint": self.base.fingerprint, "metrics": dict(self.metrics)}
-        (folder / "reward.json").write_text(json.dumps(record | more, indent=2) + "\n")
+        write_text(folder / "reward.json", json.dumps(record | more, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path, base: Base) -> LastHead:

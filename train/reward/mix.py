@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.errors import BaseMismatch, OneSidedVotes
+from train.files import sync, write_text
 from train.reward import ensemble, features, tokens
 from train.reward.families import View, structures, views
 from train.reward.features import Sequences, Vocabulary
@@ -137,13 +138,14 @@ class MixHead:
         return np.asarray(np.sum(parts, axis=0))
 
     def save(self, folder: Path) -> None:
-        """Write `reward.safetensors` and `reward.json` into `folder`."""
+        """Write `reward.safetensors` and `reward.json` into `folder`; once it returns, they outlast a loss of power."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"weight/{n}": t.contiguous() for n, t in self.weights.items()}
         tensors |= {f"mean/{n}": t.contiguous() for n, t in self.means.items()}
         tensors |= {f"member/{n}": t.contiguous() for n, t in self.members.items()}
         tensors |= {"surface": self.vocabulary.surface, "rarity": self.vocabulary.rarity}
         save_file(tensors, folder / "reward.safetensors")
+        sync(folder / "reward.safetensors")
         record = {
             "format": FORMAT,
             "head": "mix",
@@ -155,7 +157,7 @@ class MixHead:
             "pessimism": self.pessimism,
             "doubt": self.doubt,
         }
-        (folder / "reward.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_text(folder / "reward.json", json.dumps(record, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> MixHead:
