@@ -38,6 +38,17 @@ def commands(model: str) -> dict[str, list[list[str]]]:
             ["benchmarks.peer", "curve", "--model", model, "--votes", features],
             ["benchmarks.reward_curve", *arguments, "--out", features],
         ],
+        "overoptimisation": [
+            [*head, "sample", *arguments, "--seconds", "3600"],
+            [
+                "benchmarks.overoptimisation",
+                *arguments,
+                "--out",
+                f"{features}/overoptimisation.jsonl",
+                "--draw",
+                f"{features}/overoptimisation.svg",
+            ],
+        ],
         "acquisition": [
             ["benchmarks.acquisition", stage, *arguments[:3], f"{features}-four"] for stage in ("sample", "run")
         ],
