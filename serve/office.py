@@ -50,6 +50,11 @@ class Office:
         """From now on these may be drawn against the office-holder."""
         self._predecessors = names
 
+    def withdraw(self, name: str) -> None:
+        """From now on nobody meets this adapter in a pair; those who do already end on it."""
+        self._canaries = tuple(canary for canary in self._canaries if canary != name)
+        self._predecessors = tuple(each for each in self._predecessors if each != name)
+
     def note_answer(self, adapter: str | None, *, failed: bool) -> None:
         """An answer of a pair has ended; `failed`: by a fault, not because its reader left."""
         if adapter is not None:

@@ -18,6 +18,7 @@ from feedback.voters import names_itself
 from serve.contenders import SELF_PLAY, Matchup, choose
 from serve.deps import ServeDeps, on_thread
 from serve.engines.base import (
+    AdapterNotLoaded,
     Chunk,
     EngineOverloaded,
     EngineUnavailable,
@@ -31,7 +32,7 @@ from serve.errors import DeadlinePassed
 from serve.gold import Jumbler, plant
 from serve.streams import merge, until
 
-BLAMELESS = (EngineUnavailable, EngineOverloaded, PromptTooLong, InvalidSampling, DeadlinePassed)
+BLAMELESS = (EngineUnavailable, EngineOverloaded, AdapterNotLoaded, PromptTooLong, InvalidSampling, DeadlinePassed)
 """Failures that say nothing of the adapter."""
 
 

@@ -83,6 +83,7 @@ class Election:
     async def _show(self, name: str, paused: bool) -> bool:
         """Have the canary loaded and its share of the pairs set; False where it turned out to be refused."""
         if name not in self._deps.engine.adapters():
+            self._deps.office.withdraw(name)  # its servers have come back without it, say: until it is there
             try:
                 await self._loader.bring_up(name)
             except REFUSALS as error:

@@ -64,7 +64,7 @@ class Loader:
             judge(report, deps.config.releases)
         except BaseException:
             if fresh:
-                await deps.engine.unload_adapter(name)
+                await self._unload(name)
             raise
         log.info("adapter verified", adapter=name, probe=str(report))
         return BroughtUp(stored, report)
@@ -111,7 +111,7 @@ class Loader:
             if len(deps.engine.adapters()) < deps.config.max_loras:
                 return
             if not deps.office.in_use(name):
-                await deps.engine.unload_adapter(name)
+                await self._unload(name)
 
     def _keep(self, history: list[ReleaseChanged]) -> set[str]:
         config = self._deps.config.releases
@@ -126,5 +126,10 @@ class Loader:
         await self._deps.office.idle(name)
         async with self._lock:
             if name not in self._keep(await self._desk.history()) and not self._deps.office.in_use(name):
-                await self._deps.engine.unload_adapter(name)
+                await self._unload(name)
                 log.info("adapter unloaded", adapter=name)
+
+    async def _unload(self, name: str) -> None:
+        """Free an adapter that nobody uses; no pair may draw it any more, for it would find it gone."""
+        self._deps.office.withdraw(name)
+        await self._deps.engine.unload_adapter(name)

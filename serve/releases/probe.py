@@ -79,15 +79,15 @@ def judge(report: ProbeReport, config: ReleasesConfig) -> None:
     Raises:
         ProbeFailed: it doesn't; the message says by how much.
     """
-    if not report.error <= config.probe_tolerance:  # also catches NaN
+    if not report.error <= config.probe_tolerance:  # asked so, here and below, NaN never passes
         raise ProbeFailed(
             f"probe failed: serving's log-probs are {report.error:.3g} nats a token from the trainer's"
             f" (at most {config.probe_tolerance:g}); {report}"
         )
     floor = max(report.noise, NUMERIC_FLOOR) * config.min_signal_to_noise
-    if report.signal < floor:
+    if not report.signal >= floor:
         raise ProbeFailed(f"probe failed: the adapter can't be told from the base; {report}")
-    if report.error >= report.error_to_base or report.served_signal < report.signal / 2:
+    if not (report.error < report.error_to_base and report.served_signal >= report.signal / 2):
         raise ProbeFailed(f"probe failed: the base answers in the adapter's name; {report}")
 
 

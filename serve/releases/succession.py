@@ -103,8 +103,7 @@ class Succession:
     ) -> None:
         """Take an adapter that isn't in office out of the race."""
         await self._desk.record(change(name, before, after, reason, actor, figures=figures))
-        if name in self._deps.office.canaries:
-            self._deps.office.set_canaries(())
+        self._deps.office.withdraw(name)
         if name in self._deps.engine.adapters():
             await self._loader.unload_the_rest()
 

@@ -494,6 +494,9 @@ def test_the_stack_of_office_holders_follows_the_history(history: list[tuple[str
         (ProbeReport(0.001, float("nan"), 0.3, 0.3, 0.3, 9), "at most"),
         (ProbeReport(0.02, 0.02, 0.03, 0.03, 0.03, 9), "told from the base"),
         (ProbeReport(0.0, 0.04, 0.04, 0.0, 0.0, 9), "base answers"),
+        # The manifest says NaN of the base; the engine does.
+        (ProbeReport(float("nan"), 0.001, float("nan"), 0.3, float("nan"), 9), "told from the base"),
+        (ProbeReport(0.001, 0.001, 0.3, float("nan"), 0.3, 9), "base answers"),
     ],
 )
 def test_the_probe_passes_only_the_adapter_that_was_trained(report: ProbeReport, why: str | None) -> None:
