@@ -112,7 +112,7 @@ export class BallotForm {
   }
 
   comments() {
-    this.comment = h("textarea", { id: "comment-text", rows: "2", maxlength: "2000" });
+    this.comment = h("textarea", { id: "comment-text", dir: "auto", rows: "2", maxlength: "2000" });
     return h(
       "div",
       { class: "extra", id: "ballot-comment", hidden: true },
@@ -122,7 +122,7 @@ export class BallotForm {
   }
 
   rewrite() {
-    this.better = h("textarea", { id: "better-text", rows: "5", maxlength: "20000", "aria-describedby": "better-hint" });
+    this.better = h("textarea", { id: "better-text", dir: "auto", rows: "5", maxlength: "20000", "aria-describedby": "better-hint" });
     const from = (side) =>
       h(
         "button",

@@ -82,6 +82,8 @@ const KEPT = 30;
 
 /** The conversations kept in this browser, the latest first. */
 export class Archive {
+  #forgotten = new Set();
+
   /** @returns {Conversation[]} */
   all() {
     try {
@@ -92,15 +94,17 @@ export class Archive {
     }
   }
 
-  /** Keep it; gives false where the browser won't. */
+  /** Keep it; gives false where the browser won't, or where it was forgotten: a stream that ends later brings nothing back. */
   keep(conversation) {
+    if (this.#forgotten.has(conversation.id)) return false;
     const others = this.all().filter((one) => one.id !== conversation.id);
     const kept = conversation.turns.length ? [{ ...conversation, updatedAt: Date.now() }, ...others] : others;
     return this.#write(kept.slice(0, KEPT));
   }
 
-  /** Forget one. */
+  /** Forget one, for good. */
   forget(id) {
+    this.#forgotten.add(id);
     return this.#write(this.all().filter((one) => one.id !== id));
   }
 

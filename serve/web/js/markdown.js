@@ -59,6 +59,7 @@ function sanitise(html) {
  */
 export class Answer {
   #blocks = [];
+  #links = "{}";
 
   constructor(element) {
     this.element = element;
@@ -69,10 +70,13 @@ export class Answer {
   show(text) {
     const tokens = marked.lexer(text);
     const { links } = tokens;
+    const defined = JSON.stringify(links); // a link's address may come after its words: then what was drawn isn't true any more
+    const same = defined === this.#links;
+    this.#links = defined;
     const wanted = tokens.filter((token) => token.type !== "space" && token.type !== "def");
     wanted.forEach((token, index) => {
       const old = this.#blocks[index];
-      if (old?.raw === token.raw) return;
+      if (same && old?.raw === token.raw) return;
       const block = document.createElement("div");
       block.className = "block";
       block.append(sanitise(marked.parser(Object.assign([token], { links }))));

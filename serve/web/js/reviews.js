@@ -19,8 +19,20 @@ export async function offer() {
   }
 }
 
-/** Put a prepared pair before the person, in a conversation of its own. */
+let taking = false;
+
+/** Put a prepared pair before the person, in a conversation of its own; a second click takes no second one. */
 export async function judge(chat) {
+  if (taking) return;
+  taking = true;
+  try {
+    await take(chat);
+  } finally {
+    taking = false;
+  }
+}
+
+async function take(chat) {
   let pair = null;
   try {
     if (await reviewsWaiting()) pair = await takeReview();

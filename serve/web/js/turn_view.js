@@ -122,7 +122,7 @@ export class TurnView {
     this.element = h(
       "li",
       { class: "turn" },
-      h("div", { class: "question" }, h("h2", { id, dir: "auto" }, h("span", { class: "visually-hidden" }, "You asked: "), turn.question)),
+      h("div", { class: "question" }, h("h2", { id, dir: "auto" }, h("span", { class: "visually-hidden", dir: "ltr" }, "You asked: "), turn.question)),
       this.#sides(),
       this.pair,
       this.below,

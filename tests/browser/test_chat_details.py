@@ -1,0 +1,83 @@
+"""The chat page in odd moments, and with text that runs from right to left or tells its links late."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import OpenPage
+from tests.browser.site import Site
+from tests.browser.test_chat import QUESTION, ask, ballot
+from tests.serve.test_reviews import put
+
+pytestmark = pytest.mark.browser
+
+HEBREW = "למה השמיים כחולים?"
+
+
+def test_a_conversation_forgotten_while_it_is_answered_stays_forgotten(open_page: OpenPage, site: Site) -> None:
+    page = open_page()
+    site.hold()
+    ask(page)
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.get_by_role("button", name="History").click()
+    page.get_by_role("button", name=f"Forget: {QUESTION}").click()
+    expect(page.get_by_text("Nothing yet.")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("heading", name="Two answers. You decide.")).to_be_visible()
+    assert page.evaluate("localStorage.getItem('hustings.conversations.v1')") == "[]"
+
+
+def test_a_question_that_runs_from_right_to_left_does_so(open_page: OpenPage) -> None:
+    page = open_page()
+    page.get_by_label("Your question").fill(HEBREW)
+    assert page.get_by_label("Your question").evaluate("field => getComputedStyle(field).direction") == "rtl"
+    page.keyboard.press("Enter")
+    ballot(page)
+    assert page.locator(".turn h2").evaluate("title => getComputedStyle(title).direction") == "rtl"
+
+
+def test_lists_and_quotes_are_indented_where_their_text_begins(open_page: OpenPage) -> None:
+    page = open_page()
+    indents = page.evaluate(
+        """async (text) => {
+          const { Answer } = await import("/web/js/markdown.js");
+          const place = document.createElement("div");
+          place.className = "answer";
+          document.body.append(place);
+          new Answer(place).show(text);
+          return ["ol", "blockquote"].map((tag) => {
+            const { paddingLeft, paddingRight } = getComputedStyle(place.querySelector(tag));
+            return [parseFloat(paddingLeft) > 0, parseFloat(paddingRight) > 0];
+          });
+        }""",
+        f"1. {HEBREW}\n2. {HEBREW}\n\n> {HEBREW}",
+    )
+    assert indents == [[False, True], [False, True]]
+
+
+def test_a_link_whose_address_comes_last_is_one_as_soon_as_it_is_there(open_page: OpenPage) -> None:
+    page = open_page()
+    links = page.evaluate(
+        """async () => {
+          const { Answer } = await import("/web/js/markdown.js");
+          const place = document.createElement("div");
+          const answer = new Answer(place);
+          const found = () => [...place.querySelectorAll("a")].map((link) => link.href);
+          answer.show("See [the docs][1].\\n\\nAnd more.");
+          const before = found();
+          answer.show("See [the docs][1].\\n\\nAnd more.\\n\\n[1]: https://example.org/docs");
+          return [before, found()];
+        }"""
+    )
+    assert links == [[], ["https://example.org/docs"]]
+
+
+def test_a_double_click_takes_one_prepared_pair(open_page: OpenPage, site: Site) -> None:
+    put(site.deps.paths, 3, fingerprint=site.deps.base_fingerprint())
+    page = open_page()
+    page.get_by_role("button", name="Judge prepared answers").dblclick()
+    ballot(page)
+    page.get_by_role("button", name="Tie").click()
+    expect(page.get_by_role("button", name="Judge another")).to_be_visible()
+    assert site.deps.ledger.counts().pairs == 1
