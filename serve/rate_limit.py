@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -52,7 +53,7 @@ class RateLimit:
             self._buckets.popitem(last=False)
         if not allowed:
             wait = (1 - tokens) / self._per_s
-            raise Overloaded(self._refusal.format(wait=f"{wait:.0f}"), retry_after_s=wait)
+            raise Overloaded(self._refusal.format(wait=math.ceil(wait)), retry_after_s=wait)
 
 
 class ReviewLimits:

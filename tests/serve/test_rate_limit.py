@@ -38,6 +38,14 @@ def test_after_the_burst_the_rate_decides_and_says_when_to_come_back() -> None:
         limit.take("v")
 
 
+@pytest.mark.parametrize(("per_minute", "said"), [(600, "in 1 s"), (50, "in 2 s"), (60, "in 1 s")])
+def test_nobody_is_told_to_come_back_before_it_is_of_any_use(per_minute: float, said: str) -> None:
+    limit = RateLimit(per_minute, burst=1, clock=lambda: 0.0)
+    limit.take("v")
+    with pytest.raises(Overloaded, match=said):
+        limit.take("v")
+
+
 def test_no_rate_no_limit() -> None:
     limit = RateLimit(per_minute=0, burst=1)
     for _ in range(1000):
