@@ -15,6 +15,7 @@ import structlog
 from feedback.contracts import ReleaseChanged, ReleaseState, utc_now
 from feedback.ledger import Release
 from serve.deps import ServeDeps, on_thread
+from serve.engines.base import EngineError
 from serve.releases import history as told
 from serve.releases.desk import AUTO, Desk, change
 from serve.releases.loader import REFUSALS, Loader
@@ -24,6 +25,8 @@ from serve.releases.succession import Succession
 VOTES_A_SECOND = 2_500
 """An office-holder's votes are counted at this pace at most, and with `anchor_share` they grow for ever: 40,000 take a
 third of a second, and are counted every 16 s. So few as fit between two looks are counted at each."""
+CALL_AGAIN_S = 60.0
+"""Seconds between two attempts to load a predecessor that can't be had."""
 WAITING = (ReleaseState.CANDIDATE, ReleaseState.VERIFIED)
 log = structlog.get_logger(__name__)
 
@@ -46,6 +49,7 @@ class Election:
         self.alarm: Standing | None = None
         self._unreadable: str | None = None
         self._counted: tuple[str | None, float] = (None, 0.0)
+        self._call_again = 0.0
 
     async def look(self, announced: Mapping[str, str]) -> None:
         """Judge the canary and the office-holder, act on it, and let the next candidate stand.
@@ -152,10 +156,26 @@ class Election:
         pause = counted / VOTES_A_SECOND
         self._counted = (holder, began + pause if pause > config.canary.look_s else began)
         self.alarm = against_predecessor
-        watched = config.gate == "votes" and config.alarm.on
-        self._succession.watch(
-            history, watched=watched and self.alarm is not None and self.alarm.outcome.verdict is Verdict.OPEN
-        )
+        undecided = self.alarm is not None and self.alarm.outcome.verdict is Verdict.OPEN
+        watched = undecided and config.gate == "votes" and config.alarm.on
+        if watched and predecessor is not None:
+            await self._call_back(predecessor)
+        self._succession.watch(history, watched=watched)
+
+    async def _call_back(self, predecessor: str) -> None:
+        """Have the predecessor loaded, which a restart has not: nobody else would meet the office-holder.
+
+        Only where one place more is free: candidates and the trainer go first.
+        """
+        loaded = self._deps.engine.adapters()
+        full = len(loaded) >= self._deps.config.max_loras - 1
+        if predecessor in loaded or full or time.monotonic() < self._call_again:
+            return
+        try:
+            await self._loader.bring_up(predecessor)
+        except (*REFUSALS, EngineError) as error:  # the office-holder stays, and elections go on
+            self._call_again = time.monotonic() + CALL_AGAIN_S
+            log.warning("the office-holder can't be watched", predecessor=predecessor, reason=str(error))
 
     # Candidates
 

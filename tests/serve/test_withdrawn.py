@@ -1,23 +1,28 @@
-"""Whoever is taken out of the engine meets nobody any more: no pair is drawn that would find its adapter gone."""
+"""Whoever is taken out of the engine meets nobody any more, and who is to be met is loaded: no pair finds its adapter gone."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from feedback.contracts import Message
+from feedback.ledger import Ledger
 from feedback.paths import DataPaths
 from serve.app import ServeDeps
+from serve.config import ServeConfig
 from serve.engines.base import AdapterNotLoaded, EngineUnavailable
 from serve.pairs import PairAsk, PairDone, run_pair
 from serve.releases.manager import ReleaseManager
 from tests.fakes.engine import FakeEngine
 from tests.serve.adapters import publish
-from tests.serve.conftest import MakeDeps
+from tests.serve.conftest import MakeDeps, ready_deps
 
 ONE, TWO, THREE = "policy-000001", "policy-000002", "policy-000003"
 VOTES: dict[str, Any] = {"gate": "votes", "canary": {"look_s": 60.0}}
@@ -129,3 +134,53 @@ async def test_an_adapter_that_isnt_there_has_not_failed(
         with pytest.raises(AdapterNotLoaded):
             await speakers(deps)
         assert deps.office.failures(ONE) == (0, 0)
+
+
+async def restarted(ledger: Ledger, paths: DataPaths, **config: Any) -> ServeDeps:
+    """Another process on the same ledger and folders."""
+    engine = FakeEngine()
+    await engine.start()
+    return ready_deps(engine, ledger, paths, ServeConfig(releases=VOTES, contenders={"watch_share": 1.0}, **config))
+
+
+async def test_an_office_holder_is_watched_on_after_a_restart(
+    make_deps: MakeDeps, ledger: Ledger, paths: DataPaths
+) -> None:
+    async with managed(make_deps(releases=VOTES)) as manager:
+        await two_in_office(manager, paths)
+    deps = await restarted(ledger, paths)
+    async with managed(deps) as manager:
+        await manager.keep_up()
+        assert await speakers(deps) == {ONE, TWO}
+
+
+async def test_the_predecessor_is_not_called_back_into_the_trainers_place(
+    make_deps: MakeDeps, ledger: Ledger, paths: DataPaths
+) -> None:
+    async with managed(make_deps(releases=VOTES)) as manager:
+        await two_in_office(manager, paths)
+    deps = await restarted(ledger, paths, max_loras=2)
+    async with managed(deps) as manager:
+        await manager.keep_up()
+        assert deps.engine.adapters() == {TWO}
+        assert await speakers(deps) == {TWO}
+
+
+async def test_a_predecessor_that_cant_be_had_holds_no_election_up(
+    make_deps: MakeDeps, ledger: Ledger, paths: DataPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with managed(make_deps(releases=VOTES)) as manager:
+        await two_in_office(manager, paths)
+    shutil.rmtree(paths.adapters / ONE)
+    deps = await restarted(ledger, paths)
+    async with managed(deps) as manager:
+        with capture_logs() as logs:
+            await nominate(manager, paths, 3)
+            await manager.keep_up()
+        assert deps.office.canaries == (THREE,)
+        told = [line for line in logs if line["event"] == "the office-holder can't be watched"]
+        assert [line["predecessor"] for line in told] == [ONE]  # tried once, not at each look
+        monkeypatch.setattr("serve.releases.election.time.monotonic", lambda clock=time.monotonic: clock() + 61)
+        with capture_logs() as logs:
+            await manager.keep_up()
+        assert "the office-holder can't be watched" in [line["event"] for line in logs]
