@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from feedback.contracts import Message
-from feedback.ledger import Ledger
+from feedback.ledger import Ledger, LedgerUnavailable
 from feedback.paths import DataPaths
 from serve.app import ServeDeps
 from serve.config import ServeConfig
@@ -184,3 +184,25 @@ async def test_a_predecessor_that_cant_be_had_holds_no_election_up(
         with capture_logs() as logs:
             await manager.keep_up()
         assert "the office-holder can't be watched" in [line["event"] for line in logs]
+
+
+@pytest.mark.parametrize("trouble", [EngineUnavailable("away"), LedgerUnavailable("away")])
+async def test_an_adapter_that_could_not_be_unloaded_is_tried_again(
+    make_deps: MakeDeps, paths: DataPaths, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    """It kept its place in the engine until the next change of office."""
+    deps = make_deps(releases=VOTES | {"retry_s": 0.01})
+    async with managed(deps) as manager:
+        await two_in_office(manager, paths)
+        unload, tried = engine.unload_adapter, list[str]()
+
+        async def unloading(name: str) -> None:
+            tried.append(name)
+            if len(tried) == 1:
+                raise trouble
+            await unload(name)
+
+        monkeypatch.setattr(engine, "unload_adapter", unloading)
+        await manager.reject(ONE, "no good")
+        await until(lambda: len(tried) == 2)
+        await until(lambda: ONE not in engine.adapters())
