@@ -71,7 +71,10 @@ def tensor_names(content: bytes) -> frozenset[str]:
 
 
 class AdapterRegistry:
-    """Names, numbers and users of the adapters of one engine. Not thread-safe: one event loop uses it."""
+    """Names, numbers and users of the adapters of one engine. One event loop uses it; other threads only ask who is there.
+
+    For these, what is gone through is a copy, made at once: the dictionary may change under them.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -81,11 +84,11 @@ class AdapterRegistry:
 
     def names(self) -> frozenset[str]:
         """Names that a request may use now."""
-        return frozenset(name for name, held in self._held.items() if held.usable)
+        return frozenset(name for name, held in list(self._held.items()) if held.usable)
 
     def by_adapter(self) -> dict[str, int]:
         """Requests now running on each adapter that has any."""
-        return {name: held.users for name, held in self._held.items() if held.users}
+        return {name: held.users for name, held in list(self._held.items()) if held.users}
 
     def find(self, name: str) -> HeldAdapter | None:
         """The adapter, usable or draining."""

@@ -217,7 +217,7 @@ class VllmHttpEngine:
 
     def adapters(self) -> frozenset[str]:
         """Names that a request may use now: some server that is up has confirmed them."""
-        held = {name for server in self._servers if server.up for name in server.confirmed}
+        held = {name for server in self._servers if server.up for name in list(server.confirmed)}  # asked by threads too
         return self._registry.names() & held
 
     def load(self) -> EngineLoad:

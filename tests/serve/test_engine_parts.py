@@ -24,7 +24,7 @@ from serve.engines.base import (
     Sampling,
     check_text,
 )
-from serve.engines.registry import AdapterRegistry, folder_digest
+from serve.engines.registry import AdapterRegistry, HeldAdapter, folder_digest
 from serve.engines.vllm_http import VllmHttpEngine
 from serve.engines.vllm_inprocess import VllmEngine
 from serve.engines.vllm_translate import chunks
@@ -63,6 +63,26 @@ def registry_with(name: str) -> AdapterRegistry:
     assert planned is not None
     registry.admit(planned)
     return registry
+
+
+def test_a_thread_that_asks_who_is_there_meets_no_half_change() -> None:
+    """The Loop page's and the metrics' threads ask while the event loop loads and unloads."""
+    registry = AdapterRegistry(capacity=3)
+
+    class Leaving(HeldAdapter):
+        """While one looks at it, the next is freed."""
+
+        def __getattribute__(self, name: str) -> object:
+            if name in {"usable", "users"} and (second := registry.find("b")) is not None:
+                registry.forget(second)
+            return super().__getattribute__(name)
+
+    for names in (registry.names, registry.by_adapter):
+        registry.admit(Leaving("a", 1, Path("a"), "1"))
+        registry.admit(HeldAdapter("b", 2, Path("b"), "2"))
+        registry.admit(HeldAdapter("c", 3, Path("c"), "3"))
+        names()
+        assert registry.find("b") is None
 
 
 def test_a_second_load_of_the_same_name_gets_a_fresh_number() -> None:
