@@ -12,6 +12,8 @@ from tests.serve.test_reviews import put
 
 pytestmark = pytest.mark.browser
 
+IMPATIENT = "AbortSignal.timeout = ((real) => (ms) => real.call(AbortSignal, ms / 50))(AbortSignal.timeout)"
+"""The page's patience, fifty times shorter."""
 HEBREW = "למה השמיים כחולים?"
 
 
@@ -81,3 +83,27 @@ def test_a_double_click_takes_one_prepared_pair(open_page: OpenPage, site: Site)
     page.get_by_role("button", name="Tie").click()
     expect(page.get_by_role("button", name="Judge another")).to_be_visible()
     assert site.deps.ledger.counts().pairs == 1
+
+
+def test_a_vote_whose_answer_never_comes_is_given_up_and_cast_again(open_page: OpenPage, site: Site) -> None:
+    page = open_page()
+    page.add_init_script(IMPATIENT)
+    page.reload()
+    ask(page)
+    ballot(page)
+    page.route("**/v1/votes", lambda route: None)
+    page.get_by_role("button", name="B is better").click()
+    expect(page.get_by_role("alert")).to_contain_text("Your vote wasn't saved. The server doesn't answer.")
+    page.unroute("**/v1/votes")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_text("You preferred B.")).to_be_visible()
+    assert site.votes() == 1
+
+
+def test_the_loop_page_tells_a_server_that_doesnt_answer_from_one_that_isnt_there(open_page: OpenPage) -> None:
+    page = open_page("loop")
+    expect(page.locator("#pulse")).to_have_text("Live")
+    page.add_init_script(IMPATIENT)
+    page.route("**/v1/loop", lambda route: None)
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("The server doesn't answer. Trying again.")

@@ -36,6 +36,8 @@ async function problemOf(response) {
 }
 
 const PATIENCE_MS = 600_000;
+/** For what is answered at once. A connection that was lost without a word would otherwise hold the ballot for ever; votes and thumbs may be sent again. */
+const AT_ONCE_MS = 30_000;
 
 function pause(ms, signal) {
   return new Promise((resolve, reject) => {
@@ -69,6 +71,7 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (error.name === "TimeoutError") throw new Problem("The server doesn't answer.");
     throw new Problem("The server can't be reached. Is it running, and are you online?");
   }
   if (!response.ok) throw await problemOf(response);
@@ -119,7 +122,7 @@ export async function* streamTurn({ messages, conversationId }, signal, onWait =
 
 /** Cast a vote; gives `{vote_id, reveal}`. */
 export async function castVote(vote) {
-  return (await send("v1/votes", { method: "POST", body: vote })).json();
+  return (await send("v1/votes", { method: "POST", body: vote, signal: AbortSignal.timeout(AT_ONCE_MS) })).json();
 }
 
 /** How many prepared pairs wait for this person. */
@@ -139,7 +142,8 @@ export async function takeReview() {
 
 /** Give a single answer a thumb, "up" or "down"; gives `{thumb_id, reveal}`. */
 export async function giveThumb(answerId, thumb) {
-  return (await send("v1/thumbs", { method: "POST", body: { answer_id: answerId, thumb } })).json();
+  const signal = AbortSignal.timeout(AT_ONCE_MS);
+  return (await send("v1/thumbs", { method: "POST", body: { answer_id: answerId, thumb }, signal })).json();
 }
 
 /** The Loop page's data. */
