@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +100,16 @@ def _manifest(folder: Path, expected_sha256: str | None) -> AdapterManifest:
     if expected_sha256 is not None and hashlib.sha256(raw).hexdigest() != expected_sha256:
         raise VerificationFailed(f"the manifest of {folder.name} is not the one that was announced (sha256 differs)")
     try:
-        return AdapterManifest.model_validate_json(raw)
+        manifest = AdapterManifest.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise VerificationFailed(f"the manifest of {folder.name} is not valid: {where}: {first['msg']}") from error
+    # The ledger's copy, JSON, has no word for NaN: it could never be read again, and the canary never be judged.
+    odd = next((name for name, figure in manifest.metrics.items() if not math.isfinite(figure)), None)
+    if odd is not None:
+        raise VerificationFailed(f"the manifest of {folder.name} is not valid: metrics.{odd} is no finite number")
+    return manifest
 
 
 def _check_files(folder: Path, manifest: AdapterManifest) -> None:

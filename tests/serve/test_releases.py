@@ -162,6 +162,22 @@ async def test_an_adapter_that_is_not_what_it_says_is_rejected_with_the_reason(
     assert deps.engine.adapters() == frozenset()
 
 
+@pytest.mark.parametrize("figure", ["NaN", "Infinity"])
+async def test_a_manifest_whose_figures_are_no_numbers_is_rejected(
+    manager: ReleaseManager, deps: ServeDeps, ledger: Ledger, paths: DataPaths, figure: str
+) -> None:
+    """It came into office with a copy in the ledger that nobody could read again, or stood as a canary without end."""
+    publish(paths.adapters, 1)
+    file = paths.adapters / ONE / "manifest.json"
+    file.write_text(file.read_text().replace('"reward":0.5', f'"reward":{figure}'))
+    manager.look()
+    await eventually(lambda: ONE in states(ledger))
+    await manager.settled()
+    assert states(ledger) == {ONE: "rejected"}
+    assert "metrics.reward is no finite number" in reason(ledger, ONE)
+    assert deps.office.holder is None
+
+
 async def test_an_announcement_of_another_manifest_is_rejected(
     manager: ReleaseManager, ledger: Ledger, paths: DataPaths
 ) -> None:
