@@ -75,6 +75,23 @@ def test_a_link_whose_address_comes_last_is_one_as_soon_as_it_is_there(open_page
     assert links == [[], ["https://example.org/docs"]]
 
 
+@pytest.mark.parametrize(("said", "length"), [(">", 300), (">", 1500), (">", 3999), ("1. ", 3999)])
+def test_an_answer_nested_without_end_is_shown_as_it_is_and_can_be_voted_on(
+    open_page: OpenPage, site: Site, said: str, length: int
+) -> None:
+    """The parser's stack ended, or the browser's with the whole page: no ballot came, nor could anything be asked again."""
+    answer = (said * length)[:length]
+    site.engine._answer = lambda request, index: answer
+    page = open_page()
+    ask(page)
+    ballot(page)
+    expect(page.locator(".card .answer").first).to_have_text(answer.strip())
+    page.get_by_role("button", name="Both bad").click()
+    expect(page.get_by_text("You found both bad.")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("You found both bad.")).to_be_visible()
+
+
 def test_a_double_click_takes_one_prepared_pair(open_page: OpenPage, site: Site) -> None:
     put(site.deps.paths, 3, fingerprint=site.deps.base_fingerprint())
     page = open_page()

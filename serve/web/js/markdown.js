@@ -53,6 +53,30 @@ function sanitise(html) {
   return fragment;
 }
 
+/** Quotes, lists and their items within each other, at most. A small model may say ">" a thousand times: the browser's own stack ends, and with it the page. */
+const DEEPEST = 100;
+
+const tooDeep = (token, left = DEEPEST) =>
+  left === 0 || [...(token.tokens ?? []), ...(token.items ?? [])].some((inner) => tooDeep(inner, left - 1));
+
+/** Tokens of a text; one for all of it where the parser's stack ends first. */
+function tokensOf(text) {
+  try {
+    return marked.lexer(text);
+  } catch {
+    return [{ type: "plain", raw: text }];
+  }
+}
+
+/** A token as DOM; as it was written where it is nested too deep. */
+function drawn(token, links) {
+  if (token.type !== "plain" && !tooDeep(token)) return sanitise(marked.parser(Object.assign([token], { links })));
+  const text = document.createElement("p");
+  text.className = "plain";
+  text.textContent = token.raw;
+  return text;
+}
+
 /**
  * A growing answer. Only the blocks that changed are drawn again, so a selection in a finished paragraph survives and
  * long answers stay cheap.
@@ -68,7 +92,7 @@ export class Answer {
 
   /** Show this markdown. */
   show(text) {
-    const tokens = marked.lexer(text);
+    const tokens = tokensOf(text);
     const { links } = tokens;
     const defined = JSON.stringify(links); // a link's address may come after its words: then what was drawn isn't true any more
     const same = defined === this.#links;
@@ -79,7 +103,7 @@ export class Answer {
       if (same && old?.raw === token.raw) return;
       const block = document.createElement("div");
       block.className = "block";
-      block.append(sanitise(marked.parser(Object.assign([token], { links }))));
+      block.append(drawn(token, links));
       if (old) old.node.replaceWith(block);
       else this.element.append(block);
       this.#blocks[index] = { raw: token.raw, node: block };
