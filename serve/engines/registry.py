@@ -71,7 +71,7 @@ def tensor_names(content: bytes) -> frozenset[str]:
 
 
 class AdapterRegistry:
-    """Names, numbers and users of the adapters of one engine. One event loop uses it; other threads only ask who is there.
+    """Names, numbers and users of the adapters of one engine. One event loop uses it; other threads ask who is there.
 
     For these, what is gone through is a copy, made at once: the dictionary may change under them.
     """

@@ -217,7 +217,8 @@ class VllmHttpEngine:
 
     def adapters(self) -> frozenset[str]:
         """Names that a request may use now: some server that is up has confirmed them."""
-        held = {name for server in self._servers if server.up for name in list(server.confirmed)}  # asked by threads too
+        # A copy of each, for the pages' and metrics' threads ask too.
+        held = {name for server in self._servers if server.up for name in list(server.confirmed)}
         return self._registry.names() & held
 
     def load(self) -> EngineLoad:

@@ -123,21 +123,18 @@ class Loader:
         return {name for name in names if name is not None}
 
     async def _drain(self, name: str) -> None:
-        """Unload an adapter after its last request; unless it was called back meanwhile. Passing trouble puts it off."""
-        while not await self._drained(name):
+        """Unload an adapter after its last request; unless it was called back meanwhile. Trouble puts it off."""
+        while True:
+            await self._deps.office.idle(name)
+            try:
+                async with self._lock:
+                    if name not in self._keep(await self._desk.history()) and not self._deps.office.in_use(name):
+                        await self._unload(name)
+                        log.info("adapter unloaded", adapter=name)
+                return
+            except (EngineError, LedgerUnavailable) as error:
+                log.warning("adapter can't be unloaded now", adapter=name, reason=str(error))
             await asyncio.sleep(self._deps.config.releases.retry_s)
-
-    async def _drained(self, name: str) -> bool:
-        await self._deps.office.idle(name)
-        try:
-            async with self._lock:
-                if name not in self._keep(await self._desk.history()) and not self._deps.office.in_use(name):
-                    await self._unload(name)
-                    log.info("adapter unloaded", adapter=name)
-        except (EngineError, LedgerUnavailable) as error:
-            log.warning("adapter can't be unloaded now", adapter=name, reason=str(error))
-            return False
-        return True
 
     async def _unload(self, name: str) -> None:
         """Free an adapter that nobody uses; no pair may draw it any more, for it would find it gone."""

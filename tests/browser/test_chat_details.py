@@ -79,7 +79,7 @@ def test_a_link_whose_address_comes_last_is_one_as_soon_as_it_is_there(open_page
 def test_an_answer_nested_without_end_is_shown_as_it_is_and_can_be_voted_on(
     open_page: OpenPage, site: Site, said: str, length: int
 ) -> None:
-    """The parser's stack ended, or the browser's with the whole page: no ballot came, nor could anything be asked again."""
+    """The parser's stack ended, or the browser's with the whole page: no ballot came, nor could one ask again."""
     answer = (said * length)[:length]
     site.engine._answer = lambda request, index: answer
     page = open_page()

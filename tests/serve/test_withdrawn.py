@@ -1,4 +1,4 @@
-"""Whoever is taken out of the engine meets nobody any more, and who is to be met is loaded: no pair finds its adapter gone."""
+"""Who is taken out of the engine meets nobody any more, and who is to be met is loaded: no pair finds nobody there."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ async def restarted(ledger: Ledger, paths: DataPaths, **config: Any) -> ServeDep
     """Another process on the same ledger and folders."""
     engine = FakeEngine()
     await engine.start()
-    return ready_deps(engine, ledger, paths, ServeConfig(releases=VOTES, contenders={"watch_share": 1.0}, **config))
+    given = {"releases": VOTES, "contenders": {"watch_share": 1.0}, **config}
+    return ready_deps(engine, ledger, paths, ServeConfig.model_validate(given))
 
 
 async def test_an_office_holder_is_watched_on_after_a_restart(
