@@ -16,6 +16,7 @@ killed anywhere goes on where it stood, ends in the same bits on a CPU, and publ
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -259,7 +260,8 @@ class Cycle:
         held_out = {name: value for name, value in head.metrics.items() if not name.startswith("scale_")}
         ppo = {"iterations": float(result.chosen), "ppo_kl": result.metrics[result.chosen].kl}
         warm = self._state.warm_start or {}
-        return {**held_out, **warm, **evaluation.metrics(), **ppo, "reward": evaluation.after.reward}
+        found = {**held_out, **warm, **evaluation.metrics(), **ppo, "reward": evaluation.after.reward}
+        return {name: value for name, value in found.items() if math.isfinite(value)}  # JSON has no word for others
 
     def _report(self, head: RewardHead, result: PpoResult, evaluation: Evaluation | None) -> None:
         figures = self._state.metrics or {**head.metrics, **(self._state.warm_start or {})}

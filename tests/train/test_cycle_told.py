@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from feedback.paths import DataPaths
 from tests.train.test_cycle import CONFIG, fill, train_once
 from tests.train.tiny_trainer import make_trainer
+from train import cycle
 from train.cycle_state import all_cycles
+from train.evaluate import Evaluation, evaluate
 
 pytestmark = pytest.mark.slow
 
@@ -48,3 +52,21 @@ def test_a_cycle_that_is_to_sample_from_serving_waits_until_it_knows_of_one(path
     assert "no serving is known: start it first (hustings up), give --serve-url URL, or set train.rollout" in message
     (state,) = all_cycles(paths)
     assert (state.outcome, state.snapshot) == (None, None)
+
+
+def test_a_figure_that_is_no_number_is_left_out_of_the_manifest(
+    paths: DataPaths, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serving refuses a manifest with one."""
+
+    def endless(*what: Any, **how: Any) -> Evaluation:
+        found = evaluate(*what, **how)
+        return replace(found, after=replace(found.after, perplexity=float("inf")))
+
+    monkeypatch.setattr(cycle, "evaluate", endless)
+    fill(paths, tiny_model)
+    assert train_once(paths, tiny_model, CONFIG) == 0
+    (manifest,) = paths.adapters.glob("*/manifest.json")
+    figures = json.loads(manifest.read_text())["metrics"]
+    assert "policy_kl" in figures
+    assert "policy_perplexity" not in figures
