@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,71 +113,6 @@ def test_dashboard_panels_have_queries_and_do_not_overlap() -> None:
             assert all(0 <= x < 24 for x, _ in cells)
             taken |= cells
             assert panel["type"] == "row" or all(target["expr"] for target in panel["targets"])
-
-
-def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("promtool")
-    assert program, "promtool is missing: deploy/setup/debian-packages.sh test installs it (package prometheus)"
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("file", ["deploy/prometheus/prometheus.yml"])
-def test_promtool_accepts_configuration_and_rules(file: str) -> None:
-    checked = promtool("check", "config", str(ROOT / file))
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-
-
-def run_scenario(tmp_path: Path, *tests: dict[str, Any]) -> None:
-    """Let promtool play a scenario against the rules."""
-    scenario = {"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": list(tests)}
-    file = tmp_path / "scenario.yml"
-    file.write_text(yaml.safe_dump(scenario), encoding="utf-8")
-    checked = promtool("test", "rules", str(file))
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-
-
-def test_an_alert_fires_when_nobody_stores_what_was_sent_and_not_where_somebody_does(tmp_path: Path) -> None:
-    unconfirmed = {"series": "hustings_outbox_unconfirmed", "values": "7x60"}
-    fires = {
-        "exp_labels": {"severity": "warning"},
-        "exp_annotations": {
-            "summary": "7 events are in the event log and no curator stores them",
-            "action": "Nothing is lost. Does a curator run, with partitions of its own? See its log.",
-        },
-    }
-    alert = {"alertname": "HustingsReceiptsMissing"}
-    run_scenario(
-        tmp_path,
-        {
-            "interval": "1m",
-            "input_series": [unconfirmed, {"series": "hustings_outbox_confirmed_total", "values": "5x60"}],
-            "alert_rule_test": [alert | {"eval_time": "5m"}, alert | {"eval_time": "45m", "exp_alerts": [fires]}],
-        },
-        {
-            "interval": "1m",
-            "input_series": [unconfirmed, {"series": "hustings_outbox_confirmed_total", "values": "0+1x60"}],
-            "alert_rule_test": [alert | {"eval_time": "45m"}],
-        },
-    )
-
-
-def test_an_alert_fires_when_votes_wait_and_not_before(tmp_path: Path) -> None:
-    fires = {
-        "exp_labels": {"severity": "warning"},
-        "exp_annotations": {
-            "summary": "Votes wait 11m 0s for the event log",
-            "action": "Nothing is lost. Is Kafka up, and reachable from serving?",
-        },
-    }
-    alert = {"alertname": "HustingsOutboxOld"}
-    run_scenario(
-        tmp_path,
-        {
-            "interval": "1m",
-            "input_series": [{"series": "hustings_outbox_oldest_pending_seconds", "values": "0+60x20"}],
-            "alert_rule_test": [alert | {"eval_time": "5m"}, alert | {"eval_time": "11m", "exp_alerts": [fires]}],
-        },
-    )
 
 
 GIVEN: dict[str, Any] = {"kafka": "kafka:9092", "ledger": {"secretName": "ledger"}}
