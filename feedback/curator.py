@@ -146,10 +146,11 @@ class Curator:
         ):
             while not stop.is_set():
                 records = self._gather(consumer, stop)
-                self._out_of_trouble()
                 if records:
                     with BATCH_SECONDS.time():
                         self._curate(records, consumer, producer)
+                self._out_of_trouble()  # not before: reading goes well on a full disk
+                if records:
                     self._eraser.has_read(_bytes(records))
                 lag = consumer.lag()
                 self._tell_lag(lag)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from feedback.config import FeedbackConfig
 from feedback.contracts import (
@@ -147,16 +148,20 @@ def test_a_full_disk_gives_no_receipt_and_is_waited_out(
     log: FakeEventLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = Dataset(tmp_path)
-    append, tried = dataset.append_votes, threading.Event()
+    append, again = dataset.append_votes, threading.Event()
+    connected: list[float] = []
 
     def full(events: object) -> None:
-        tried.set()
+        connected.append(REGISTRY.get_sample_value("hustings_curator_connected") or 0.0)
+        if len(connected) == 2:
+            again.set()
         raise DatasetFull("no space left")
 
     monkeypatch.setattr(dataset, "append_votes", full)
     send(log, (VOTE_TOPIC, vote(1).to_bytes()))
     with curating(log, dataset):
-        assert tried.wait(5)
+        assert again.wait(5)
+        assert connected[1] == 0, "what was read well before the disk is asked again tells nothing of the disk"
         assert receipted(log) == []
         assert committed(log) == 0
         monkeypatch.setattr(dataset, "append_votes", append)
