@@ -125,15 +125,26 @@ def convert_gguf(gguf: Path, dest: Path) -> None:
             _verify(work, set(model.state_dict()), tied=bool(model.config.tie_word_embeddings))
             _write_marker(work, gguf)
             _sync_tree(work)
-            if dest.exists():  # the remains of an older, unfinished way of writing
-                shutil.rmtree(dest)
-            work.rename(dest)
-            sync(dest.parent)
+            _put_in_place(work, dest)
             progress.update(task, completed=4, description="model ready")
     except OSError as error:
         raise ModelUnusable(f"could not write {dest}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _put_in_place(work: Path, dest: Path) -> None:
+    """Rename, unless another process (serving and trainer start together) was first: its folder is in use already."""
+    if dest.exists():
+        if is_converted(dest):
+            return
+        shutil.rmtree(dest)  # the remains of an older, unfinished way of writing
+    try:
+        work.rename(dest)
+    except OSError:
+        if not is_converted(dest):
+            raise
+    sync(dest.parent)
 
 
 def _read_gguf(gguf: Path) -> tuple[Any, Any]:

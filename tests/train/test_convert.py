@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -75,6 +76,31 @@ def test_a_finished_conversion_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "model" / convert.MARKER).write_text("{}")
     convert.convert_gguf(tmp_path / "missing.gguf", tmp_path / "model")
     assert [p.name for p in (tmp_path / "model").iterdir()] == [convert.MARKER]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("place", "step"), [(convert, "_sync_tree"), (Path, "rename")], ids=["converting", "at the rename"]
+)
+def test_what_another_process_has_made_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, step: str
+) -> None:
+    """Serving and trainer of the chart start together: the second to end took the first one's model from under it."""
+    source, dest = tmp_path / "tiny.gguf", tmp_path / "model"
+    write_tiny_gguf(source)
+    whole = getattr(place, step)
+
+    def after_another(*arguments: Any) -> Any:
+        if not dest.exists():
+            dest.mkdir()
+            (dest / convert.MARKER).write_text("the other's")
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, step, after_another)
+        convert.convert_gguf(source, dest)
+    assert [(path.name, path.read_text()) for path in dest.iterdir()] == [(convert.MARKER, "the other's")]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_missing_or_damaged_file_gives_one_line(tmp_path: Path) -> None:
