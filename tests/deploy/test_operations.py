@@ -19,6 +19,7 @@ from deploy.config import ENVIRONMENT, keys, load
 from feedback.config import KafkaSecurity
 from feedback.kafka_security import KEY_PASSWORD, SASL_PASSWORD
 from feedback.relay import RelayMetrics
+from serve.config import ServeConfig
 from serve.engines.base import EngineLoad
 from serve.hosts import TrustedHosts
 from serve.metrics import Metrics
@@ -188,6 +189,42 @@ def test_the_chart_takes_existing_parts_and_options() -> None:
     serve, curate = containers(parts)
     assert serve["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert curate["name"] == "curate"
+
+
+def test_no_probe_kills_a_pod_that_loads_its_model_or_lets_streams_end() -> None:
+    """The start was probed by /readyz for 15 minutes: what the engine may take alone, and less than a large model."""
+    given = {**GIVEN, "config": {"serve.shutdown_grace_s": 120.5}}
+    for values, grace_s in ((GIVEN, 10), (given, 120.5)):
+        (serve,) = (part for part in rendered(values) if part["metadata"]["name"] == "demo-hustings-serve")
+        pod = serve["spec"]["template"]["spec"]
+        assert pod["terminationGracePeriodSeconds"] >= grace_s + 30
+        probes = {name: probe for name, probe in pod["containers"][0].items() if name.endswith("Probe")}
+        paths = {name.removesuffix("Probe"): probe["httpGet"]["path"] for name, probe in probes.items()}
+        assert paths == {"startup": "/healthz", "readiness": "/readyz", "liveness": "/healthz"}
+        assert all(probe["timeoutSeconds"] >= 5 for probe in probes.values()), "Kubernetes' own second is too short"
+
+
+def test_compose_gives_a_start_and_an_end_the_time_that_they_may_take() -> None:
+    """After 5 minutes a serving that was loading was unhealthy, and `up` never started the trainer."""
+
+    def seconds(time: str) -> int:
+        return int(time[:-1]) * {"s": 1, "m": 60}[time[-1]]
+
+    services = compose()["services"]
+    health = services["serve"]["healthcheck"]
+    assert seconds(health["start_period"]) >= ServeConfig().engine_start_timeout_s + 600
+    assert seconds(services["serve"]["stop_grace_period"]) >= ServeConfig().shutdown_grace_s + 20
+    assert seconds(services["curate"]["stop_grace_period"]) >= 15, "as the supervisor gives it; Docker's own are 10"
+    assert seconds(services["train"]["stop_grace_period"]) >= 30
+    # While PostgreSQL makes the database, a server for that alone answers on the socket.
+    assert "127.0.0.1" in services["postgres"]["healthcheck"]["test"]
+
+
+def test_a_pod_monitor_can_have_the_labels_that_an_operator_picks_by() -> None:
+    given = {"podMonitor": True, "labels": {"release": "kube-prometheus-stack"}}
+    (monitor,) = (part for part in rendered({**GIVEN, "monitoring": given}) if part["kind"] == "PodMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+    assert monitor["metadata"]["labels"]["app.kubernetes.io/instance"] == "demo"
 
 
 def test_scraped_pods_have_the_names_of_jobs_that_the_alerts_go_by() -> None:
