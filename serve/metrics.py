@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from typing import get_args
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from feedback.contracts import ReleaseState
+from feedback.contracts import Choice, ReleaseState
 from serve.engines.base import EngineLoad
 
 log = structlog.get_logger(__name__)
@@ -62,6 +63,8 @@ class Metrics:
             "hustings_votes", "Votes by choice, repeated or not", ["choice", "outcome"], registry=registry
         )
         self.votes_of = cache(self.votes.labels)
+        for choice in get_args(Choice):  # there from the start: Prometheus sees no rise in a series that begins at 1
+            self.votes_of(choice, "created")
         self.votes_refused = Counter(
             "hustings_votes_refused", "Votes refused, by reason", ["reason"], registry=registry
         )
@@ -82,7 +85,7 @@ class Metrics:
         self.release_changes = Counter(
             "hustings_release_changes", "Releases that came into a state", ["state"], registry=registry
         )
-        for state in ReleaseState:  # there from the start: Prometheus sees no rise in a series that begins at 1
+        for state in ReleaseState:  # likewise
             self.release_changes.labels(state.value)
         self.release_unreadable = Counter(
             "hustings_release_unreadable", "Records of the adapters topic that could not be read", registry=registry

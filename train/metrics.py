@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
 
+from train.cycle_state import Outcome
 from train.status import PHASES
 
 _STATUS = {
@@ -87,6 +88,7 @@ class TrainMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, and when it was started: an alert goes by that
         self._status = {key: self._gauge(key, text) for key, text in _STATUS.items()}
         self._iteration = {key: self._gauge(name, text) for key, (name, text) in _ITERATION.items()}
         self._reward_model = {key: self._gauge(key, text) for key, text in _REWARD_MODEL.items()}
@@ -95,7 +97,8 @@ class TrainMetrics:
         self._cycles = Counter(
             "hustings_train_cycles", "Cycles ended, by outcome.", ["outcome"], registry=self.registry
         )
-        self._cycles.labels("failed")  # there from the start: Prometheus sees no rise in a series that begins at 1
+        for outcome in get_args(Outcome):  # there from the start: Prometheus sees no rise in a series that begins at 1
+            self._cycles.labels(outcome)
         self._new = self._gauge("new_comparisons", "Decisive votes since the last snapshot.")
 
     def serve(self, port: int, host: str = "127.0.0.1") -> None:

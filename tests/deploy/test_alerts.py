@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from serve.routes import health
+from train.metrics import TrainMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
@@ -163,3 +164,13 @@ def test_a_process_that_prometheus_does_not_find_is_down(tmp_path: Path, away: s
     there = [name for name in ("serve", "curate", "train") if name != away]
     given = [series(f'up{{job="hustings-{name}"}}', "1x30") for name in there]
     assert moments(tmp_path, "HustingsProcessDown", given, 10) == ({5, 10} if fires else set())
+
+
+def test_a_trainer_that_is_killed_again_and_again_is_told_of(tmp_path: Path) -> None:
+    """It was away too shortly to be down, and its counters of failures began anew."""
+    exported = [metric.name for metric in TrainMetrics().registry.collect()]
+    assert "process_start_time_seconds" in exported
+    started = 'process_start_time_seconds{job="hustings-train"}'
+    killed = series(started, "1x10 2x10 3x10 4x10 5x60")  # the fourth after 29 minutes
+    assert moments(tmp_path, "HustingsRestarts", [killed], 60) == set(range(30, 61, 5))
+    assert moments(tmp_path, "HustingsRestarts", [series(started, "1x10 2x10 3x10 4x80")], 60) == set()

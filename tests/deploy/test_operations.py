@@ -97,6 +97,22 @@ def test_what_an_alert_waits_to_see_rise_is_there_from_the_start() -> None:
         assert any(found[0] == name and (label, value) in found[1:] for found in exported), (name, value)
 
 
+def test_what_a_panel_counts_by_hours_is_there_from_the_start() -> None:
+    """Of each choice the first vote was left out, and the day's only published cycle was none."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    exported = {
+        (sample.name, value)
+        for each in (registry, TrainMetrics().registry)
+        for metric in each.collect()
+        for sample in metric.samples
+        for value in sample.labels.values()
+    }
+    choices = {("hustings_votes_total", choice) for choice in ("a", "b", "tie", "both_bad", "ranking")}
+    cycles = {("hustings_train_cycles_total", outcome) for outcome in ("published", "refused", "failed")}
+    assert choices | cycles <= exported
+
+
 def test_dashboard_panels_have_queries_and_do_not_overlap() -> None:
     assert DASHBOARDS
     for file in DASHBOARDS:

@@ -27,6 +27,8 @@ securityContext:
   runAsNonRoot: true
   runAsUser: 10001
   fsGroup: 10001
+  # Else every start of a pod goes through all files of the volume first.
+  fsGroupChangePolicy: OnRootMismatch
   seccompProfile: {type: RuntimeDefault}
 volumes:
   - name: data
