@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 VENV ?= .venv
 ARGS ?=
-PY := $(VENV)/bin/python
+PY := "$(VENV)/bin/python"
 # Two computing processes whose OpenMP threads spin at barriers slow each other down tenfold (docs/adr/0035).
 export OMP_WAIT_POLICY ?= PASSIVE
 export KMP_BLOCKTIME ?= 0
@@ -15,10 +15,10 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: ## the environment for running (skipped in a second when nothing changed)
-	@VENV=$(VENV) deploy/setup/setup.sh run
+	@VENV="$(VENV)" deploy/setup/setup.sh run
 
 setup-dev: ## the same with what tests, lint and types need
-	@VENV=$(VENV) deploy/setup/setup.sh test
+	@VENV="$(VENV)" deploy/setup/setup.sh test
 
 up: setup ## serve, curate and train under one supervisor; Ctrl-C stops all
 	@exec $(PY) -m deploy up $(ARGS)
@@ -36,7 +36,7 @@ check: setup-dev ## format, lint, strict types, import rules: what CI runs
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(VENV)/bin/lint-imports
+	"$(VENV)/bin/lint-imports"
 
 format: setup-dev ## rewrite the sources to the house format
 	$(PY) -m ruff format .
@@ -46,4 +46,4 @@ bench: setup-dev ## the benchmarks; ARGS="peer" measures TRL beside us (an hour;
 	$(PY) -m benchmarks $(ARGS)
 
 clean: ## forget the environment and caches; data folders stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf "$(VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

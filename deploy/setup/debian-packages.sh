@@ -74,7 +74,14 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   exit 0
 fi
 
-installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+# Debian 13 and Ubuntu 24.04 call some libraries …t64, which apt-get finds by the old name and dpkg doesn't.
+installed() {
+  local name
+  for name in "$1" "$1t64"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] && return 0
+  done
+  return 1
+}
 
 # An interpreter that is not Debian's own (built from source, in a container image) brings its venv and headers with it.
 provided() {
@@ -129,8 +136,18 @@ apt() { "${run_as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DP
 # The lists may be fresh already (and the network away), so they are fetched only when an install fails.
 if ! apt install --yes --no-install-recommends "${missing[@]}"; then
   if ! { apt update && apt install --yes --no-install-recommends "${missing[@]}"; }; then
-    tail -n 5 "$log" >&2
-    echo "setup: apt-get could not install ${missing[*]} (its last lines are above); going on without:" >&2
-    printf '%s\n' "${lines[@]}" >&2
+    # One that this release has not (Ubuntu: chromium) must not keep the others away.
+    left=() && left_lines=()
+    for n in "${!missing[@]}"; do
+      if ! apt install --yes --no-install-recommends "${missing[n]}"; then
+        left+=("${missing[n]}")
+        left_lines+=("${lines[n]}")
+      fi
+    done
+    if [ ${#left[@]} -gt 0 ]; then
+      tail -n 5 "$log" >&2
+      echo "setup: apt-get could not install ${left[*]} (its last lines are above); going on without:" >&2
+      printf '%s\n' "${left_lines[@]}" >&2
+    fi
   fi
 fi

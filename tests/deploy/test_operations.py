@@ -15,7 +15,7 @@ from helm_python.chart import lint
 from prometheus_client import REGISTRY, CollectorRegistry
 
 import feedback.curator  # noqa: F401 (registers the curator's metrics)
-from deploy.config import ENVIRONMENT, keys, load
+from deploy.config import DEFAULT_FILE, ENVIRONMENT, keys, load
 from feedback.config import KafkaSecurity
 from feedback.kafka_security import KEY_PASSWORD, SASL_PASSWORD
 from feedback.relay import RelayMetrics
@@ -355,9 +355,9 @@ def test_compose_hands_on_how_kafka_is_reached() -> None:
 
 
 def test_images_hold_no_passwords_and_no_keys() -> None:
-    """`COPY . .` took .env along."""
+    """`COPY . .` took .env along, and a hustings.toml that every process would have read there."""
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
-    assert {"**/.env", "deploy/compose/certs"} <= set(ignored)
+    assert {"**/.env", "deploy/compose/certs", DEFAULT_FILE} <= set(ignored)
 
 
 def test_in_compose_serving_is_asked_by_its_services_name_and_by_no_strangers() -> None:

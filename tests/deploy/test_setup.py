@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -132,6 +133,32 @@ def test_an_install_that_fails_is_said_and_does_not_stop_the_set_up(tmp_path: Pa
     assert done.returncode == 0
     assert "E: no network" in done.stderr
     assert "could not install" in done.stderr
+
+
+def test_a_package_that_a_release_has_not_keeps_no_other_away(tmp_path: Path) -> None:
+    """Ubuntu has no package chromium: `make test` there got neither PostgreSQL nor promtool."""
+    log = tmp_path / "log"
+    apt = f'[[ " $* " == *" chromium "* ]] && echo E: Unable to locate && exit 100; echo "${{@: -1}}" >> {log}'
+    done = run_packages(tmp_path, "test", {"id": "echo 0", "dpkg-query": "exit 1", "apt-get": apt})
+    assert done.returncode == 0
+    assert {"postgresql", "prometheus", "libnuma1"} <= set(log.read_text(encoding="utf-8").split())
+    assert "could not install chromium (" in done.stderr
+    assert "postgresql" not in done.stderr
+
+
+def test_a_library_that_has_got_a_new_name_is_not_missed(tmp_path: Path) -> None:
+    there = '[[ "${@: -1}" == *t64 || "${@: -1}" != libtcmalloc-minimal4 ]] && echo installed'
+    done = run_packages(tmp_path, "run", {"dpkg-query": there, "apt-get": "exit 9"})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_environment_may_lie_in_a_folder_with_a_space() -> None:
+    """`make clean` would have removed another folder."""
+    command = ["make", "-n", "VENV=/a disk/venv", "up", "check", "clean"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [shlex.split(line) for line in told.splitlines() if "/a disk" in line]
+    assert len(lines) >= 6
+    assert all(any("/a disk/venv" in word for word in words) for words in lines)
 
 
 def test_nothing_missing_says_nothing(tmp_path: Path) -> None:
