@@ -1,4 +1,4 @@
-"""Metrics, rules, dashboards, the compose files and the chart: what is written there exists."""
+"""Metrics, dashboards and the chart: what is written there exists."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ from helm_python.chart import lint
 from prometheus_client import REGISTRY, CollectorRegistry
 
 import feedback.curator  # noqa: F401 (registers the curator's metrics)
-from deploy.config import DEFAULT_FILE, ENVIRONMENT, keys, load
+from deploy.config import keys, load
 from feedback.config import KafkaSecurity
-from feedback.kafka_security import KEY_PASSWORD, SASL_PASSWORD
 from feedback.relay import RelayMetrics
-from serve.config import ServeConfig
 from serve.engines.base import EngineLoad
-from serve.hosts import TrustedHosts
 from serve.metrics import Metrics
 from train.metrics import TrainMetrics
 
@@ -220,22 +217,6 @@ def test_no_probe_kills_a_pod_that_loads_its_model_or_lets_streams_end() -> None
         assert all(probe["timeoutSeconds"] >= 5 for probe in probes.values()), "Kubernetes' own second is too short"
 
 
-def test_compose_gives_a_start_and_an_end_the_time_that_they_may_take() -> None:
-    """After 5 minutes a serving that was loading was unhealthy, and `up` never started the trainer."""
-
-    def seconds(time: str) -> int:
-        return int(time[:-1]) * {"s": 1, "m": 60}[time[-1]]
-
-    services = compose()["services"]
-    health = services["serve"]["healthcheck"]
-    assert seconds(health["start_period"]) >= ServeConfig().engine_start_timeout_s + 600
-    assert seconds(services["serve"]["stop_grace_period"]) >= ServeConfig().shutdown_grace_s + 20
-    assert seconds(services["curate"]["stop_grace_period"]) >= 15, "as the supervisor gives it; Docker's own are 10"
-    assert seconds(services["train"]["stop_grace_period"]) >= 30
-    # While PostgreSQL makes the database, a server for that alone answers on the socket.
-    assert "127.0.0.1" in services["postgres"]["healthcheck"]["test"]
-
-
 def test_a_pod_monitor_can_have_the_labels_that_an_operator_picks_by() -> None:
     given = {"podMonitor": True, "labels": {"release": "kube-prometheus-stack"}}
     (monitor,) = (part for part in rendered({**GIVEN, "monitoring": given}) if part["kind"] == "PodMonitor")
@@ -306,77 +287,3 @@ def test_the_chart_reaches_kafka_over_tls_with_what_secrets_hold() -> None:
 def test_the_chart_says_what_is_missing(missing: str) -> None:
     with pytest.raises(Exception, match=missing):
         rendered({key: value for key, value in GIVEN.items() if key != missing})
-
-
-def compose() -> dict[str, Any]:
-    text = (ROOT / "deploy" / "compose" / "compose.yaml").read_text(encoding="utf-8")
-    loaded = yaml.safe_load(text)
-    assert isinstance(loaded, dict)
-    return loaded
-
-
-def test_compose_publishes_on_this_machine_only_and_mounts_what_exists() -> None:
-    folder = ROOT / "deploy" / "compose"
-    for name, service in compose()["services"].items():
-        for port in service.get("ports", []):
-            assert port.startswith("127.0.0.1:"), name
-        for volume in service.get("volumes", []):
-            source = volume.split(":")[0]
-            if source.startswith("."):
-                assert (folder / source).exists(), f"{name}: {source}"
-            else:
-                assert source in compose()["volumes"], f"{name}: {source}"
-        for other in service.get("depends_on", {}):
-            assert "healthcheck" in compose()["services"][other], f"{name} waits for the health of {other}"
-
-
-def test_compose_settings_are_keys_of_the_configuration() -> None:
-    for name in ("serve", "curate", "train"):
-        command = compose()["services"][name]["command"]
-        settings = {command[n + 1].split("=")[0] for n, argument in enumerate(command) if argument == "--set"}
-        assert settings <= set(keys())
-        assert command[0] == name
-
-
-def test_compose_hands_on_how_kafka_is_reached() -> None:
-    """Each `${KAFKA_X:-}` as HUSTINGS_KAFKA_X, a variable of a key or of a password; the example names no other."""
-    known = {*ENVIRONMENT, SASL_PASSWORD, KEY_PASSWORD}
-    environment: dict[str, str] = compose()["services"]["serve"]["environment"]
-    kafka = {name: value for name, value in environment.items() if name.startswith("HUSTINGS_KAFKA_")}
-    assert set(kafka) <= known
-    assert all(value == f"${{{name.removeprefix('HUSTINGS_')}:-}}" for name, value in kafka.items())
-    example = (ROOT / "deploy" / "compose" / "example.env").read_text(encoding="utf-8")
-    named = dict(re.findall(r"^# (KAFKA_[A-Z_]+)=(.*)$", example, re.MULTILINE))
-    assert {f"HUSTINGS_{name}" for name in named} <= set(kafka)
-    told = {f"HUSTINGS_{name}": value for name, value in named.items()}
-    security = load(None, (), environment=told).feedback.kafka_security
-    assert (security.protocol, security.ssl_cafile) == ("SASL_SSL", Path("/certs/ca.pem"))
-    assert "./certs:/certs:ro" in compose()["services"]["serve"]["volumes"]
-
-
-def test_images_hold_no_passwords_and_no_keys() -> None:
-    """`COPY . .` took .env along, and a hustings.toml that every process would have read there."""
-    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
-    assert {"**/.env", "deploy/compose/certs", DEFAULT_FILE} <= set(ignored)
-
-
-def test_in_compose_serving_is_asked_by_its_services_name_and_by_no_strangers() -> None:
-    service, scraped = compose()["services"], ROOT / "deploy" / "compose" / "prometheus.yml"
-    command = service["serve"]["command"]
-    settings = [command[n + 1] for n, argument in enumerate(command) if argument == "--set"]
-    hosts = TrustedHosts(load(None, settings, environment={"HUSTINGS_SERVE_HOST": "0.0.0.0"}).serve)
-
-    def trusted(host: str) -> bool:
-        return hosts.trust({"type": "http", "headers": [(b"host", host.encode())]})
-
-    assert "http://serve:8000" in service["train"]["command"]
-    assert "serve:8000" in scraped.read_text(encoding="utf-8")
-    assert all(map(trusted, ("serve:8000", "127.0.0.1:8000", "localhost:8000")))
-    assert not trusted("evil.example:8000")
-
-
-def test_compose_wants_every_secret_named_in_the_example() -> None:
-    text = (ROOT / "deploy" / "compose" / "compose.yaml").read_text(encoding="utf-8")
-    wanted = set(re.findall(r"\$\{([A-Z_]+):\?", text))
-    example = (ROOT / "deploy" / "compose" / "example.env").read_text(encoding="utf-8")
-    assert wanted == {line.rstrip("=") for line in example.splitlines() if line.endswith("=")}
