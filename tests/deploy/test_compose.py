@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.config import DEFAULT_FILE, ENVIRONMENT, keys, load
+from deploy.config import DEFAULT_FILE, ENVIRONMENT, HustingsConfig, keys, load
+from deploy.launch import common_environment
 from feedback.kafka_security import KEY_PASSWORD, SASL_PASSWORD
 from serve.config import ServeConfig
 from serve.hosts import TrustedHosts
@@ -147,3 +148,14 @@ def test_compose_wants_every_secret_named_in_the_example() -> None:
     wanted = set(re.findall(r"\$\{([A-Z_]+):\?", text))
     example = (ROOT / "deploy" / "compose" / "example.env").read_text(encoding="utf-8")
     assert wanted == {line.rstrip("=") for line in example.splitlines() if line.endswith("=")}
+
+
+def test_processes_of_the_image_get_what_those_of_up_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries reported their use from the image; at home they don't."""
+    image = (ROOT / "deploy" / "compose" / "Dockerfile").read_text(encoding="utf-8")
+    told = dict(re.findall(r"\b([A-Z_]+)=([^\s\\]+)", image))
+    for name in told:
+        monkeypatch.delenv(name, raising=False)
+    of_up = common_environment(HustingsConfig(), coloured=False) | {"HUSTINGS_LOG_FORMAT": "json"}
+    at_home = {"PYTHONPATH", "PYTHONWARNINGS", *ENVIRONMENT}
+    assert {name: told.get(name) for name in of_up.keys() - at_home} == {n: of_up[n] for n in of_up.keys() - at_home}
