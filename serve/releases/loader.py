@@ -134,7 +134,7 @@ class Loader:
                 return
             except (EngineError, LedgerUnavailable) as error:
                 log.warning("adapter can't be unloaded now", adapter=name, reason=str(error))
-            await asyncio.sleep(self._deps.config.releases.retry_s)
+            await asyncio.sleep(self._deps.config.releases.retry_s)  # nobody tells when ledger or engine are back
 
     async def _unload(self, name: str) -> None:
         """Free an adapter that nobody uses; no pair may draw it any more, for it would find it gone."""
