@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from feedback.dataset import Dataset
 from feedback.paths import DataPaths
 from tests.train.test_cycle import CONFIG, fill, train_once
 from tests.train.tiny_trainer import make_trainer
 from train import cycle
 from train.cycle_state import all_cycles
+from train.errors import NotEnoughVotes
 from train.evaluate import Evaluation, evaluate
+from train.reward.votes import Votes
 
 pytestmark = pytest.mark.slow
 
@@ -70,3 +74,22 @@ def test_a_figure_that_is_no_number_is_left_out_of_the_manifest(
     figures = json.loads(manifest.read_text())["metrics"]
     assert "policy_kl" in figures
     assert "policy_perplexity" not in figures
+
+
+def test_a_last_head_is_told_which_votes_its_predecessor_has_not_seen(
+    paths: DataPaths, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(paths, tiny_model)
+    assert train_once(paths, tiny_model, CONFIG) == 0
+    seen = {vote.vote_id for vote in Dataset(paths.dataset).votes()}
+    fill(paths, tiny_model, 32, seed=1)
+    told: dict[str, bool] = {}
+
+    def refresh(_base: Any, votes: Votes, *_: Any, unseen_by_predecessor: Callable[[int], bool]) -> None:
+        told.update((vote_id, unseen_by_predecessor(row)) for row, vote_id in enumerate(votes.vote_ids))
+        raise NotEnoughVotes("the test knows enough")
+
+    monkeypatch.setattr(cycle, "refresh_last", refresh)
+    train_once(paths, tiny_model, {**CONFIG, "reward": {"head": "last"}})
+    assert told == {vote_id: vote_id not in seen for vote_id in told}
+    assert set(told.values()) == {True, False}

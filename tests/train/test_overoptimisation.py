@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.overoptimisation import Seen, picture, stopped
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.overoptimisation import Seen, _only_voted, picture, stopped
 
 
 def policies(*gold: float | None) -> list[Seen]:
@@ -39,3 +44,22 @@ def test_the_picture_has_a_panel_for_each_number_of_votes_and_hollow_dots_beyond
     assert drawn.count("mix, 64 votes") == drawn.count("mix, 640 votes") == 1
     assert drawn.count("<circle") == 4
     assert drawn.count('fill="none" stroke="#2f8f5b"/>') == 2  # the circles of 10 nats
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Of votes, what says who met whom."""
+
+    answers: tuple[str, ...]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+
+
+def test_answers_without_a_vote_are_left_out_and_the_votes_keep_theirs() -> None:
+    votes = Cast(("a", "b", "c", "d", "e"), np.array([4, 1]), np.array([1, 2]))
+    left = _only_voted(votes)
+    assert left.answers == ("b", "c", "e")
+    assert [(left.answers[a], left.answers[b]) for a, b in zip(left.first, left.second, strict=True)] == [
+        ("e", "b"),
+        ("b", "c"),
+    ]
