@@ -124,3 +124,45 @@ def test_the_loop_page_tells_a_server_that_doesnt_answer_from_one_that_isnt_ther
     page.route("**/v1/loop", lambda route: None)
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("The server doesn't answer. Trying again.")
+
+
+def test_a_stream_that_falls_silent_is_lost_and_the_question_can_be_asked_again(open_page: OpenPage) -> None:
+    page = open_page()
+    page.clock.install()
+    page.evaluate(
+        """() => {
+            window.real = window.fetch;
+            window.fetch = async () => new Response(new ReadableStream());
+        }"""
+    )
+    ask(page)
+    expect(page.get_by_role("article", name="Answer A")).to_have_attribute("aria-busy", "true")
+    page.clock.fast_forward(61_000)
+    expect(page.get_by_text("The connection was lost while the answers were being written.")).to_be_visible()
+    page.evaluate("() => { window.fetch = window.real; }")
+    page.get_by_role("button", name="Ask again").click()
+    ballot(page)
+
+
+def test_the_servers_keep_alives_hold_a_quiet_stream(open_page: OpenPage) -> None:
+    page = open_page()
+    page.clock.install()
+    page.evaluate(
+        """async () => {
+            const { events } = await import("/web/js/sse.js");
+            const body = new ReadableStream({ start: (controller) => (window.server = controller) });
+            window.say = (text) => window.server.enqueue(new TextEncoder().encode(text));
+            window.heard = [];
+            (async () => {
+                try { for await (const { data } of events(body)) window.heard.push(data); }
+                catch (error) { window.heard.push(String(error)); }
+            })();
+        }"""
+    )
+    for _ in range(4):
+        page.clock.fast_forward(50_000)
+        page.evaluate("window.say(': keep-alive\\n\\n')")
+    page.evaluate("window.say('data: still here\\n\\n')")
+    assert page.evaluate("window.heard") == ["still here"]
+    page.clock.fast_forward(61_000)
+    assert page.evaluate("window.heard") == ["still here", "Error: the stream fell silent"]

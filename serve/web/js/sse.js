@@ -15,9 +15,22 @@ export function parseBlock(block) {
   return data.length ? { event, data: data.join("\n") } : null;
 }
 
+/** Longest silence of a stream that lives: the server sends a comment after every 15 s without a word. */
+const QUIET_MS = 60_000;
+
+/** The reader's next piece. A connection that was lost without a word would never give one. */
+function nextPiece(reader) {
+  let timer;
+  const lost = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error("the stream fell silent")), QUIET_MS);
+  });
+  return Promise.race([reader.read(), lost]).finally(() => clearTimeout(timer));
+}
+
 /**
  * Read events as they arrive.
  * @param {ReadableStream<Uint8Array>} body
+ * @throws {Error} where the stream breaks off or falls silent
  * @yields {{event: string, data: string}}
  */
 export async function* events(body) {
@@ -25,7 +38,7 @@ export async function* events(body) {
   let rest = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await nextPiece(reader);
       if (done) break;
       // A carriage return at the very end waits for its line feed, lest it count as two line ends.
       const text = rest + value;
