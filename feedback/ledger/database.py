@@ -151,12 +151,18 @@ class Database:
         self._writing.dispose()
 
     def empty_write_ahead_log(self) -> None:
-        """Move what is committed into SQLite's file and leave nothing in the log beside it; readers may delay it."""
+        """Move what is committed into SQLite's file and leave nothing in the log beside it; readers may delay it.
+
+        Raises:
+            LedgerUnavailable: the file can't take it (a full disk, say); what is committed stays in the log.
+        """
         if not self.is_sqlite:
             return
         connection = self._engine.raw_connection()
         try:
             connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.DatabaseError as error:
+            raise self._unavailable(error) from error
         finally:
             connection.close()
 

@@ -246,10 +246,13 @@ class Ledger(ReleasePages):
         """Delete everything of a voter and leave a tombstone, which the event log is told of, in one transaction.
 
         On SQLite the bytes are overwritten and the write-ahead log is emptied; PostgreSQL's vacuum does it in its time.
+
+        Raises:
+            LedgerUnavailable: nothing was written, or the log could not be emptied; forgetting again finishes it.
         """
         gone = self._database.write(lambda connection: forgetting.forget(connection, voter))
-        self._database.empty_write_ahead_log()
         self._tell()
+        self._database.empty_write_ahead_log()
         return gone
 
     def forgotten(self) -> list[VoterForgotten]:

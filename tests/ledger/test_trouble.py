@@ -1,5 +1,6 @@
 """A full disk, a lock that stays, a folder that can't be written: clear errors, nothing half done."""
 
+import resource
 import sqlite3
 import threading
 from contextlib import closing
@@ -46,6 +47,30 @@ def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(path):
             ledger.record_pair(shown(f"more_{number}"))
     counts = ledger.counts()
     assert counts.pairs + counts.votes == len(ledger.pending(1000))
+    ledger.close()
+
+
+def test_a_voter_is_forgotten_and_told_of_though_the_log_could_not_be_emptied(path):
+    ledger = Ledger.open(f"sqlite:///{path}")
+    for number in range(40):
+        ledger.record_pair(shown(f"bob_{number}", conversation_id="bobs", voter="v_bob"))
+        ledger.record_vote(pair_id=f"bob_{number}", voter="v_bob", choice="a", edited="x" * 50_000)
+    ledger.forget("v_nobody")  # leaves nothing in the log: what comes now lies beyond the file's end
+    ledger.record_pair(shown("ann_1", conversation_id="anns", voter="v_ann"))
+    ledger.record_vote(pair_id="ann_1", voter="v_ann", choice="a", edited="y" * 50_000)
+    told = threading.Event()
+    ledger.on_outbox(told.set)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, before[1]))
+    try:
+        with pytest.raises(LedgerUnavailable, match="the disk fails, or is full"):
+            ledger.forget("v_ann")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert told.is_set()
+    assert [stone.voter for stone in ledger.forgotten()] == ["v_nobody", "v_ann"]
+    assert ledger.forget("v_ann").pairs == 0
+    assert b"y" * 1000 not in path.read_bytes() + path.with_name(path.name + "-wal").read_bytes()
     ledger.close()
 
 
