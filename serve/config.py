@@ -79,7 +79,8 @@ class AlarmConfig(Section):
     on: bool = True
     """Whether it acts. It needs pairs to hear from: `watch_share` (with `gate = "votes"`) or `anchor_share`."""
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
-    """Probability that it ever sounds against an office-holder that is no worse."""
+    """Probability that it ever sounds against an office-holder that is no worse; shared out among whom it is watched
+    against."""
     max_votes: int = Field(default=1000, ge=1)
     """So many votes against its predecessor, and an office-holder isn't watched any longer."""
 

@@ -142,8 +142,10 @@ class Election:
         since = told.since(history, holder)
         against_predecessor: Standing | None = None
         counted = 0
-        for opponent in dict.fromkeys((predecessor, None)):
-            standing = await on_thread(self._referee.alarm, Contest(holder, opponent, since), utc_now())
+        opponents = dict.fromkeys((predecessor, None))
+        for opponent in opponents:
+            contest = Contest(holder, opponent, since)
+            standing = await on_thread(self._referee.alarm, contest, utc_now(), opponents=len(opponents))
             if standing.outcome.verdict is Verdict.REJECT and config.alarm.on:
                 self.alarm = None
                 self._deps.metrics.release_alarms.inc()

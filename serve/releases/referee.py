@@ -139,20 +139,25 @@ class Referee:
         share = log_capital(counted.ballots, HALF + self._config.canary.margin) / -math.log(alpha)
         return _standing(contest, counted, alpha, share, Outcome(verdict, reason, guards))
 
-    def alarm(self, contest: Contest, now: datetime) -> Standing:
-        """How an office-holder stands against one whom voters may like better; REJECT is the alarm."""
-        config = self._config.alarm
+    def alarm(self, contest: Contest, now: datetime, *, opponents: int = 1) -> Standing:
+        """How an office-holder stands against one whom voters may like better; REJECT is the alarm.
+
+        Args:
+            opponents: how many it is watched against: `alarm.alpha` is shared out among them, so that it bounds the
+                probability of any false alarm (Bonferroni).
+        """
+        config, alpha = self._config.alarm, self._config.alarm.alpha / opponents
         duels = self._ledger.duels(contest.adapter, contest.opponent, contest.since)
         counted = self._count(contest, duels, now)
         evidence = log_capital(mirrored(counted.ballots), HALF)
         verdict, reason = Verdict.OPEN, ""
-        if evidence >= -math.log(config.alpha):
+        if evidence >= -math.log(alpha):
             verdict = Verdict.REJECT
-            reason = f"alarm: voters prefer {contest.opponent or 'the base'}; {_told(counted, config.alpha)}"
+            reason = f"alarm: voters prefer {contest.opponent or 'the base'}; {_told(counted, alpha)}"
         elif counted.votes >= config.max_votes:
             verdict, reason = Verdict.RETIRE, f"watched for {counted.votes} votes"
-        share = evidence / -math.log(config.alpha)
-        return _standing(contest, counted, config.alpha, share, Outcome(verdict, reason))
+        share = evidence / -math.log(alpha)
+        return _standing(contest, counted, alpha, share, Outcome(verdict, reason))
 
     def _judge(self, contest: Contest, counted: Count, veto: Reading | None, now: datetime) -> tuple[Verdict, str]:
         config = self._config.canary

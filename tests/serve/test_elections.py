@@ -514,8 +514,8 @@ async def test_many_votes_of_an_office_holder_are_not_counted_at_each_look(
     counted: list[int] = []
     real = Referee.alarm
 
-    def alarm(referee: Referee, contest: Contest, now: datetime) -> Standing:
-        found = real(referee, contest, now)
+    def alarm(referee: Referee, contest: Contest, now: datetime, *, opponents: int) -> Standing:
+        found = real(referee, contest, now, opponents=opponents)
         counted.append(found.votes)
         return found
 
@@ -837,15 +837,18 @@ def test_an_election_is_decided_by_the_vote_that_makes_the_evidence_whole_and_no
     assert referee.canary(contest, utc_now()).outcome.verdict is decided
 
 
-def test_the_alarm_goes_off_at_the_vote_that_makes_the_evidence_whole_and_not_before(ledger: Ledger) -> None:
+@pytest.mark.parametrize(("opponents", "alpha"), [(1, 0.01), (2, 0.005)])
+def test_the_alarm_goes_off_at_the_vote_that_makes_the_evidence_whole_and_not_before(
+    ledger: Ledger, opponents: int, alpha: float
+) -> None:
     config = ReleasesConfig.model_validate({"canary": {"ballot_votes": 1}, "alarm": {"alpha": 0.01}})
     referee = Referee(ledger, config, lambda _: (0, 0))
     contest = Contest(ONE, None, utc_now() - timedelta(minutes=5))
-    needed = unanimous(0.5, 0.01)
+    needed = unanimous(0.5, alpha)
     elect(ledger, None, ONE, needed - 1)
-    assert referee.alarm(contest, utc_now()).outcome.verdict is Verdict.OPEN
+    assert referee.alarm(contest, utc_now(), opponents=opponents).outcome.verdict is Verdict.OPEN
     elect(ledger, None, ONE, 1)
-    assert referee.alarm(contest, utc_now()).outcome.verdict is Verdict.REJECT
+    assert referee.alarm(contest, utc_now(), opponents=opponents).outcome.verdict is Verdict.REJECT
 
 
 def test_no_promotion_before_the_guards_have_seen_enough_votes(ledger: Ledger) -> None:
