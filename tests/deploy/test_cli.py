@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import signal
 import subprocess
 import sys
 import threading
@@ -172,6 +173,31 @@ main()
         [sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], capture_output=True, check=False
     )
     assert (ended.returncode, ended.stderr) == (130, b"")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_sigterm_ends_a_containers_first_process_while_it_is_still_loading(*, first: bool) -> None:
+    """Seen from outside both end at once; whether a handler does it tells the status: the kernel's own is negative."""
+    code = f"""
+import os, sys, time
+
+class Loading:
+    def find_spec(self, name, *_):
+        if name == "deploy.cli":
+            print("loading", flush=True)
+            time.sleep(60)  # until the test's signal
+
+sys.meta_path.insert(0, Loading())
+os.getpid = lambda: {1 if first else 2}
+from deploy.__main__ import main
+main()
+"""
+    folder = Path(__file__).resolve().parents[2]
+    with subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"loading\n"
+        process.terminate()
+        assert process.wait(30) == (128 + signal.SIGTERM if first else -signal.SIGTERM)
 
 
 def test_a_full_disk_ends_nothing_when_a_process_is_started_again(
