@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from feedback.ledger import Ledger
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LONGEST_LABEL = 40
+"""Letters of an import's name in ids."""
 
 
 def forget(
@@ -148,7 +151,7 @@ def import_(
     from feedback.dataset.importing import Columns, import_file
     from feedback.privacy import Redactor
 
-    label = re.sub(r"[^A-Za-z0-9_-]+", "-", name or file.name.split(".")[0])[:40]
+    label = _label(name or file.name.split(".")[0])
     done = import_file(
         Dataset(resolved.paths.dataset),
         file,
@@ -159,6 +162,15 @@ def import_(
     )
     same = f"; {done.same} left out, whose two answers are the same" if done.same else ""
     typer.echo(f"{done.read} rows read, {done.new} of them new{same}; --undo {label} takes them back")
+
+
+def _label(name: str) -> str:
+    """What an import is called in ids, of letters that ids may hold; names that differ in other letters stay apart."""
+    label = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    if len(label) <= LONGEST_LABEL and name.isascii() and label.strip("-"):
+        return label
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{label[: LONGEST_LABEL - 9]}-{digest}".lstrip("-")
 
 
 def _take_back(config: HustingsConfig, name: str, *, as_json: bool) -> None:

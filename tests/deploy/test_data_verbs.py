@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,22 @@ def test_importing_says_what_was_new(paths: DataPaths, tmp_path: Path) -> None:
     assert run(paths, "import", str(file)) == f"1 rows read, 0 of them new{hint}"
     (vote,) = Dataset(paths.dataset).votes()
     assert vote.pair.conversation_id.startswith("import_some-prefs_")
+
+
+def test_imports_whose_names_have_no_letter_for_ids_stay_apart(paths: DataPaths, tmp_path: Path) -> None:
+    said = {"голоса": "Yes", "письма": "Maybe", "a" * 50 + "1": "Perhaps", "a" * 50 + "2": "Surely"}
+    hints = []
+    for name, chosen in said.items():
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text(json.dumps({"prompt": "Hi", "chosen": chosen, "rejected": "No"}) + "\n")
+        hints.append(run(paths, "import", str(file)))
+    labels = [hint.split("--undo ")[1].split()[0] for hint in hints]
+    assert len(set(labels)) == 4
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", label) for label in labels)
+    told = json.loads(run(paths, "import", "--undo", labels[1], "--yes", "--json"))
+    assert told["votes"] == 1
+    left = {vote.pair.conversation_id.split("_")[1] for vote in Dataset(paths.dataset).votes()}
+    assert left == set(labels) - {labels[1]}
 
 
 def test_an_import_is_taken_back_by_its_name(paths: DataPaths, tmp_path: Path) -> None:
