@@ -14,7 +14,7 @@ import structlog
 from feedback.dataset.errors import DatasetError
 from train.config import TrainConfig
 from train.cycle_state import CycleState
-from train.errors import TrainError
+from train.errors import NotEnoughVotes, TrainError
 from train.process import shortage
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ class Reviews:
                 office = self._office()
                 name = office.name if office else None
                 pairs = prepare_pool(tools, self._config, last, name, self._served(), self._dataset)
+        except NotEnoughVotes as error:
+            # Its snapshot stays what it is: asking again would only load the base again.
+            self._done = last.reward_model
+            log.warning("reviews_not_prepared", reason=str(error), next="after the next cycle")
+            return
         except Exception as error:
             line = shortage(error, self._config, "features")
             if line is None and not isinstance(error, TrainError | DatasetError | OSError):

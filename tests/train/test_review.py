@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,8 +20,11 @@ from serve.reviews import ReviewShelf
 from tests.train.test_cycle import CONFIG, fill, train_once
 from tests.train.test_reward_ensemble import doubting_head
 from tests.train.tiny_trainer import make_trainer
-from train.cycle_state import all_cycles
+from train.config import TrainConfig
+from train.cycle_state import CycleState, all_cycles
+from train.errors import NotEnoughVotes, RolloutsUnavailable
 from train.review import choose, draw, questions
+from train.reviewing import Reviews
 from train.reward.acquisition import chances, information, leads_of
 from train.reward.config import ReviewConfig
 from train.rollout import ServingRollouts
@@ -111,6 +116,31 @@ def imported(paths: DataPaths, count: int) -> None:
             for n in range(count)
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("trouble", "tried"), [(NotEnoughVotes("no prompts"), 1), (RolloutsUnavailable("serving is away"), 2)]
+)
+def test_what_the_next_try_cannot_mend_is_not_tried_again_for_the_same_reward_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception, tried: int
+) -> None:
+    tries = []
+
+    def prepare(*_: object) -> int:
+        tries.append(1)
+        raise trouble
+
+    monkeypatch.setattr("train.review.prepare_pool", prepare)
+    monkeypatch.setattr("train.reviewing.RETRY_S", 0.0)
+    config = TrainConfig.model_validate({"review": {"prompts": 5}})
+    served: Any = object
+    reviews = Reviews(config, Dataset(tmp_path), nullcontext, lambda: None, served)
+    for _ in range(2):
+        cycle = CycleState(number=1, config={}, reward_model="reward-1")
+        if reviews.due(cycle):
+            reviews.prepare(cycle)
+    assert len(tries) == tried
+    assert reviews.due(CycleState(number=2, config={}, reward_model="reward-2"))
 
 
 @pytest.mark.slow
