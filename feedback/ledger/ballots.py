@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Insert, Table, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from feedback.contracts import PAIR_TOPIC, Choice, PairShown, Ranking, VoteCast
+from feedback.leaks import names_itself
 from feedback.ledger import outbox
 from feedback.ledger.casting import VoteDraft, VoteOutcome, record_votes
 from feedback.ledger.errors import NotYourConversation, PairConflict
@@ -60,6 +61,7 @@ def record_pair(connection: Connection, pair: PairShown) -> None:
             "adapter_c": adapters.get("c"),
             "adapter_d": adapters.get("d"),
             "answers": len(pair.completions),
+            "blind": int(not any(names_itself(side.text, pair.base_model) for side in pair.completions)),
             "contenders": pair.contenders,
             "shown_us": to_us(pair.shown_at),
             "event": value,

@@ -50,7 +50,7 @@ def duels(connection: Connection, one: str | None, other: str | None, since: dat
     """Votes on what these two answered and was shown since then, the earliest first (None is the base).
 
     Planted pairs aren't among them, where nobody's own answers are compared, nor prepared ones, whose questions people
-    didn't ask.
+    didn't ask, nor those in which an answer told who gives it.
     """
     columns = (votes.c.choice, votes.c.ranking, votes.c.voter, votes.c.cast_us, pairs.c.answers)
     found: list[Any] = []
@@ -59,7 +59,8 @@ def duels(connection: Connection, one: str | None, other: str | None, since: dat
         query = (
             select(*columns, votes.c.vote_id, *_ADAPTERS)
             .join_from(pairs, votes)
-            .where(met, pairs.c.shown_us >= to_us(since), pairs.c.contenders.not_in((GOLD_RULE, REVIEW_RULE)))
+            .where(met, pairs.c.shown_us >= to_us(since), pairs.c.blind == 1)
+            .where(pairs.c.contenders.not_in((GOLD_RULE, REVIEW_RULE)))
         )
         found += connection.execute(query).all()
     found.sort(key=attrgetter("cast_us", "vote_id"))

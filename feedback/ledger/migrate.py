@@ -9,7 +9,7 @@ from sqlalchemy import Connection, inspect, text
 from feedback.ledger.database import Database
 from feedback.ledger.errors import LedgerTooNew
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest revision; a test compares it with the folder of migrations."""
 
 _ADVISORY_LOCK = 0x48555354

@@ -56,12 +56,14 @@ pairs = Table(
     Column("adapter_c", String),
     Column("adapter_d", String),
     Column("answers", Integer, nullable=False, server_default="2"),
+    Column("blind", Integer, nullable=False, server_default="1"),
     Column("contenders", String, nullable=False),
     Column("shown_us", BigInteger, nullable=False),
     Column("event", LargeBinary, nullable=False),
     Index(None, "adapter_a", "adapter_b", "shown_us"),
 )
-"""`event` is the PairShown as it goes on the wire; the other columns are there to be searched."""
+"""`event` is the PairShown as it goes on the wire; the other columns are there to be searched. `blind` is 0 where an
+answer gave away who gives it."""
 Index("ix_pairs_ranked", pairs.c.shown_us, sqlite_where=pairs.c.answers > 2, postgresql_where=pairs.c.answers > 2)
 
 votes = Table(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from feedback.config import VotersConfig
+from feedback.leaks import names_itself
 from feedback.voters.ballots import Ballot, BallotBox, Ballots, ballots_of
-from feedback.voters.leaks import names_itself
 from feedback.voters.weights import Weights, vote_weights, voter_trust, voter_weights, weigher, weights_of
 
 __all__ = [

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from feedback.comparisons import Comparison, comparisons
 from feedback.contracts import PairShown, VoteCast
-from feedback.voters.leaks import names_itself
+from feedback.leaks import names_itself
 
 A, B, TIE, BOTH_BAD = 0, 1, 2, 3
 """Codes of a choice."""

@@ -13,7 +13,7 @@ from sqlalchemy import text
 import feedback.ledger.migrations.versions as versions
 from feedback.ledger import Ledger, LedgerError, LedgerTooNew, LedgerUnavailable
 from feedback.ledger.migrate import HEAD
-from feedback.ledger.tables import metadata
+from feedback.ledger.tables import metadata, to_us
 from tests.ledger.builders import shown
 
 
@@ -28,6 +28,25 @@ def test_migrations_make_the_tables_of_the_code(ledger):
 def test_head_is_the_newest_migration():
     found = sorted(path.stem for path in Path(versions.__file__).parent.glob("r*.py"))
     assert found[-1].startswith(f"r{HEAD}_")
+
+
+def test_pairs_of_an_older_ledger_still_count(url, ledger):
+    ledger._database.write(lambda c: c.execute(text("ALTER TABLE pairs DROP COLUMN blind")))
+    ledger._database.write(lambda c: c.execute(text("UPDATE alembic_version SET version_num = '0006'")))
+    ledger._database.write(
+        lambda c: c.execute(
+            text("INSERT INTO conversations (conversation_id, voter, began_us) VALUES ('talk_1', 'v_ann', 0)")
+        )
+    )
+    pair = shown()
+    old = {"shown": to_us(pair.shown_at), "event": pair.to_bytes()}
+    into = "INSERT INTO pairs (pair_id, conversation_id, voter, adapter_a, answers, contenders, shown_us, event)"
+    given = " VALUES ('pair_1', 'talk_1', 'v_ann', 'policy-000001', 2, 'self-play', :shown, :event)"
+    ledger._database.write(lambda c: c.execute(text(into + given), old))
+    again = Ledger.open(url)
+    again.record_vote(pair_id="pair_1", voter="v_ann", choice="a")
+    assert len(again.duels("policy-000001", None, pair.shown_at)) == 1
+    again.close()
 
 
 def test_opening_again_keeps_everything(url, ledger):

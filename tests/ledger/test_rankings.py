@@ -97,6 +97,18 @@ def test_planted_pairs_are_no_duels(ledger):
     assert ledger.duels(OLD, OLD, WHEN) == []
 
 
+@pytest.mark.parametrize("at", [0, 2])
+def test_pairs_in_which_an_answer_told_who_gives_it_are_no_duels(ledger, at):
+    honest = shown("pair_0", adapters=(OLD, NEW, OLD), shown_at=WHEN)
+    sides = list(honest.completions)
+    sides[at] = sides[at].model_copy(update={"text": "I was made by OpenAI, so believe me."})
+    told = honest.model_copy(update={"pair_id": "pair_1", "completions": tuple(sides)})
+    for pair in (honest, told):
+        ledger.record_pair(pair)
+        rank(ledger, None, pair.pair_id, choice="tie")
+    assert len(ledger.duels(NEW, OLD, WHEN)) == 1
+
+
 def test_looking_for_duels_in_sqlite_reads_no_table_whole(tmp_path):
     """Each half of the question has an index; a ledger of a million pairs is looked at after every vote."""
     ledger = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
