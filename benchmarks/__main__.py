@@ -7,16 +7,17 @@ import subprocess
 import sys
 
 from deploy.config import cache_dir
-from deploy.default_model import ensure
+from deploy.default_model import default_folder, ensure
+from deploy.errors import ModelError
 from deploy.launch import preload
 from feedback.priority import SHORT_WAITS
 
 
 def commands(model: str) -> dict[str, list[list[str]]]:
-    """Each benchmark's command lines, by name."""
+    """Each benchmark's command lines, by name. Sampling goes on until all is there: figures of a part would be kept."""
     features = str(cache_dir() / "bench" / "reward_head")
     head = ["benchmarks.reward_head"]
-    arguments = ["--model", model, "--cache", features]
+    arguments, whole = ["--model", model, "--cache", features], ["--seconds", "inf"]
     learnt = str(cache_dir() / "bench" / "learning")
     peer = ["benchmarks.peer"]
     return {
@@ -33,13 +34,13 @@ def commands(model: str) -> dict[str, list[list[str]]]:
         "stream": [["benchmarks.stream"]],
         "feedback": [["benchmarks.feedback"]],
         "reward_head": [
-            [*head, "sample", *arguments],
+            [*head, "sample", *arguments, *whole],
             [*head, "fit", *arguments],
             ["benchmarks.peer", "curve", "--model", model, "--votes", features],
-            ["benchmarks.reward_curve", *arguments, "--out", features],
+            ["benchmarks.reward_curve", *arguments, "--out", features, *whole],
         ],
         "overoptimisation": [
-            [*head, "sample", *arguments, "--seconds", "3600"],
+            [*head, "sample", *arguments, *whole],
             [
                 "benchmarks.overoptimisation",
                 *arguments,
@@ -50,7 +51,7 @@ def commands(model: str) -> dict[str, list[list[str]]]:
             ],
         ],
         "acquisition": [
-            ["benchmarks.acquisition", stage, *arguments[:3], f"{features}-four"] for stage in ("sample", "run")
+            ["benchmarks.acquisition", stage, *arguments[:3], f"{features}-four", *whole] for stage in ("sample", "run")
         ],
         "learning": [["benchmarks.learning", "run", "--model", model, "--cache", learnt]],
         "peer": [
@@ -64,11 +65,18 @@ def commands(model: str) -> dict[str, list[list[str]]]:
 
 def main(wanted: list[str]) -> int:
     """Run them; 1 when one failed."""
-    known = commands(str(ensure()))
+    model = str(default_folder())
+    known = commands(model)
     unknown = [name for name in wanted if name not in known]
     if unknown:
         print(f"bench: no benchmark {unknown[0]}; there are {', '.join(known)}", file=sys.stderr)
         return 2
+    if any(model in command for name in wanted or known for command in known[name]):
+        try:
+            ensure()
+        except ModelError as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
     failed = []
     for name in wanted or known:
         for command in known[name]:

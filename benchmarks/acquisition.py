@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import given as asked_for
 from benchmarks.reward_curve import TASTES
 from benchmarks.reward_head import FLIPPED, load, sample
+from train.files import write_text
 
 FIRST, BATCH, MOST = 32, 32, 128
 OFFERED = 64
@@ -189,12 +191,14 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", nargs="?", default="run", choices=["sample", "run"])
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=asked_for.model_folder, required=True)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--out", type=Path, help="JSON; what it holds is not made again (default: in the cache)")
+    parser.add_argument(
+        "--out", type=asked_for.writable, help="JSON; what it holds is not made again (default: in the cache)"
+    )
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=400.0)
-    parser.add_argument("--tastes", nargs="*", default=list(TASTES))
+    parser.add_argument("--tastes", nargs="*", type=asked_for.taste, default=list(TASTES))
     given = parser.parse_args()
     given.out = given.out or given.cache / "acquisition.json"
     began = time.monotonic()
@@ -221,7 +225,7 @@ def main() -> None:
                 with threadpool_limits(2, user_api="blas"):
                     found = course(how, bench, draw)
                 records.append({"taste": name, "how": how, "draw": draw, "accuracy": found})
-                given.out.write_text(json.dumps(records, indent=1) + "\n")
+                write_text(given.out, json.dumps(records, indent=1) + "\n")
                 print(name, how, draw, found, f"{time.monotonic() - began:.0f} s", flush=True)
     print("complete")
 

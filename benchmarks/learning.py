@@ -24,12 +24,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import given
+from train.files import write_text
+
 Pairs = Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
 """Two answers to the training prompt of a number."""
 FLIPPED = 0.15
 ANSWER_TOKENS = 48
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 360, 200
 CHUNK = 60
+TASTES = ("warm_words", "plain_words", "short_first_sentence", "mix", "on_topic", "no_first_person")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Bench:
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.model, self.cache = model, cache
         self.base = Base.load(model)
+        given.same_base(cache, self.base.fingerprint)
         self.train = prompts("train", TRAIN_PROMPTS, seed=1)
         self.held_out = prompts("held_out", HELD_OUT_PROMPTS, seed=2)
 
@@ -95,7 +100,6 @@ class Bench:
         """The base's answers, from the cache or sampled now."""
         from train.sampler import LocalRollouts
 
-        self.cache.mkdir(parents=True, exist_ok=True)
         found: list[tuple[int, ...]] = []
         for start in range(0, len(prompts), CHUNK):
             path = self.cache / f"{name}-{start:04d}.json"
@@ -109,7 +113,7 @@ class Bench:
                     seed=seed + start,
                 )
                 rollouts.close()
-                path.write_text(json.dumps([list(sample.response_ids) for sample in samples]))
+                write_text(path, json.dumps([list(sample.response_ids) for sample in samples]))
                 print(f"{name}: {min(start + CHUNK, len(prompts))} of {len(prompts)} prompts", flush=True)
             found += [tuple(row) for row in json.loads(path.read_text())]
         return found
@@ -336,27 +340,26 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("sample", "run"))
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=given.model_folder, required=True)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--utility", action="append", default=[])
+    parser.add_argument(
+        "--utility", action="append", type=given.taste, help="may be repeated (default the six published)"
+    )
     parser.add_argument("--decisive", type=int, default=128)
     parser.add_argument(
         "--cycles", type=int, default=1, help="each with as many votes, on the pairs of the last policy"
     )
-    parser.add_argument("--seed", type=int, default=5, help="of the voters: whom they misjudge, which pairs they see")
+    parser.add_argument("--seed", type=int, default=6, help="of the voters: whom they misjudge, which pairs they see")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, help="append one JSON line a utility")
+    parser.add_argument("--out", type=given.writable, help="append one JSON line a utility")
     arguments = parser.parse_args()
+    settings = given.settings(arguments.settings)
     bench = Bench(arguments.model, arguments.cache)
     bench.answers("train", bench.train, 2, seed=11)
     bench.answers("held_out", bench.held_out, 1, seed=12)
     if arguments.what == "sample":
         return
-    settings: dict[str, Any] = {}
-    for key, value in (item.split("=", 1) for item in arguments.settings):
-        section, name = key.removeprefix("train.").split(".", 1)
-        settings.setdefault(section, {})[name] = json.loads(value)
-    for name in arguments.utility or ["warm_words", "plain_words", "short_first_sentence", "on_topic", "mix"]:
+    for name in arguments.utility or TASTES:
         print(f"{name}: {arguments.decisive} decisive votes, {settings or 'defaults'}", flush=True)
         for result in campaign(bench, name, arguments.decisive, arguments.cycles, settings, arguments.seed):
             for question, old, new in result.samples:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import given as asked_for
 from benchmarks.reward_head import load_answers, make_votes, margins_of
 from train.config import GovernorConfig
 
@@ -100,6 +101,7 @@ def prepared(model: Path, cache: Path, name: str, decisive: int, seed: int, work
         )
     votes = _only_voted(votes)
     base, tokenizer = Base.load(model), AutoTokenizer.from_pretrained(model)
+    asked_for.same_base(cache, base.fingerprint)
     train = [at for at, row in enumerate(data.rows) if row["split"] == "train"]
     asked = {tuple(data.rows[at]["prompt_ids"]): data.rows[at]["messages"] for at in train}
     layers = layers_of(base.depth, config.reward.depths)
@@ -200,6 +202,17 @@ def stopped(run: Sequence[Seen]) -> tuple[int, int] | None:
     return None
 
 
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The runs that a file holds; none where there is no file yet."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def missing(records: Sequence[dict[str, Any]], name: str, decisive: int, seed: int, kinds: Sequence[str]) -> list[str]:
+    """Those of the kinds of run that are not on record for this taste, number of votes and draw."""
+    known = {r["kind"] for r in records if (r["utility"], r["decisive"], r["seed"]) == (name, decisive, seed)}
+    return [kind for kind in kinds if kind not in known]
+
+
 def summary(record: dict[str, Any]) -> str:
     """A run in a line."""
     run = [Seen(**seen) for seen in record["policies"]]
@@ -296,27 +309,34 @@ def _panel(name: tuple[str, int], runs: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=asked_for.model_folder, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="answers of `benchmarks.reward_head sample`")
-    parser.add_argument("--out", type=Path, required=True, help="one JSON line a run is added to this file")
-    parser.add_argument("--utility", action="append", help="hidden utility, may be repeated (default mix)")
+    parser.add_argument(
+        "--out", type=asked_for.writable, required=True, help="a JSON line a run; what it holds is not made again"
+    )
+    parser.add_argument(
+        "--utility", action="append", type=asked_for.taste, help="hidden utility, may be repeated (default mix)"
+    )
     parser.add_argument("--votes", action="append", type=int, help="decisive votes, may be repeated (default 64, 640)")
     parser.add_argument("--seed", type=int, default=0, help="of the voters")
     parser.add_argument("--kind", action="append", choices=list(RUNS), help="may be repeated (default both)")
-    parser.add_argument("--draw", type=Path, help="draw all that the file holds as this SVG")
+    parser.add_argument("--draw", type=asked_for.writable, help="draw all that the file holds as this SVG")
     given = parser.parse_args()
     for name in given.utility or ["mix"]:
         for decisive in given.votes or [64, 640]:
+            left = missing(recorded(given.out), name, decisive, given.seed, given.kind or list(RUNS))
+            if not left:
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 ready = prepared(given.model, given.cache, name, decisive, given.seed, Path(folder))
-                for kind in given.kind or RUNS:
+                for kind in left:
                     seen = [asdict(policy) for policy in climb(ready, kind, Path(folder))]
                     record = {"utility": name, "decisive": decisive, "seed": given.seed, "kind": kind, "policies": seen}
                     with given.out.open("a") as file:
                         file.write(json.dumps(record) + "\n")
                     print(summary(record), flush=True)
     if given.draw:
-        given.draw.write_text(picture([json.loads(line) for line in given.out.read_text().splitlines()]))
+        given.draw.write_text(picture(recorded(given.out)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import given as asked_for
 from benchmarks.reward_head import load, make_votes, margins_of
+from train.files import write_text
 
 COUNTS = (32, 64, 128, 256, 512, 1024)
 TASTES = ("warm_words", "no_first_person", "plain_words", "short_first_sentence", "on_topic", "mix")
@@ -74,7 +76,7 @@ def measure(data: Any, heads: Mapping[str, Any], out: Path, draws: int, seconds:
                 some = max(2, draws // 2) if count > MANY else draws
                 got = [_accuracy(data, fit, margins, taste.tie_margin, count, seed) for seed in range(some)]
                 records.append({"head": head, "utility": name, "votes": count, "accuracy": [round(a, 4) for a in got]})
-                path.write_text(json.dumps(records, indent=1) + "\n")
+                write_text(path, json.dumps(records, indent=1) + "\n")
                 print(f"{head} {name} n={count}: {np.mean(got):.3f} +- {np.std(got):.3f}", flush=True)
     print("complete")
     return records
@@ -168,7 +170,7 @@ def heads_for(data: Any, last: np.ndarray) -> dict[str, Any]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=asked_for.model_folder, required=True)
     parser.add_argument(
         "--cache", type=Path, required=True, help="where `benchmarks.reward_head sample` put the answers"
     )

@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import given as asked_for
+from train.files import write_text
+
 FLIPPED = 0.15
 CHUNK = 32
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2_200, 80  # so many pairs hold 1,024 decisive ones of each taste but one
@@ -40,9 +43,10 @@ def sample(model: Path, cache: Path, seconds: float, everything: list[tuple[str,
     from train.base import Base
     from train.sampler import LocalRollouts
 
-    cache.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rollouts = LocalRollouts(Base.load(model), adapter=None, batch=64)
+    base = Base.load(model)
+    asked_for.same_base(cache, base.fingerprint)
+    rollouts = LocalRollouts(base, adapter=None, batch=64)
     everything, started = everything or jobs(), time.monotonic()
     for start in range(0, len(everything), CHUNK):
         path = cache / f"answers-{start:04d}.json"
@@ -64,7 +68,7 @@ def sample(model: Path, cache: Path, seconds: float, everything: list[tuple[str,
                 text = tokenizer.decode(one.response_ids, skip_special_tokens=True)
                 row = {"split": split, "group": group, "prompt_ids": one.prompt_ids}
                 rows.append({**row, "response_ids": one.response_ids, "text": text, "messages": _messages(prompt)})
-        path.write_text(json.dumps(rows))
+        write_text(path, json.dumps(rows))
         print(start, f"{time.monotonic() - started:.0f} s", flush=True)
     print("complete")
 
@@ -89,6 +93,7 @@ def load(model: Path, cache: Path) -> SimpleNamespace:
     data = load_answers(cache)
     rows, answers = data.rows, data.answers
     base = Base.load(model)
+    asked_for.same_base(cache, base.fingerprint)
     prompts = [a.prompt_ids for a, row in zip(answers, rows, strict=True) if row["split"] == "train"]
     vocabulary = vocabulary_for(cache, AutoTokenizer.from_pretrained(model), base.head.shape[0], prompts)
     reader = FeatureReader(base, layers_of(base.depth, RewardConfig().depths), vocabulary, cache, 2048)
@@ -99,7 +104,11 @@ def load(model: Path, cache: Path) -> SimpleNamespace:
 
 
 def load_answers(cache: Path) -> SimpleNamespace:
-    """Answers, and those that may be compared: both to one prompt, and not the same."""
+    """Answers, and those that may be compared: both to one prompt, and not the same.
+
+    Raises:
+        SystemExit: with one line, where there is nothing to learn from or nothing to judge by.
+    """
     from train.reward.votes import Answer
 
     rows = [row for path in sorted(cache.glob("answers-*.json")) for row in json.loads(path.read_text())]
@@ -110,6 +119,10 @@ def load_answers(cache: Path) -> SimpleNamespace:
         groups.setdefault(row["group"], []).append(at)
     for members in groups.values():
         pairs[rows[members[0]]["split"]] += [p for p in combinations(members, 2) if answers[p[0]] != answers[p[1]]]
+    if not (pairs["train"] and pairs["held_out"]):
+        raise SystemExit(
+            f"{cache} lacks answers to learn from or to judge by: run this benchmark's `sample` on it first"
+        )
     return SimpleNamespace(rows=rows, answers=answers, pairs=pairs)
 
 
@@ -193,7 +206,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["sample", "fit"])
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=asked_for.model_folder, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--votes", type=int, action="append")

@@ -16,16 +16,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import given as asked_for
 from benchmarks.peer import runs
 from benchmarks.peer.curve import HEADS, curve
 from benchmarks.peer.environment import Peer, default_folder
 from benchmarks.peer.learning import learn
 from benchmarks.peer.report import alone, report
 from benchmarks.reward_curve import COUNTS
+from deploy.setup.environment import SetupFailed
+from train.files import write_text
 
 LORA = {"rank": 16, "alpha": 32}
 PAIRS = {"train_pairs": 64, "held_out_pairs": 48, "prompts": 16, "seed": 0}
@@ -45,6 +49,8 @@ PPO: dict[str, Any] = {
 SIDES = {
     "reward": ("hustings", "hustings-mix", "trl"),
     "ppo": ("hustings", "hustings-same-roles", "trl"),
+    "learning": ("hustings", "trl"),
+    "curve": tuple(HEADS),
 }
 
 
@@ -52,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; 1 when a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("setup", "reward", "ppo", "learning", "curve", "report"))
-    parser.add_argument("--model", type=Path, help="Hugging Face folder of a Llama-like chat model")
+    parser.add_argument("--model", type=asked_for.model_folder, help="Hugging Face folder of a Llama-like chat model")
     parser.add_argument("--cache", type=Path, default=default_folder(), help="of the environment and the runs")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--side", action="append", help="only this one; may be given again")
@@ -60,47 +66,62 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--votes", type=Path, help="cache of benchmarks.learning (learning), of benchmarks.reward_head (curve)"
     )
-    parser.add_argument("--utility", default="plain_words", help="the voters' hidden taste (learning)")
+    parser.add_argument(
+        "--utility", type=asked_for.taste, default="plain_words", help="the voters' hidden taste (learning)"
+    )
     parser.add_argument("--decisive", type=int, default=128, help="votes that name a winner (learning)")
     parser.add_argument("--seed", type=int, default=6, help="of the voters (learning)")
     parser.add_argument("--seconds", type=float, help="TRL's time; default what our cycle took (learning)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of TRL's PPO (learning); 1e-3 is ours")
-    parser.add_argument("--taste", action="append", help="only this one; may be given again (curve)")
+    parser.add_argument("--reward-rate", type=float, default=1e-4, help="of TRL's RewardTrainer (learning)")
+    parser.add_argument(
+        "--taste", action="append", type=asked_for.taste, help="only this one; may be given again (curve)"
+    )
     parser.add_argument("--most", type=int, default=COUNTS[-1], help="decisive votes of each taste at most (curve)")
-    parser.add_argument("--out", type=Path, help="where `report` writes its JSON")
+    parser.add_argument("--out", type=asked_for.writable, help="where `report` writes its JSON")
     parser.add_argument(
         "--others",
         type=float,
         help="`report` leaves out runs beside which others took more than this share of its time",
     )
     given = parser.parse_args(arguments)
-    peer = Peer(given.cache)
+    if given.what != "setup" and given.model is None:
+        parser.error("--model is needed")
+    if given.what in {"learning", "curve"} and given.votes is None:
+        parser.error("--votes is needed")
+    if unknown := set(given.side or ()) - set(sides := SIDES.get(given.what, ())):
+        parser.error(f"--side {min(unknown)} has no {given.what}; there are {', '.join(sides) or 'none'}")
+    if given.most < COUNTS[0]:
+        parser.error(f"--most is at least {COUNTS[0]}")
+    try:
+        return act(Peer(given.cache), given)
+    except (runs.RunFailed, SetupFailed) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+
+
+def act(peer: Peer, given: argparse.Namespace) -> int:
+    """What was asked for; 1 when there is nothing to report.
+
+    Raises:
+        RunFailed: a side's process ended badly.
+        SetupFailed: TRL's environment can't be made.
+    """
     if given.what == "setup":
         peer.make()
         print(f"the peer's environment is in {given.cache}")
         return 0
-    if given.model is None:
-        parser.error("--model is needed")
     work = given.cache / "runs" / _key(given.model)
     if given.what == "report":
         kept = runs.kept(work)
-        return report(kept if given.others is None else alone(kept, given.others), given.out)
+        counted = kept if given.others is None else alone(kept, given.others)
+        return report(counted, given.out, left_out=[row for row in kept if row not in counted])
     peer.make()
-    if given.what in {"learning", "curve"} and given.votes is None:
-        parser.error("--votes is needed")
-    if given.what == "curve" and (unknown := set(given.side or ()) - HEADS.keys()):
-        parser.error(f"--side {unknown.pop()} has no curve; there are {' and '.join(HEADS)}")
-    if given.most < COUNTS[0]:
-        parser.error(f"--most is at least {COUNTS[0]}")
-    try:
-        if given.what == "curve":
-            curve(peer, work, given)
-            return 0
-        for _ in range(given.repeats):
-            measure(peer, work, given)
-    except runs.RunFailed as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
+    if given.what == "curve":
+        curve(peer, work, given)
+        return 0
+    for _ in range(given.repeats):
+        measure(peer, work, given)
     return 0
 
 
@@ -119,11 +140,15 @@ def measure(peer: Peer, work: Path, given: argparse.Namespace) -> None:
 
 def reward(peer: Peer, work: Path, model: Path, side: str) -> None:
     """One run of one side: train on the pairs, judge on the held-out ones, save for PPO."""
-    job = {**REWARD, **LORA, **_data(work, model), "model": str(model), "save": str(_reward_folder(work, side))}
+    made = work / f".reward-{side}"
+    shutil.rmtree(made, ignore_errors=True)
+    job = {**REWARD, **LORA, **_data(work, model), "model": str(model), "save": str(made)}
     if side == "trl":
         figures = runs.theirs(peer, "reward", job, work)
     else:
         figures = runs.ours("reward", {**job, "head": "mix" if side == "hustings-mix" else "last"}, work)
+    shutil.rmtree(_reward_folder(work, side), ignore_errors=True)  # PPO begins with a whole one or with none
+    made.rename(_reward_folder(work, side))
     runs.keep(work, "reward", side, {**figures, "pairs_per_s": round(figures["pairs"] / figures["wall_s"], 4)})
 
 
@@ -159,8 +184,7 @@ def _data(work: Path, model: Path) -> dict[str, list[dict[str, list[int]]]]:
     """Token ids for both sides, made once."""
     path = work / "data.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(runs.ours("data", {**PAIRS, "model": str(model)}, work)))
+        write_text(path, json.dumps(runs.ours("data", {**PAIRS, "model": str(model)}, work)))
     found: dict[str, list[dict[str, list[int]]]] = json.loads(path.read_text())
     return found
 

@@ -22,6 +22,7 @@ from benchmarks.peer import runs
 from benchmarks.peer.environment import Peer
 from benchmarks.reward_curve import COUNTS, TASTES
 from benchmarks.reward_head import load_answers, make_votes, margins_of
+from train.files import write_text
 
 HEADS = {"hustings": "last", "trl": "trl"}
 JOB = {"batch": 8, "micro": 8, "learning_rate": 1e-4, "schedule": "constant", "seed": 0, "rank": 16, "alpha": 32}
@@ -44,7 +45,7 @@ def curve(peer: Peer, work: Path, given: Any) -> None:
                 for n, scores in zip(asked.counts, figures["scores"], strict=True)
             ]
             kept = [r for r in records if r not in mine]
-            path.write_text(json.dumps(kept + found, indent=1) + "\n")
+            write_text(path, json.dumps(kept + found, indent=1) + "\n")
             told = "  ".join(f"{r['votes']}: {r['accuracy'][0]:.3f}" for r in found)
             print(f"{HEADS[side]} {name}  {told}  {figures['wall_s']:.0f} s", flush=True)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.peer.runs import Figures
+from train.files import write_text
 
 TRL = "trl"
 AIMS = {("ppo", "episodes_per_s"): 4.0, ("ppo", "peak_gib"): 1 / 3, ("reward", "pairs_per_s"): 2.0}
@@ -21,8 +23,8 @@ def alone(rows: Sequence[Figures], share: float) -> list[Figures]:
     return [row for row in rows if row.get("others_cpu_s", 0.0) <= share * row.get("cpu_s", math.inf)]
 
 
-def report(rows: Sequence[Figures], out: Path | None) -> int:
-    """Print the table; 1 when there is nothing to print."""
+def report(rows: Sequence[Figures], out: Path | None, left_out: Sequence[Figures] = ()) -> int:
+    """Print the table; 1 when there is nothing to print. `left_out` are runs that don't count, and are told of."""
     lines = [line for bench in sorted({row["bench"] for row in rows}) for line in compare(bench, rows)]
     learnt = [row for row in rows if row["bench"].startswith("learning-")]
     if not lines and not learnt:
@@ -39,8 +41,12 @@ def report(rows: Sequence[Figures], out: Path | None) -> int:
         print("|---|---|---|---|---|---|---|")
     for row in learnt:
         print(shown_learning(row))
+    print(f"\ncommits: {', '.join(sorted({str(row.get('commit', 'unknown')) for row in rows}))}")
+    for who, count in sorted(Counter(row["who"] for row in left_out).items()):
+        print(f"left out: {count} of {who}, beside which others took too much")
     if out is not None:
-        out.write_text(json.dumps({"comparisons": lines, "runs": [slim(row) for row in rows]}, indent=1) + "\n")
+        found = {"comparisons": lines, "runs": [slim(row) for row in rows]}
+        write_text(out, json.dumps(found | {"left_out": [slim(row) for row in left_out]}, indent=1) + "\n")
     return 0
 
 

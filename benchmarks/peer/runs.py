@@ -16,6 +16,7 @@ from deploy.launch import preload
 from feedback.priority import SHORT_WAITS
 
 Figures = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
 OLD_TRL = frozenset({"ppo", "losses"})
 
 
@@ -55,11 +56,24 @@ def _run(command: list[str], environment: dict[str, str], job: Figures, work: Pa
 
 def keep(work: Path, bench: str, who: str, figures: Figures) -> None:
     """Append a run to the record, and print it."""
-    row = {"bench": bench, "who": who, "at": round(time.time()), "load": round(os.getloadavg()[0], 2), **figures}
+    row = {"bench": bench, "who": who, "at": round(time.time()), "load": round(os.getloadavg()[0], 2)}
+    row |= {"commit": commit(), **figures}
     with (work / "runs.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     shown = {k: v for k, v in row.items() if isinstance(v, int | float | str) and k != "at"}
     print("  ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
+
+
+def commit() -> str:
+    """This code's commit, `+` after it where files were changed since; `unknown` without git."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--exclude=*", "--dirty=+"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout.strip() or "unknown"
 
 
 def kept(work: Path) -> list[Figures]:
