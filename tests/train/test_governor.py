@@ -188,3 +188,13 @@ def test_what_is_strange_to_the_base_is_priced_as_long_as_it_is() -> None:
     assert price(1.15 * math.exp(0.3), fluency_rate=2.0) == pytest.approx(0.6)
     assert (price(1.15), price(0.7), price(25.0)) == (0.0, 0.0, 1.0)
     assert price(25.0, enabled=False) == 0.0
+
+
+def test_a_topics_share_is_told_to_about_a_twentieth_and_its_price_has_a_top() -> None:
+    config, base = GovernorConfig(), Conduct(1.0, 0.9, 8.0, 0.0, topic=0.2)
+    # both below 0.8 of the base's share; 0.045 and 0.051 short of it
+    assert judge(replace(base, topic=0.155), base, config).within
+    assert not judge(replace(base, topic=0.149), base, config).within
+    lost = replace(at(2.0), topic=0.0)
+    # 6 times 0.55 more than 2.0 would be 5.3
+    assert prices(Prices(topic=2.0), lost, lost).topic == 3.0

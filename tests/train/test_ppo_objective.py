@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from train.config import TrainConfig
 from train.critic import Critic
 from train.experience import Old, Scored
 from train.packing import pack
+from train.reward.foresight import Tilt
 from train.rollout import Sample
-from train.update import Targets, critic_objective, policy_objective
+from train.update import Targets, Updater, critic_objective, policy_objective
 
 ROWS = [0, 1, 2, 3, 4]
 
@@ -116,8 +118,13 @@ def test_gradients_of_the_whole_loss_agree_with_finite_differences(
             assert slope == pytest.approx(float((grad * direction).sum()), rel=1e-5, abs=1e-8)
 
 
-def slow_policy_loss(base: Base, aims: Targets, settings: TrainConfig, coefficient: float) -> float:
-    """The objective token by token, from whole distributions of each sequence run alone."""
+def slow_policy_loss(
+    base: Base, aims: Targets, settings: TrainConfig, coefficient: float, foreseen: Tensor | None = None
+) -> float:
+    """The objective token by token, from whole distributions of each sequence run alone.
+
+    `foreseen` (M, V): what each candidate token would earn at the answers' places, one answer after another.
+    """
     ppo, clip = settings.ppo, settings.ppo.clip
     surrogate, entropy, price, tokens = 0.0, 0.0, 0.0, 0
     assert aims.weights is not None
@@ -130,6 +137,11 @@ def slow_policy_loss(base: Base, aims: Targets, settings: TrainConfig, coefficie
         for t, token in enumerate(sample.response_ids):
             ratio = math.exp(float(p[t, token]) - float(aims.old.logprobs[row, t]))
             a, w = float(aims.estimate.advantages[row, t]), float(aims.weights[row, t])
+            if foreseen is not None:  # its surprise is left to the mean over all tokens
+                worth = foreseen[tokens]
+                mean = float((p[t].exp() * worth).sum())
+                a -= (float(worth[token]) - mean) / aims.estimate.unit
+                surrogate -= mean / aims.estimate.unit
             surrogate -= w * min(ratio * a, min(max(ratio, 1 - clip), 1 + clip) * a)
             entropy -= float((p[t].exp() * p[t]).sum())
             if ppo.kl_estimator == "exact":
@@ -152,6 +164,73 @@ def test_the_policys_loss_is_what_a_slow_loop_makes_of_it(stirred: Base, turns: 
     with torch.no_grad():
         drift = (policy_pass(stirred, turns).logprobs - aims.old.logprobs)[got.mask].abs().max()
     assert got.figures["ratio_error"] == pytest.approx(math.exp(float(drift)) - 1, rel=1e-5)
+
+
+def test_what_is_foreseen_counts_by_its_mean_in_units_of_advantage(stirred: Base, turns: Sequence[Turn]) -> None:
+    settings = config(kl_estimator="exact", kl_in="loss")
+    stirred.adapters.add(CRITIC, 1)
+    places, vocabulary = sum(len(turn.response_ids) for turn in turns), stirred.head.shape[0]
+    pools, tables = noise(torch.zeros(places, 2), 8, 1.0), noise(torch.zeros(2, vocabulary), 9, 1.0)
+    none = torch.zeros(places, 1)
+    aims = replace(targets(stirred, turns), tilt=lambda _turns: Tilt(pools, tables, none.long(), none))
+    got = float(policy_objective(stirred, ROWS, aims, 0.3, settings).loss.detach())
+    assert got == pytest.approx(slow_policy_loss(stirred, aims, settings, 0.3, pools @ tables), abs=1e-5)
+    assert abs(got - slow_policy_loss(stirred, aims, settings, 0.3)) > 0.01
+
+
+def test_a_sharper_reference_is_the_same_head_on_larger_states(stirred: Base, turns: Sequence[Turn]) -> None:
+    settings = config(kl_estimator="exact", kl_in="loss")
+    stirred.adapters.add(CRITIC, 1)
+    plain = targets(stirred, turns)
+    price, tokens = 0.0, 0
+    for turn in turns:
+        with torch.no_grad():
+            p, q = (
+                policy_pass(stirred, [turn], adapter=adapter).states[0] @ stirred.head.T for adapter in (POLICY, None)
+            )
+        dull, sharp, p = q.log_softmax(-1), (1.5 * q).log_softmax(-1), p.log_softmax(-1)
+        price += float((p.exp() * (dull - sharp)).sum())
+        tokens += len(turn.response_ids)
+    one, other = (
+        float(policy_objective(stirred, ROWS, aims, 0.3, settings).loss.detach())
+        for aims in (plain, replace(plain, sharpening=1.5))
+    )
+    assert other - one == pytest.approx(0.3 / plain.estimate.unit * price / tokens, rel=1e-3)
+
+
+@pytest.mark.parametrize("micro", [[[0, 1, 2, 3, 4]], [[0], [1, 2], [3], [4]], [[4], [3], [2, 1], [0]]])
+def test_the_largest_ratio_of_a_minibatch_is_found_wherever_it_stands(
+    stirred: Base, turns: Sequence[Turn], micro: list[list[int]]
+) -> None:
+    settings = config(kl_estimator="exact", kl_in="loss")
+    stirred.adapters.add(CRITIC, 1)
+    aims = targets(stirred, turns)
+    weights = stirred.adapters.parameters(POLICY)
+    updater = Updater(stirred, (weights, torch.optim.SGD(weights)), None, settings)
+    with torch.no_grad():
+        drift = (policy_pass(stirred, turns).logprobs - aims.old.logprobs)[aims.scored.mask].abs().max()
+    found = updater._accumulate(micro, aims, 0.3)["ratio_error"]
+    assert found == pytest.approx(math.exp(float(drift)) - 1, rel=1e-4)
+
+
+def test_the_value_loss_pulls_by_its_coefficient(stirred: Base, turns: Sequence[Turn]) -> None:
+    pulls = []
+    for coefficient in (1.0, 0.25):
+        settings = config(critic="lora", value_coefficient=coefficient)
+        critic = Critic(stirred, WantsTokens(), settings)
+        aims = targets(stirred, turns)
+        critic.head.calibrate(aims.estimate.critic.states[aims.scored.mask])  # type: ignore[union-attr]
+        weights = stirred.adapters.parameters(POLICY)
+        Updater(stirred, (weights, torch.optim.SGD(weights)), critic, settings)._accumulate([ROWS], aims, 0.3)
+        pulls.append([weight.grad.clone() for weight in (*weights, *critic.head.parameters())])  # type: ignore[union-attr]
+        for weight in weights:
+            weight.grad = None
+    count = len(stirred.adapters.parameters(POLICY))
+    for whole, quarter in zip(pulls[0][count:], pulls[1][count:], strict=True):
+        assert float(whole.abs().max()) > 0
+        torch.testing.assert_close(quarter, 0.25 * whole)
+    for whole, same in zip(pulls[0][:count], pulls[1][:count], strict=True):
+        torch.testing.assert_close(same, whole)  # the policy's own are not touched by it
 
 
 def test_sharing_prefixes_changes_neither_the_loss_nor_its_gradient(

@@ -267,6 +267,26 @@ def test_a_clearly_worse_successor_is_refused() -> None:
     judge.refuse_if_worse(good, -good, weight)
 
 
+def test_a_successor_is_refused_beyond_two_standard_errors_by_the_votes_weights() -> None:
+    def logits(losses: np.ndarray) -> np.ndarray:
+        """The score differences whose -ln sigmoid these are."""
+        return np.asarray(-np.log(np.expm1(losses)))
+
+    # against ln 2 a vote: 0.3 more and 0.1 less in turn: mean 0.1, deviation 0.2 sqrt(n / (n - 1))
+    def turns(n: int) -> np.ndarray:
+        return logits(np.log(2) + np.tile([0.3, -0.1], n // 2))
+
+    judge.refuse_if_worse(turns(16), np.zeros(16), np.ones(16))  # two errors are 0.4 / sqrt 15 = 0.103
+    with pytest.raises(RewardRefused, match=r"log-loss \+0.100, two standard errors 0.097"):  # 0.4 / sqrt 17
+        judge.refuse_if_worse(turns(18), np.zeros(18), np.ones(18))
+    # who has hardly any weight can't have a model refused, nor kept
+    trusted = np.where(np.arange(40) < 20, 1.0, 1e-3)
+    worse, better = logits(np.log(2) + np.full(20, 0.4)), logits(np.log(2) - np.full(20, 0.1))
+    judge.refuse_if_worse(np.concatenate([better, worse]), np.zeros(40), trusted)
+    with pytest.raises(RewardRefused):
+        judge.refuse_if_worse(np.concatenate([worse, better]), np.zeros(40), trusted)
+
+
 def test_calibration_error_of_four_known_votes() -> None:
     # sigmoid(ln 3) = 0.75, right in 2 of 4: one bin, gap 0.25
     bins, ece = judge.calibration(np.log(3) * np.array([1.0, 1.0, -1.0, -1.0]))

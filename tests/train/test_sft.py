@@ -120,6 +120,11 @@ def test_the_kl_of_a_warm_start_is_the_sum_over_the_vocabulary_by_hand(stirred: 
     found = evaluate_demonstrations(stirred, [turn], config())
     assert found is not None
     assert found[1] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
+    # of an answer longer than any that is sampled, as much as the governor would see
+    short = config().model_copy(update={"rollout": config().rollout.model_copy(update={"max_tokens": 2})})
+    found = evaluate_demonstrations(stirred, [turn], short)
+    assert found is not None
+    assert found[1] == pytest.approx(float((p.exp() * (p - q))[:2].sum()), rel=1e-4)
 
 
 def test_what_held_out_people_would_not_have_written_is_not_kept(base: Base, tmp_path: Path) -> None:
