@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import given
+from benchmarks.peer.theirs import usage
 from train.files import write_text
 
 Pairs = Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
@@ -212,6 +213,16 @@ def campaign(
             yield one(bench, name, cycle + 1, ballots.votes(), settings, Path(folder))
 
 
+def tried(results: Iterator[Result]) -> Iterator[Result | str]:
+    """The same; where votes make no reward model that may be used, why not: that is an outcome too."""
+    from train.errors import NotEnoughVotes, RewardRefused
+
+    try:
+        yield from results
+    except (RewardRefused, NotEnoughVotes) as error:
+        yield str(error)
+
+
 def one(bench: Bench, name: str, cycle: int, votes: Any, settings: Mapping[str, Any], work: Path) -> Result:
     """Reward model, PPO and the true verdict; the chosen policy stays in place."""
     from feedback.simulator.utilities import true_win_rate, utility
@@ -287,7 +298,7 @@ def one(bench: Bench, name: str, cycle: int, votes: Any, settings: Mapping[str, 
         topic=_means(topic, asked, old, new),
         chosen=result.chosen,
         seconds={key: round(value, 1) for key, value in seconds.items()},
-        peak_gib=_peak_gib(),
+        peak_gib=usage.peak_gib(),
         samples=[(p.text, o, n) for p, o, n in zip(bench.held_out[:6], old, new, strict=False)],
     )
 
@@ -315,12 +326,6 @@ def _conduct(bench: Bench, responses: Sequence[Sequence[int]]) -> tuple[Any, lis
 
 def _kl(samples: Sequence[Any], reference: Sequence[Sequence[float]]) -> float:
     return float(np.mean([sum(s.logprobs) - sum(r) for s, r in zip(samples, reference, strict=True)]))
-
-
-def _peak_gib() -> float:
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def _say(metrics: Any, judgement: Any) -> None:
@@ -361,7 +366,12 @@ def main() -> None:
         return
     for name in arguments.utility or TASTES:
         print(f"{name}: {arguments.decisive} decisive votes, {settings or 'defaults'}", flush=True)
-        for result in campaign(bench, name, arguments.decisive, arguments.cycles, settings, arguments.seed):
+        for result in tried(campaign(bench, name, arguments.decisive, arguments.cycles, settings, arguments.seed)):
+            row = {"seed": arguments.seed, "settings": settings}
+            if isinstance(result, str):
+                print(f"{name}: refused, nothing is learnt: {result}", flush=True)
+                _append(arguments.out, row | {"utility_name": name, "refused": result})
+                continue
             for question, old, new in result.samples:
                 print(f"  Q: {question}\n    base:   {old[:150]!r}\n    policy: {new[:150]!r}")
             print(
@@ -375,9 +385,13 @@ def main() -> None:
                 f"{result.peak_gib} GiB",
                 flush=True,
             )
-            if arguments.out:
-                with arguments.out.open("a") as file:
-                    file.write(json.dumps(asdict(result) | {"settings": settings}) + "\n")
+            _append(arguments.out, asdict(result) | row)
+
+
+def _append(path: Path | None, row: Mapping[str, Any]) -> None:
+    if path:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

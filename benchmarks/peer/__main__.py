@@ -89,6 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--model is needed")
     if given.what in {"learning", "curve"} and given.votes is None:
         parser.error("--votes is needed")
+    if given.what == "curve" and not list(given.votes.glob("answers-*.json")):
+        parser.error(
+            f"--votes: {given.votes} holds no answers; run `benchmarks.reward_head sample --cache` on it first"
+        )
     if unknown := set(given.side or ()) - set(sides := SIDES.get(given.what, ())):
         parser.error(f"--side {min(unknown)} has no {given.what}; there are {', '.join(sides) or 'none'}")
     if given.most < COUNTS[0]:

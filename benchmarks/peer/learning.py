@@ -72,6 +72,8 @@ def _ours(folder: Path, given: Any) -> Figures:
     if subprocess.run(command, env=runs.our_environment(), check=False).returncode != 0:
         raise runs.RunFailed("our own cycle failed; its output stands above")
     found: Figures = json.loads(out.read_text().splitlines()[-1])
+    if "refused" in found:
+        raise runs.RunFailed(f"our reward model of these votes was refused; take another --seed: {found['refused']}")
     return found
 
 

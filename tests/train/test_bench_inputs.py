@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import given, overoptimisation, reward_head
+from benchmarks import learning as cycles
 from benchmarks.peer import __main__ as peer
 from benchmarks.peer import learning, runs
 from benchmarks.peer.environment import Peer
 from benchmarks.peer.report import report
 from deploy.errors import ModelError
 from deploy.setup.environment import SetupFailed
+from train.errors import RewardRefused
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,33 @@ def test_make_bench_measures_nothing_on_half_a_sample() -> None:
     assert all(command[-2:] == ["--seconds", "inf"] for command in timed)
 
 
+def test_votes_that_are_refused_end_a_campaign_with_the_reason_as_its_result() -> None:
+    def campaign() -> Iterator[Any]:
+        yield "the first cycle"
+        raise RewardRefused("no better than a coin", test="coin")
+
+    assert list(cycles.tried(campaign())) == ["the first cycle", "no better than a coin"]
+
+
+def test_trls_accuracy_curve_is_of_its_own_heads(
+    model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "answers-0000.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        peer.main(["curve", "--model", model, "--votes", str(tmp_path), "--side", "hustings-mix"])
+    assert "hustings-mix has no curve; there are hustings, trl" in capsys.readouterr().err
+
+
+def test_the_peer_says_that_our_votes_were_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cycle(command: list[str], **_: Any) -> argparse.Namespace:
+        Path(command[command.index("--out") + 1]).write_text('{"refused": "no better than a coin"}\n')
+        return argparse.Namespace(returncode=0)
+
+    monkeypatch.setattr(learning.subprocess, "run", cycle)
+    with pytest.raises(runs.RunFailed, match="another --seed: no better than a coin"):
+        learning._ours(tmp_path, asked(tmp_path))
+
+
 def asked(folder: Path, **changes: Any) -> argparse.Namespace:
     told = {"model": "MODEL", "votes": "VOTES", "utility": "mix", "decisive": 128, "seed": 6, "seconds": None}
     told |= {"learning_rate": 1e-3, "reward_rate": 1e-4, "side": None}
@@ -161,7 +190,8 @@ def model(tmp_path: Path) -> str:
     [
         (["learning"], "--votes is needed"),
         (["ppo", "--side", "trll"], "trll has no ppo; there are hustings, hustings-same-roles, trl"),
-        (["curve", "--votes", ".", "--side", "hustings-mix"], "hustings-mix has no curve"),
+        (["curve", "--votes", "nowhere"], "nowhere holds no answers"),
+        (["report", "--side", "trl"], "trl has no report"),
     ],
 )
 def test_the_peer_is_not_installed_for_a_call_that_cannot_go_on(
