@@ -17,7 +17,7 @@ from train.errors import NotEnoughVotes, OneSidedVotes, RewardRefused, TrainingD
 from train.reward import features, judge, probe
 from train.reward.config import RewardConfig
 from train.reward.features import Sequences, Vocabulary
-from train.reward.mix import MixHead, fit_weights, make_head
+from train.reward.mix import MixHead, fit_weights, make_head, pose
 from train.reward.refresh import refresh
 from train.reward.scales import starting_variance
 from train.reward.tokens import COLUMNS, PLEASANT
@@ -170,6 +170,17 @@ def test_a_both_bad_vote_lowers_both_answers() -> None:
     tie = head_for(pooled, made_votes(pooled["state:0"][:, 3], ties=(0,))).scores(pooled)[:2].mean()
     bad = head_for(pooled, made_votes(pooled["state:0"][:, 3], bad=(0,))).scores(pooled)[:2].mean()
     assert bad < tie - 0.03
+
+
+def test_what_each_comparison_counts_is_the_votes_own_and_a_quarter_for_each_of_two_bad_ones() -> None:
+    pooled, votes = planted(4)
+    told = replace(votes, weight=np.array([1.0, 2.0, 4.0, 0.5]), margin=np.array([0.5, 0.0, 0.0, 0.25]))
+    flags = np.array([False, False, True, False])
+    posed = pose(pooled, replace(told, tied=flags, both_bad=flags), np.arange(4))
+    assert posed.vote.tolist() == [0, 1, 2, 3, 2, 2]
+    assert posed.outcomes.tied.tolist() == [False, False, True, False, False, False]
+    assert posed.outcomes.weight.tolist() == [1.0, 2.0, 4.0, 0.5, 1.0, 1.0]
+    assert posed.outcomes.margin.tolist() == [0.5, 0.0, 0.0, 0.25, 0.0, 0.0]
 
 
 def test_ties_pull_scores_together() -> None:
