@@ -217,6 +217,20 @@ def test_a_shown_configuration_has_no_password_and_is_not_taken_for_the_whole_on
     assert load(file, environment=whole).feedback == told.feedback
 
 
+def test_a_shown_configuration_has_no_password_of_an_engine_either(tmp_path: Path) -> None:
+    told = load(overrides=['serve.engine_urls=["http://ann:hunter2@gpu-1:8001", "http://gpu-2:8001"]'], environment=NOTHING)
+    shown = to_toml(for_show(told))
+    assert 'engine_urls = ["http://ann:***@gpu-1:8001", "http://gpu-2:8001"]' in shown
+    with pytest.raises(ConfigError, match=r"serve\.engine_urls .*a password was hidden"):
+        load(write(tmp_path, shown), environment=NOTHING)
+
+
+def test_a_trainer_that_follows_serving_still_does_in_a_file_made_of_what_was_shown(tmp_path: Path) -> None:
+    file = write(tmp_path, to_toml(for_show(load(environment=NOTHING))))
+    changed = load(file, ["serve.chat_template_kwargs={ enable_thinking = false }"], environment=NOTHING)
+    assert changed.train.chat_template_kwargs == {"enable_thinking": False}
+
+
 def test_every_key_is_explained() -> None:
     text = to_toml(HustingsConfig(), explain=True)
     lines = text.splitlines()

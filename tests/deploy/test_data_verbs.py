@@ -151,6 +151,15 @@ def test_releases_with_a_damaged_manifest_are_listed(paths: DataPaths) -> None:
     assert two.endswith("a test")
 
 
+def test_releases_are_listed_with_the_gate_of_the_up_that_runs(paths: DataPaths) -> None:
+    told = load(None, ["serve.releases.gate=votes"], {"data_dir": paths.root}, environment={})
+    with presence.hold(paths):
+        presence.write(paths, presence.Presence(os.getpid(), "http://127.0.0.1:1", "127.0.0.1:2", {}))
+        (paths.run / "resolved.toml").write_text(to_toml(told))
+        assert run(paths, "releases", "list") == "in office: base (no adapter); gate: votes\n"
+    assert run(paths, "releases", "list") == "in office: base (no adapter); gate: probes\n"
+
+
 def test_checkpoints_with_a_damaged_manifest_are_listed(paths: DataPaths) -> None:
     (paths.checkpoints / "full-000001").mkdir(parents=True)
     (paths.checkpoints / "full-000001" / "manifest.json").write_text("{}")

@@ -6,6 +6,7 @@ import dataclasses
 import random
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,30 @@ def test_a_batch_counts_by_the_weights_of_its_votes(base: Base, monkeypatch: pyt
     assert {round(share, 1) for share in shares} == {0.5, 1.5}
     torch.testing.assert_close(steps([0.1] * 8), even, rtol=0.01, atol=0.0)
     assert int(steps([0.0] * 7 + [1.0]).count_nonzero()) <= 1  # none where the vote that counts came first
+
+
+def test_the_weight_of_a_tie_is_that_of_davidsons_share_of_ties(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: set[float] = set()
+    loss = last.ties_loss
+
+    def listen(*given: Any) -> torch.Tensor:
+        told.add(round(given[3], 6))
+        return loss(*given)
+
+    monkeypatch.setattr(last, "ties_loss", listen)
+    votes = dataclasses.replace(planted_votes(10), tied=np.arange(10) < 4)
+    train_last(base, votes, np.arange(10), RewardConfig(head="last"), seed=0)
+    assert told == {round(4 / 3, 6)}  # equal answers tie in nu / (2 + nu) = 0.4
+
+
+def test_a_margin_is_taken_off_the_winners_lead(base: Base) -> None:
+    votes = dataclasses.replace(planted_votes(2), margin=np.array([0.5, 2.0]))
+    base.adapters.add(last.ADAPTER, 0)
+    weight = torch.linspace(-1, 1, base.width)
+    first, second = np.split(scores_of(base, votes.answers, weight, lora=True).reshape(2, 2), 2, axis=1)
+    found = last._loss(base, votes, np.arange(2), weight, 0.0, lora=True)
+    expected = np.log1p(np.exp(-(first - second)[:, 0] + votes.margin)).mean()
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_batch_goes_through_in_parts_and_learns_the_same(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
