@@ -154,10 +154,20 @@ def to_toml(config: HustingsConfig, *, explain: bool = False) -> str:
 
 
 def for_show(config: HustingsConfig) -> HustingsConfig:
-    """The configuration as a terminal may see it: `***` for the password in an address, which `load` refuses."""
-    url = config.feedback.ledger_url
-    shown = None if url is None else without_password(url)
-    return config.model_copy(update={"feedback": config.feedback.model_copy(update={"ledger_url": shown})})
+    """The configuration as a terminal may see it: `***` for the password in an address, which `load` refuses.
+
+    What the trainer tells the chat template because serving does is left out: a file made of it goes on following.
+    """
+    serve, feedback, train = config.serve, config.feedback, config.train
+    url = feedback.ledger_url
+    engines = tuple(without_password(each) for each in serve.engine_urls)
+    template = None if train.chat_template_kwargs == serve.chat_template_kwargs else train.chat_template_kwargs
+    shown = {
+        "serve": serve.model_copy(update={"engine_urls": engines}),
+        "feedback": feedback.model_copy(update={"ledger_url": None if url is None else without_password(url)}),
+        "train": train.model_copy(update={"chat_template_kwargs": template}),
+    }
+    return config.model_copy(update=shown)
 
 
 def _choose_file(file: Path | None, environment: Mapping[str, str]) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploy import presence
 from deploy.config import HustingsConfig
@@ -36,9 +36,20 @@ def open_ledger(config: HustingsConfig) -> Ledger:
     return Ledger.open(ledger_url(config))
 
 
+def gate(config: HustingsConfig) -> str:
+    """`serve.releases.gate` of the `up` which runs here, else the configuration's."""
+    found: str = _told(config).get("serve", {}).get("releases", {}).get("gate", config.serve.releases.gate)
+    return found
+
+
 def _of_the_running(config: HustingsConfig) -> str | None:
+    found: str | None = _told(config).get("feedback", {}).get("ledger_url")
+    return found
+
+
+def _told(config: HustingsConfig) -> dict[str, Any]:
+    """What the `up` which runs here was told; nothing where none runs, or it is somebody else's."""
     file = config.paths.run / RESOLVED
     if presence.read(config.paths) is None or not os.access(file, os.R_OK):
-        return None
-    told: str | None = tomllib.loads(file.read_text(encoding="utf-8")).get("feedback", {}).get("ledger_url")
-    return told
+        return {}
+    return tomllib.loads(file.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from deploy import presence
 from deploy.config import HustingsConfig, load
 from deploy.errors import NotReachable
 from deploy.launch import serve_url
-from deploy.ledgers import open_ledger
+from deploy.ledgers import gate, open_ledger
 from deploy.options import ConfigFile, DataDir, Overrides
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def list_releases(data_dir: DataDir = None, config: ConfigFile = None, overrides
     finally:
         ledger.close()
     paused = f", paused by {pauses[-1].actor}: {pauses[-1].reason}" if pauses and pauses[-1].paused else ""
-    typer.echo(f"in office: {office or 'base (no adapter)'}; gate: {resolved.serve.releases.gate}{paused}")
+    typer.echo(f"in office: {office or 'base (no adapter)'}; gate: {gate(resolved)}{paused}")
     for release in releases:
         when = f"{release.updated_at:%Y-%m-%d %H:%M:%S}"
         but = f" (its manifest can't be read: {release.unreadable})" if release.unreadable else ""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from feedback.addresses import is_hidden
 from feedback.config import ChatTemplateKwargs, Section
 
 
@@ -19,7 +20,8 @@ class ContendersConfig(Section):
     """Share of the pairs in which the bare base meets the office-holder, while an adapter is in office."""
     gold_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the pairs of an adapter with itself in which one answer's words are jumbled, to see who reads. 0.05
-    where strangers vote (docs/voting.md); 0 where only people whom you know, or simulated voters, do."""
+    where strangers vote (docs/voting.md); 0 where only people whom you know, or simulated voters, do. Three or four
+    answers at once are never planted."""
     watch_share: float = Field(default=0.1, ge=0, le=1)
     """With `serve.releases.gate = "votes"`: share of the pairs in which the predecessor meets an office-holder that is
     still being watched (see serve.releases.alarm)."""
@@ -121,7 +123,8 @@ class ReleasesConfig(Section):
     keep_previous: bool = True
     """Keep the previous office-holder loaded, so that a rollback is instant."""
     retry_s: float = Field(default=2.0, gt=0)
-    """Seconds between attempts to reach an event log that doesn't answer; doubles up to a minute."""
+    """Seconds between attempts to reach an event log that doesn't answer; doubles up to a minute. And before what
+    trouble with an adapter, the engine or the ledger has put off is tried again."""
 
 
 class RatingsConfig(Section):
@@ -240,4 +243,6 @@ class ServeConfig(Section):
         odd = [url for url in urls if not url.startswith(("http://", "https://"))]
         if odd:
             raise ValueError(f"{odd[0]} is no address of a server; write it as http://host:port")
+        if any(is_hidden(url) for url in urls):
+            raise ValueError("a password was hidden when it was shown; write the password")
         return urls

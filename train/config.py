@@ -102,7 +102,8 @@ class PpoConfig(Section):
     kl_in: Literal["reward", "loss"] = "loss"
     """Whether the KL is paid for in the reward or as a term of the loss (there k2 or k3: k1 has no mean gradient)."""
     kl_target: float | None = Field(default=None, gt=0)
-    """Nats an answer that an adaptive coefficient steers for; None keeps it fixed."""
+    """Nats an answer that an adaptive coefficient steers for; None leaves the coefficient to the governor
+    (`train.governor.breach_factor`)."""
     kl_horizon: float = Field(default=10_000.0, gt=0)
     """Episodes over which the adaptive coefficient may change by about a fifth."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
@@ -210,7 +211,7 @@ class RolloutConfig(Section):
     max_prompt_tokens: int = Field(default=512, ge=1)
     """Longer prompts are left out."""
     attempts: int = Field(default=6, ge=1)
-    """Tries of a request to serving before the cycle gives up."""
+    """Tries of a request to serving before the cycle is held up, to go on later."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Seconds for one request to serving."""
 

@@ -218,7 +218,9 @@ def test_a_shown_configuration_has_no_password_and_is_not_taken_for_the_whole_on
 
 
 def test_a_shown_configuration_has_no_password_of_an_engine_either(tmp_path: Path) -> None:
-    told = load(overrides=['serve.engine_urls=["http://ann:hunter2@gpu-1:8001", "http://gpu-2:8001"]'], environment=NOTHING)
+    told = load(
+        overrides=['serve.engine_urls=["http://ann:hunter2@gpu-1:8001", "http://gpu-2:8001"]'], environment=NOTHING
+    )
     shown = to_toml(for_show(told))
     assert 'engine_urls = ["http://ann:***@gpu-1:8001", "http://gpu-2:8001"]' in shown
     with pytest.raises(ConfigError, match=r"serve\.engine_urls .*a password was hidden"):

@@ -20,7 +20,7 @@ class RewardConfig(Section):
     depths: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = Field(default=(0.0, 0.4, 0.73), min_length=1)
     """Layers that `mix` reads, as shares of the base's depth; 0 is the embedding layer."""
     folds: int = Field(default=5, ge=2)
-    """Folds of the cross-validation (over conversations) that chooses strength and layer mix."""
+    """Folds of the cross-validation (over conversations) by which `mix` is judged, and its scores are calibrated."""
     heldout: float = Field(default=0.15, ge=0.0, lt=0.9)
     """Share of conversations that the `last` head never sees, to judge it by (`mix` is cross-validated instead): one
     part of 2 to 20, whichever is nearest."""
@@ -76,7 +76,7 @@ class ScheduleConfig(Section):
     retry_comparisons: int = Field(default=16, ge=1)
     """The same after a cycle whose reward model was refused, as a coin say: to ask again costs seconds."""
     max_hours: float = Field(default=24.0, gt=0.0)
-    """Hours after which a cycle starts with fewer, if there are any."""
+    """Hours since the last cycle after which the next starts with fewer, if there are any votes; the first waits."""
     poll_s: float = Field(default=2.0, gt=0.0)
     """Seconds between looks at the dataset."""
     start_from: Literal["base", "incumbent"] = "base"
@@ -84,7 +84,7 @@ class ScheduleConfig(Section):
     min_prompts: int = Field(default=8, ge=1)
     """Fewest distinct prompts that PPO may train on."""
     eval_prompts: int = Field(default=16, ge=1)
-    """Prompts sampled before and after training for the report."""
+    """Prompts that base and policy answer after training: for the report, and to refuse a policy that earns no more."""
     keep_cycles: int = Field(default=5, ge=1)
     """Finished cycles whose checkpoints are kept; reports and metrics stay for ever."""
     keep_snapshots: int = Field(default=10, ge=1)
@@ -93,6 +93,6 @@ class ScheduleConfig(Section):
     metrics_host: str = "127.0.0.1"
     """Address of the trainer's /metrics: in a container, where Prometheus asks from another, 0.0.0.0."""
     metrics_port: int = Field(default=9102, ge=0, le=65535)
-    """Port of the trainer's /metrics on 127.0.0.1; 0 for none."""
+    """Port of the trainer's /metrics; 0 for none."""
     niceness: int = Field(default=10, ge=0, le=19)
     """How far the trainer steps back behind serving."""
