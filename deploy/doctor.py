@@ -198,6 +198,7 @@ def check_ports(config: HustingsConfig) -> Iterator[Finding]:
         return
     wanted = {
         "serve.port": (config.serve.host, config.serve.port),
+        "feedback.broker_port": ("127.0.0.1", 0 if config.feedback.kafka else config.feedback.broker_port),
         "feedback.curator_metrics_port": ("127.0.0.1", config.feedback.curator_metrics_port),
         "train.schedule.metrics_port": ("127.0.0.1", config.train.schedule.metrics_port),
     }

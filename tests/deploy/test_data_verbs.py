@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from deploy import presence
 from deploy.cli import app
 from deploy.config import load, to_toml
-from deploy.doctor import check_ledger
+from deploy.doctor import check_ledger, check_ports
 from deploy.errors import ConfigError, NobodyThere
 from feedback.contracts import ReleaseChanged, ReleaseState
 from feedback.dataset import Dataset
@@ -134,6 +135,17 @@ def test_doctor_names_a_damaged_manifest(paths: DataPaths) -> None:
     config = load(None, [], {"data_dir": paths.root}, environment={})
     (found,) = [one for one in check_ledger(config) if one.subject == "adapters"]
     assert (found.verdict, found.text.startswith("policy-000001: ")) == ("not ok", True)
+
+
+def test_doctor_names_a_taken_port_of_the_embedded_broker(paths: DataPaths) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        keys = ["serve.port=0", "feedback.curator_metrics_port=0", "train.schedule.metrics_port=0"]
+        config = load(None, [*keys, f"feedback.broker_port={port}"], {"data_dir": paths.root}, environment={})
+        (found,) = check_ports(config)
+        assert (found.verdict, f"--set feedback.broker_port={port + 1}" in found.remedy) == ("not ok", True)
+        outside = load(None, [*keys, f"feedback.broker_port={port}", "feedback.kafka=k:9092"], {}, environment={})
+        assert list(check_ports(outside)) == []
 
 
 def test_releases_with_a_damaged_manifest_are_listed(paths: DataPaths) -> None:

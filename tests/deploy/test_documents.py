@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -17,10 +18,18 @@ import yaml
 from benchmarks.__main__ import commands
 from deploy.cli import app
 from deploy.config import ENVIRONMENT, HustingsConfig, keys, load
+from feedback.erasing import IN_FLIGHT_S
+from feedback.kafka_log.consumer import STUCK_JOIN_S
+from feedback.ledger.outbox import BATCH_BYTES
+from feedback.paths import DataPaths
+from serve import door, kept
 from serve.app import ROUTERS
 from serve.config import ServeConfig
 from serve.engines.vllm_settings import server_command, server_environment
+from serve.main import LEDGER_PATIENCE_S
+from serve.releases import election, guards, manager, referee, sequential
 from tests.deploy.test_operations import RULES, series
+from train.reward import chance, judge, refresh
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = [ROOT / "README.md", ROOT / "serve/web/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -109,6 +118,105 @@ def test_defaults_are_the_settings_own(guide: Path) -> None:
         meant = [key for key in keys() if f".{key}".endswith(f".{name}")]
         if meant:
             assert float(told.replace(",", "")) in {default(key) for key in meant}, name
+
+
+def rows(document: str, head: str) -> list[list[str]]:
+    """The cells of the table below a heading."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8").split(f"\n## {head}\n")[1].split("\n## ")[0]
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table[1:]]
+
+
+def test_limits_of_the_guards_are_the_settings_own() -> None:
+    told = [re.match(r"`(\w+)` ([\d.]+)", cells[2]) for cells in rows("releases.md", "Guards")]
+    assert {found[1]: float(found[2]) for found in told if found} == {
+        key.rpartition(".")[2]: default(key) for key in keys() if key.startswith("serve.releases.guards.")
+    }
+
+
+def test_defaults_of_the_defences_are_the_settings_own() -> None:
+    told = {name: cells[-1] for cells in rows("voting.md", "The defences") for name in SETTING.findall(cells[1])}
+    serve, voters = ServeConfig(), HustingsConfig().feedback.voters
+    ratings = serve.ratings
+    assert (
+        told["serve.ratings.votes_per_minute"]
+        == f"{ratings.votes_per_minute:.0f} a minute, {ratings.vote_burst} at once"
+    )
+    assert told["serve.ratings.reviews_per_minute"] == f"{ratings.reviews_per_minute:.0f} a minute"
+    assert (told["feedback.voters"], voters.weigh) == ("on (`weigh`)", True)
+    assert (told["serve.contenders.gold_share"][:4], serve.contenders.gold_share) == ("off;", 0)
+
+
+@pytest.mark.parametrize(
+    ("guide", "told"),
+    [
+        ("architecture.md", f"looks through the adapters' folder every {manager.SCAN_S:.0f} s"),
+        ("architecture.md", f"A head has {door.HEAD_S:.0f} s and {door.HEAD_BYTES >> 10} KiB"),
+        ("architecture.md", f"gives a member no partitions for {STUCK_JOIN_S:.0f} s"),
+        (
+            "metrics.md",
+            f"takes more than {kept.QUICK_S:g} s, {'twenty' if kept.REST == 20 else kept.REST} times as long",
+        ),
+        ("voting.md", f"votes within {default('feedback.voters.hasty_ms') / 1000:g} s of the complete answers"),
+        ("voting.md", f"or {default('feedback.voters.burst_ms') / 1000:g} s of one's vote before"),
+        ("voting.md", f"no voter has more than {default('feedback.voters.max_share'):.0%} of all weight"),
+        ("voting.md", f"before any vote ({1 - default('feedback.voters.suspicion'):g})"),
+        ("releases.md", f"become more than {election.VOTES_A_SECOND * default('serve.releases.canary.look_s'):,.0f} "),
+        ("releases.md", f"40,000 every {40_000 / election.VOTES_A_SECOND:.0f} s"),
+        ("releases.md", f"reaches 1/`alpha` ({1 / default('serve.releases.canary.alpha'):.0f})"),
+        ("releases.md", f"with at least `min_votes` ({default('serve.releases.canary.min_votes')}) votes"),
+        ("releases.md", f"a candidate that keeps its limit is at most {guards.ALPHA:.0%}"),
+        ("releases.md", f"is within {referee.BASELINE_RISE:g} of that"),
+        ("releases.md", f"spread over {'eight' if len(sequential.BETS) == 8 else len(sequential.BETS)} shares of bet"),
+        ("reward-model.md", f"are turned at random {chance.DRAWS} times"),
+        ("reward-model.md", f"a fit to more than {refresh.TURNED_ROWS} comparisons"),
+        ("reward-model.md", f"an accuracy beyond {judge.COIN_Z:.2f}"),
+        ("speed.md", f"a batch ({default('feedback.relay_batch'):,} rows, or {BATCH_BYTES >> 20} MiB)"),
+        ("durability.md", f"waits {'a minute' if LEDGER_PATIENCE_S == 60 else LEDGER_PATIENCE_S} for it"),
+        ("data.md", f"{'A minute' if IN_FLIGHT_S == 60 else IN_FLIGHT_S} later, when the curators have read that far"),
+    ],
+)
+def test_figures_that_follow_from_the_code_are_its_own(guide: str, told: str) -> None:
+    text = (ROOT / "docs" / guide).read_text(encoding="utf-8")
+    assert told in " ".join(text.split())
+
+
+def test_the_layout_of_the_data_folder_is_told() -> None:
+    tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Data folder")[1]
+    paths = DataPaths(Path("DIR"))
+    places = [getattr(paths, name) for name, each in vars(DataPaths).items() if isinstance(each, property)]
+    folders = [str(place) for place in places if isinstance(place, Path)]
+    assert len(folders) == len(places) - 1, "all but the ledger, which is an URL"
+    assert [folder for folder in folders if folder not in tree] == []
+    assert paths.ledger_url.removeprefix("sqlite:///") in tree
+
+
+@cache
+def defined() -> dict[str, set[str]]:
+    """What modules of ours define, by the module's last name: functions, classes, methods, constants."""
+    found: dict[str, set[str]] = {}
+    for file in (
+        ROOT / name for name in files() if name.endswith(".py") and not name.startswith(("tests", "benchmarks"))
+    ):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.setdefault(file.stem, set()).add(node.name)
+    return found
+
+
+@pytest.mark.parametrize("guide", ["ppo.md", "reward-model.md"])
+def test_functions_and_classes_that_are_named_exist(guide: str) -> None:
+    """`maths.KlController`, `ppo.PpoTrainer._steer`, `heads.score_tokens(loss=...)`."""
+    named = [
+        found[1].split(".")
+        for text in code(ROOT / "docs" / guide)
+        for found in [re.fullmatch(r"((?:reward\.)?[a-z_]+(?:\.\w+)+)(?:\(.*\))?", text)]
+        if found and not any(f".{key}".endswith(f".{found[1]}") for key in keys())
+    ]
+    named = [parts[1:] if parts[0] == "reward" and len(parts) > 2 else parts for parts in named]
+    told = [parts for parts in named if parts[0] in defined() and parts[-1] not in {"py", "jsonl"}]
+    assert len(told) > (20 if guide == "ppo.md" else 0)
+    assert [parts for parts in told if not set(parts[1:]) <= defined()[parts[0]]] == []
 
 
 @guides

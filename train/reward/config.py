@@ -55,7 +55,8 @@ class ReviewConfig(Section):
     """`[train.review]`: pairs that the trainer prepares after a cycle for people to judge (docs/voting.md)."""
 
     prompts: int = Field(default=0, ge=0, le=4096)
-    """Imported prompts that answers are sampled to, by serving's idle capacity; 0 prepares nothing."""
+    """Imported prompts that answers are sampled to, by serving's idle capacity; 0 prepares nothing. It wants
+    `train.reward.head = "mix"` and `train.reward.members` of 2 or more, and a trainer that knows of serving."""
     answers: int = Field(default=4, ge=2, le=8)
     """Answers to each; two of them are offered: those that a vote on would tell the reward model most about."""
     pairs: int = Field(default=32, ge=1)
