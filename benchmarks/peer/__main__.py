@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--side", action="append", help="only this one; may be given again")
     parser.add_argument("--answers", type=int, action="append", help="answers a prompt (ppo); default 1 and 4")
+    parser.add_argument("--recompute", action="store_true", help="gradient checkpointing on both sides (ppo)")
     parser.add_argument(
         "--votes", type=Path, help="cache of benchmarks.learning (learning), of benchmarks.reward_head (curve)"
     )
@@ -139,7 +140,7 @@ def measure(peer: Peer, work: Path, given: argparse.Namespace) -> None:
             reward(peer, work, given.model, side)
         else:
             for answers in given.answers or (1, 4):
-                ppo(peer, work, given.model, side, answers)
+                ppo(peer, work, given.model, side, answers, recompute=given.recompute)
 
 
 def reward(peer: Peer, work: Path, model: Path, side: str) -> None:
@@ -156,7 +157,7 @@ def reward(peer: Peer, work: Path, model: Path, side: str) -> None:
     runs.keep(work, "reward", side, {**figures, "pairs_per_s": round(figures["pairs"] / figures["wall_s"], 4)})
 
 
-def ppo(peer: Peer, work: Path, model: Path, side: str, answers: int) -> None:
+def ppo(peer: Peer, work: Path, model: Path, side: str, answers: int, *, recompute: bool = False) -> None:
     """One run of one side; the reward model comes from a run of `reward` (made now where there is none)."""
     same_roles = side == "hustings-same-roles"
     source = "trl" if side == "trl" else "hustings" if same_roles else "hustings-mix"
@@ -164,6 +165,7 @@ def ppo(peer: Peer, work: Path, model: Path, side: str, answers: int) -> None:
         reward(peer, work, model, source)
     prompts = _data(work, model)["prompts"][: PPO["batch"] // answers]
     job = {**PPO, **LORA, "model": str(model), "reward": str(_reward_folder(work, source)), "answers": answers}
+    job["gradient_checkpointing"] = recompute
     if side == "trl":
         repeated = [prompt for prompt in prompts for _ in range(answers)]
         figures = runs.theirs(peer, "ppo", {**job, "prompts": repeated, "value": "lora"}, work)
@@ -171,7 +173,7 @@ def ppo(peer: Peer, work: Path, model: Path, side: str, answers: int) -> None:
         roles = {"head": "last", "critic": "lora"} if same_roles else {"head": "mix", "critic": "trunk"}
         figures = runs.ours("ppo", {**job, "prompts": prompts, **roles}, work)
     figures["episodes_per_s"] = round(figures["episodes"] / figures["wall_s"], 4)
-    runs.keep(work, f"ppo-{answers}", side, figures)
+    runs.keep(work, f"ppo-{answers}" + "-recompute" * recompute, side, figures)
 
 
 def _key(model: Path) -> str:

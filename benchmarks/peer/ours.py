@@ -191,6 +191,7 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
             "learning_rate": job["learning_rate"],
             "max_approx_kl": None,
             "critic": job["critic"],
+            "gradient_checkpointing": job["gradient_checkpointing"],
         },
         "rollout": {"max_tokens": job["response_length"], "temperature": job["temperature"]},
     }

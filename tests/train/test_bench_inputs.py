@@ -14,11 +14,12 @@ from benchmarks import __main__ as bench
 from benchmarks import given, overoptimisation, reward_head
 from benchmarks import learning as cycles
 from benchmarks.peer import __main__ as peer
-from benchmarks.peer import learning, runs
+from benchmarks.peer import learning, ours, runs
 from benchmarks.peer.environment import Peer
 from benchmarks.peer.report import report
 from deploy.errors import ModelError
 from deploy.setup.environment import SetupFailed
+from train.config import TrainConfig
 from train.errors import RewardRefused
 
 
@@ -237,6 +238,31 @@ def test_ppo_never_begins_with_half_a_reward_model(tmp_path: Path, monkeypatch: 
     peer.reward(Peer(tmp_path), tmp_path, tmp_path, "trl")
     assert (tmp_path / "reward-trl/model.safetensors").read_text() == "whole"
     assert runs.kept(tmp_path)[-1]["pairs_per_s"] == 2.0
+
+
+@pytest.mark.parametrize(("recompute", "name"), [(False, "ppo-4"), (True, "ppo-4-recompute")])
+def test_gradient_checkpointing_is_on_for_both_sides_or_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, recompute: bool, name: str
+) -> None:
+    asked: list[bool] = []
+
+    def ran(job: dict[str, Any]) -> dict[str, Any]:
+        asked.append(job["gradient_checkpointing"])
+        return {"episodes": 16, "wall_s": 4.0}
+
+    monkeypatch.setattr(runs, "theirs", lambda _peer, _what, job, _work: ran(job))
+    monkeypatch.setattr(runs, "ours", lambda _what, job, _work: ran(job))
+    monkeypatch.setattr(peer, "_data", lambda *_: {"prompts": [[1]] * 16})
+    for side in ("hustings", "trl"):
+        (tmp_path / f"reward-{'trl' if side == 'trl' else 'hustings-mix'}").mkdir()
+        peer.ppo(Peer(tmp_path), tmp_path, tmp_path, side, 4, recompute=recompute)
+    assert asked == [recompute, recompute]
+    assert [(row["bench"], row["who"]) for row in runs.kept(tmp_path)] == [(name, "hustings"), (name, "trl")]
+    settings = ours._settings(
+        {**peer.PPO, **peer.LORA, "head": "mix", "critic": "trunk", "answers": 4}
+        | {"gradient_checkpointing": recompute}
+    )
+    assert TrainConfig.model_validate(settings).ppo.gradient_checkpointing is recompute
 
 
 def test_runs_that_do_not_count_stay_in_the_baseline_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

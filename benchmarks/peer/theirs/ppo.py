@@ -2,7 +2,8 @@
 
 Job: model, reward (folder of `reward.py`), prompts (token ids), iterations or seconds (the iteration under way then is
 finished), batch, minibatches, epochs, response_length, temperature, learning_rate, kl, value ("lora" or "full"), seed,
-rank, alpha, save (folder or null). Only the training loop is timed, saving and loading are outside it.
+rank, alpha, save (folder or null), gradient_checkpointing (of policy and value model). Only the training loop is timed,
+saving and loading are outside it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ def make(job: dict[str, Any], callbacks: list[TrainerCallback]) -> PPOTrainer:
     shape = {"r": job["rank"], "lora_alpha": job["alpha"], "lora_dropout": 0.0, "target_modules": "all-linear"}
     if job["value"] == "lora":
         value = get_peft_model(value, LoraConfig(task_type="SEQ_CLS", modules_to_save=["score"], **shape))
+    recompute = job.get("gradient_checkpointing", False)
+    for model in (policy, value) if recompute else ():
+        # PPOConfig's own switch reaches no model: PPOTrainer trains in a loop of its own, which never asks for it.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     settings = PPOConfig(
         output_dir=tempfile.mkdtemp(prefix="peer-ppo-"),
         per_device_train_batch_size=job["batch"],
@@ -68,7 +73,7 @@ def make(job: dict[str, Any], callbacks: list[TrainerCallback]) -> PPOTrainer:
         num_sample_generations=0,
         bf16=False,
         use_cpu=True,
-        gradient_checkpointing=False,
+        gradient_checkpointing=recompute,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
