@@ -55,7 +55,8 @@ def shown_learning(row: Figures) -> str:
     low, high = row["interval"]
     before, after = row["utility"]
     topic = " to ".join(f"{x:.2f}" for x in row["topic"])
-    who = row["who"] + (f", learning rate {row['learning_rate']:g}" if "learning_rate" in row else "")
+    rates = [("learning_rate", "learning rate"), ("reward_rate", "reward model's")]
+    who = row["who"] + "".join(f", {name} {row[key]:g}" for key, name in rates if key in row)
     cells = [row["bench"].removeprefix("learning-"), who, f"{row['seconds']['cycle']:.0f}"]
     cells += [
         f"{row['win_rate']:.2f} [{low:.2f}, {high:.2f}]",
