@@ -196,21 +196,14 @@ def check_ports(config: HustingsConfig) -> Iterator[Finding]:
     """Ports that `up` will listen on."""
     if presence.read(config.paths) is not None:
         return
-    wanted = {
-        "serve.port": (config.serve.host, config.serve.port),
-        "feedback.broker_port": ("127.0.0.1", 0 if config.feedback.kafka else config.feedback.broker_port),
-        "feedback.curator_metrics_port": ("127.0.0.1", config.feedback.curator_metrics_port),
-        "train.schedule.metrics_port": ("127.0.0.1", config.train.schedule.metrics_port),
-    }
-    for key, (host, port) in wanted.items():
-        if port:
-            try:
-                ports.require_free(host, port, f"--set {key}={port + 1}")
-            except DeployError as error:
-                text, _, remedy = str(error).partition("; ")
-                yield Finding("not ok", "port", text, remedy)
-            else:
-                yield Finding("ok", "port", f"{host}:{port} is free ({key})")
+    for key, (host, port) in ports.listened_on(config).items():
+        try:
+            ports.require_free(host, port, f"--set {key}={port + 1}")
+        except DeployError as error:
+            text, _, remedy = str(error).partition("; ")
+            yield Finding("not ok", "port", text, remedy)
+        else:
+            yield Finding("ok", "port", f"{host}:{port} is free ({key})")
 
 
 def check_running(config: HustingsConfig) -> Iterator[Finding]:

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import TYPE_CHECKING
 
 import psutil
 
 from deploy.errors import PortInUse
+
+if TYPE_CHECKING:
+    from deploy.config import HustingsConfig
+
+
+def listened_on(config: HustingsConfig) -> dict[str, tuple[str, int]]:
+    """Hosts and ports that `up` will listen on, by the key of the port; those that it chooses itself aren't there."""
+    feedback, schedule = config.feedback, config.train.schedule
+    wanted = {
+        "serve.port": (config.serve.host, config.serve.port),
+        "feedback.broker_port": ("127.0.0.1", feedback.broker_port if feedback.kafka is None else 0),
+        "feedback.curator_metrics_port": (feedback.curator_metrics_host, feedback.curator_metrics_port),
+        "train.schedule.metrics_port": (schedule.metrics_host, schedule.metrics_port),
+    }
+    return {key: (host, port) for key, (host, port) in wanted.items() if port}
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -88,16 +88,9 @@ def make_secrets(config: HustingsConfig) -> tuple[str, str]:
 
 def _require_ports(config: HustingsConfig) -> None:
     """Everything that will be listened on is free: better said now than a minute into the start."""
-    if config.serve.port:
-        remedy = f"stop that, or choose another: --port {config.serve.port + 1}"
-        ports.require_free(config.serve.host, config.serve.port, remedy)
-    for key, port in (
-        ("feedback.broker_port", config.feedback.broker_port if config.feedback.kafka is None else 0),
-        ("feedback.curator_metrics_port", config.feedback.curator_metrics_port),
-        ("train.schedule.metrics_port", config.train.schedule.metrics_port),
-    ):
-        if port:
-            ports.require_free("127.0.0.1", port, f"stop that, or choose another: --set {key}={port + 100}")
+    for key, (host, port) in ports.listened_on(config).items():
+        other = f"--port {port + 1}" if key == "serve.port" else f"--set {key}={port + 100}"
+        ports.require_free(host, port, f"stop that, or choose another: {other}")
 
 
 def _resolve(config: HustingsConfig, model: str) -> tuple[HustingsConfig, int | None]:

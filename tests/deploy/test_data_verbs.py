@@ -148,6 +148,16 @@ def test_doctor_names_a_taken_port_of_the_embedded_broker(paths: DataPaths) -> N
         assert list(check_ports(outside)) == []
 
 
+@pytest.mark.parametrize("section", ["feedback.curator_", "train.schedule."])
+def test_doctor_looks_where_metrics_are_listened_on(paths: DataPaths, section: str) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        port = other.getsockname()[1]
+        keys = ["serve.port=0", "feedback.curator_metrics_port=0", "train.schedule.metrics_port=0"]
+        keys += [f"{section}metrics_host=127.0.0.2", f"{section}metrics_port={port}"]
+        (found,) = check_ports(load(None, keys, {"data_dir": paths.root}, environment={}))
+        assert (found.verdict, f"port {port} on 127.0.0.2 is in use" in found.text) == ("not ok", True)
+
+
 def test_releases_with_a_damaged_manifest_are_listed(paths: DataPaths) -> None:
     ledger = Ledger.open(paths.ledger_url)
     for name in ("policy-000001", "policy-000002"):

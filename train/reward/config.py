@@ -13,7 +13,7 @@ class RewardConfig(Section):
     """How votes become a reward."""
 
     head: Literal["mix", "last"] = "mix"
-    """`mix`: pooled layers of the frozen base under a regularised Bradley-Terry fit (tens of votes are enough).
+    """`mix`: pooled layers of the frozen base under a regularised fit that knows ties (tens of votes are enough).
     `last`: the textbook scalar head at the last token, trained with a LoRA (thousands of votes)."""
     credit: Literal["token", "end"] = "token"
     """Where PPO gets the score: split over the tokens that earned it (exact), or in one lump at the end."""
