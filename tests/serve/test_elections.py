@@ -479,10 +479,11 @@ async def test_the_alarm_puts_the_predecessor_back(
     assert deps.office.predecessors == (ONE,)
     drawn = {m.rule: 0.0 for m in outcomes(deps.config.contenders, TWO, (), (ONE,))}
     assert drawn == {"watch": 0.0, "self-play": 0.0}
-    elect(ledger, ONE, TWO, 9)
+    needed = unanimous(0.5, 0.01 / 2)  # it is watched against its predecessor and the base
+    elect(ledger, ONE, TWO, needed - 1)
     await manager.keep_up()
     assert deps.office.holder == TWO
-    elect(ledger, ONE, TWO, 6)
+    elect(ledger, ONE, TWO, 1)
     await manager.keep_up()
     assert deps.office.holder == ONE
     assert states(ledger) == {ONE: "in_office", TWO: "rejected"}

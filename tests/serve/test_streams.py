@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,3 +158,9 @@ async def test_what_a_step_brings_to_both_sides_is_sent_in_one_piece(ledger: Led
     stream = EventStream(wire(events, request, event_bytes), patience=PATIENT)
     told = [piece.count(b"event: delta") for piece in await heard_of(stream)]
     assert told == [0, 2, 2, 1, 0, 0]  # pair, three steps, done, the end
+
+
+def test_the_page_waits_for_several_keep_alives_before_it_gives_a_stream_up() -> None:
+    page = (Path(__file__).resolve().parents[2] / "serve/web/js/sse.js").read_text()
+    (quiet_ms,) = re.findall(r"const QUIET_MS = ([\d_]+);", page)
+    assert int(quiet_ms) / 1000 >= 3 * inspect.signature(EventStream).parameters["keep_alive_s"].default
