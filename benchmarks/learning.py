@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks import given
 from benchmarks.peer.theirs import usage
+from benchmarks.reward_curve import TASTES
 from train.files import write_text
 
 Pairs = Callable[[int], tuple[tuple[int, ...], tuple[int, ...]]]
@@ -34,7 +35,6 @@ FLIPPED = 0.15
 ANSWER_TOKENS = 48
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 360, 200
 CHUNK = 60
-TASTES = ("warm_words", "plain_words", "short_first_sentence", "mix", "on_topic", "no_first_person")
 
 
 @dataclass(frozen=True)
