@@ -270,6 +270,8 @@ def one(bench: Bench, name: str, cycle: int, votes: Any, settings: Mapping[str, 
     ).run()
     rollouts.close()
     ended = time.perf_counter()
+    for final in result.finals:
+        print(f"  final {final}", flush=True)
     seconds = {"features": read - began, "reward": fitted - read, "ppo": ended - fitted, "cycle": ended - began}
     for phase in ("sample", "score", "old", "update"):
         seconds[phase] = sum(metrics.seconds.get(phase, 0.0) for metrics in result.metrics)

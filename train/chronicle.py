@@ -14,6 +14,7 @@ from train.config import TrainConfig
 from train.cycle_state import CycleState
 from train.evaluate import Evaluation
 from train.files import write_text
+from train.finals import Final
 from train.governor import Judgement as Conduct
 from train.iteration import IterationMetrics
 from train.metrics import OF_UPDATES
@@ -26,7 +27,7 @@ log = structlog.get_logger()
 
 SAMPLES_SHOWN = 8
 """Answers before and after in the status and the report."""
-_STEPS = {"sample": (0.0, 0.15), "score": (0.35, 0.15), "old": (0.5, 0.15), "update": (0.6, 0.4)}
+_STEPS = {"sample": (0.0, 0.15), "score": (0.35, 0.15), "old": (0.5, 0.15), "update": (0.6, 0.4), "finals": (0.0, 1.0)}
 """Of an iteration: the share of its time that lies before a step, and the step's own."""
 
 
@@ -59,6 +60,7 @@ class Chronicle:
         self._log = log.bind(cycle=number)
         self._board = TensorBoard(boards, number) if config.tensorboard else None
         self._judged = 0  # policies so far
+        self._furthest = 0.0  # share of PPO that was told
 
     def reward_model(self, model_id: str, figures: dict[str, float]) -> None:
         """The reward model was judged fit."""
@@ -73,13 +75,24 @@ class Chronicle:
 
     def progressed(self, step: str, done: int, total: int) -> None:
         """A step of the iteration under way is done / total done."""
+        governed = self._config.governor.enabled
+        if step == "finals":  # however early the iterations ended
+            self._judged = self._config.ppo.iterations + 1 + governed
         before, own = _STEPS.get(step, (0.0, 0.15))
         within = min(before + own * done / max(total, 1), 1.0)
         self._status.phase("ppo", self._share(within), detail=step)
 
     def _share(self, within: float) -> float:
-        """Of PPO, so far into the iteration under way: one judges the last policy, without an update."""
-        return (self._judged + within) / (self._config.ppo.iterations + 1)
+        """Of PPO, so far into the iteration under way, never less than before.
+
+        After the updates one iteration judges the last policy, one more what is left of a step taken back, then finals.
+        """
+        governor = self._config.governor
+        rounds = self._config.ppo.iterations + 1
+        if governor.enabled:
+            rounds += 1 + (governor.final_answers > 0)
+        self._furthest = max(self._furthest, min((self._judged + within) / rounds, 1.0))
+        return self._furthest
 
     def iteration(self, metrics: IterationMetrics, conduct: Conduct) -> None:
         """An iteration has ended. One that is done again replaces its line, and drops what came after."""
@@ -103,6 +116,12 @@ class Chronicle:
         )
         self._log.info("iteration", **rounded(figures), breaches=list(conduct.breaches))
 
+    def finals(self, held: Sequence[Final]) -> None:
+        """The best policies have been judged on fresh answers."""
+        write_text(self._folder / "finals.json", json.dumps([asdict(final) for final in held]))
+        for final in held:
+            self._log.info("final", **rounded(asdict(final)))
+
     def evaluated(self, evaluation: Evaluation) -> None:
         """Base and policy have answered the same prompts."""
         self._status.update(samples=self._samples(evaluation), win_rate=evaluation.win_rate, force=True)
@@ -120,7 +139,7 @@ class Chronicle:
             figures: everything measured.
             evaluation: of the published policy, if there is one.
         """
-        governor = self._config.governor
+        governor, finals = self._config.governor, self._folder / "finals.json"
         facts = {
             "Base": base,
             "Goes on from": state.parent or "the base",
@@ -137,6 +156,7 @@ class Chronicle:
                 facts={name: text for name, text in facts.items() if text},
                 iterations=[json.loads(line) for line in _lines(self._folder / "metrics.jsonl")],
                 chosen=chosen,
+                finals=json.loads(finals.read_text()) if finals.is_file() else (),
                 max_kl=governor.max_kl if governor.enabled else None,
                 judgement=json.loads((self._folder / "reward" / "judgement.json").read_text()),
                 samples=[] if evaluation is None else self._samples(evaluation),

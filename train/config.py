@@ -154,8 +154,12 @@ class PpoConfig(Section):
         return self.kl_estimator == "exact" and self.kl_in == "loss"
 
 
+LEAST_FINAL_ANSWERS = 16
+
+
 class GovernorConfig(Section):
-    """`[train.governor]`: when optimisation has gone too far. The best iteration within all bounds is published."""
+    """`[train.governor]`: when optimisation has gone too far. Of the policies within all bounds the best by fresh
+    answers is published."""
 
     enabled: bool = True
     """False trains through all iterations, with no bound and no price but the KL's, and publishes that of the highest
@@ -186,12 +190,29 @@ class GovernorConfig(Section):
     """The KL grows dearer by this factor whenever its bound or one of repetition is broken; of a step that broke any, a
     part is taken back. While the policy is foreseen to stay far within the bound of KL (and `train.ppo.kl_target` is
     not set) it grows cheaper, by this factor at most an iteration: distance that is allowed gets spent. 1: neither."""
+    final_answers: int = Field(default=128, ge=0)
+    """Fresh answers by which the best policies within the bounds are judged once more, beside the base's to the same
+    prompts: who breaks a bound there, or takes up less of the prompts' wording than the base by more than one standard
+    error, is not published. 0 for never: the iterations' own few answers decide."""
+    finalists: int = Field(default=2, ge=1)
+    """How many policies are judged so, the best first: fewer where the next is more than half a standard deviation of
+    the score behind, more where none so far may be published."""
     gold_votes: int = Field(default=512, ge=1)
     """From so many decisive votes on, a share of them is kept from the reward model; a second one, of these alone,
     reads every iteration's answers, and PPO stops where its score is predicted to peak (Gao et al. 2022). With fewer
     votes the reward model needs them all. For `train.reward.head = "mix"` alone."""
     gold_share: float = Field(default=0.2, ge=0, le=0.5)
     """That share of the conversations; 0 for never."""
+
+    @field_validator("final_answers")
+    @classmethod
+    def _enough_to_tell(cls, final_answers: int) -> int:
+        if 0 < final_answers < LEAST_FINAL_ANSWERS:
+            raise ValueError(
+                f"train.governor.final_answers of {final_answers} tell nothing: at least {LEAST_FINAL_ANSWERS}, better "
+                "128; or 0 for no finals"
+            )
+        return final_answers
 
 
 class RolloutConfig(Section):

@@ -84,12 +84,10 @@ class Cycle:
         data = self._snapshot()  # 1
         head = self._reward_model(data)  # 2, 3
         result = self._learning().run(head, data)  # 4
+        self._chronicle.finals(result.finals)
         if result.chosen == 0:
             self._report(head, result, None)
-            raise PolicyRefused(
-                "PPO found no policy within the governor's bounds that scores above its start: the incumbent stays; "
-                f"see {self._folder / 'report.html'}"
-            )
+            raise PolicyRefused(f"{_no_policy(result)}: the incumbent stays; see {self._folder / 'report.html'}")
         evaluation = self._evaluate(head, data.prompts)  # 5
         if self._config.governor.enabled and evaluation.after.reward <= evaluation.before.reward:
             self._report(head, result, None)
@@ -259,6 +257,9 @@ class Cycle:
     def _figures(self, head: RewardHead, result: PpoResult, evaluation: Evaluation) -> dict[str, float]:
         held_out = {name: value for name, value in head.metrics.items() if not name.startswith("scale_")}
         ppo = {"iterations": float(result.chosen), "ppo_kl": result.metrics[result.chosen].kl}
+        for final in result.finals:
+            if final.iteration == result.chosen:
+                ppo |= final.metrics()
         warm = self._state.warm_start or {}
         found = {**held_out, **warm, **evaluation.metrics(), **ppo, "reward": evaluation.after.reward}
         return {name: value for name, value in found.items() if math.isfinite(value)}  # JSON has no word for others
@@ -275,6 +276,19 @@ class Cycle:
         if "outcome" in changes:
             self._state = self._state.finished()
         save_state(cycles_folder(self._tools.paths), self._state)
+
+
+def _no_policy(result: PpoResult) -> str:
+    """Why nothing is published."""
+    if not result.finals:
+        return "PPO found no policy within the governor's bounds that scores above its start"
+    best = result.finals[0]
+    if all(final.breaches for final in result.finals if final.iteration):
+        return (
+            "every policy of PPO that scored above its start broke the governor's bounds on fresh answers (iteration "
+            f"{best.iteration}: {'; '.join(best.breaches)})"
+        )
+    return "on fresh answers no policy of PPO scored above its start within the governor's bounds"
 
 
 def load_head(folder: Path, base: Base, config: TrainConfig) -> RewardHead:

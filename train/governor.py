@@ -226,9 +226,3 @@ def leap(before: Conduct, after: Conduct) -> float:
 def _root(kl: float) -> float:
     """Of a KL that sampling may have made negative."""
     return math.sqrt(max(kl, 0.0))
-
-
-def choose(scores: Sequence[float], judgements: Sequence[Judgement]) -> int:
-    """Index of the policy to publish: the best score within all bounds; 0 (the start) if there is none."""
-    within = [index for index, judgement in enumerate(judgements) if judgement.within]
-    return max(within, key=lambda index: (scores[index], -index), default=0)

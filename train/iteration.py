@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from train.finals import Final
 from train.governor import Judgement
 from train.rollout import Sample
 
@@ -88,6 +89,7 @@ class PpoResult:
         judgements: the governor's, as many.
         before: answers of the policy that training began with.
         after: answers of the last policy that was judged.
+        finals: of the best policies on fresh answers (`train.finals`); empty where none were held.
     """
 
     chosen: int
@@ -95,3 +97,4 @@ class PpoResult:
     judgements: tuple[Judgement, ...]
     before: tuple[Sample, ...]
     after: tuple[Sample, ...]
+    finals: tuple[Final, ...] = ()

@@ -18,6 +18,7 @@ stays below about 0.2; explained variance above 0; distinct bigrams and perplexi
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +35,9 @@ from train.base import POLICY, Base
 from train.config import MEMORY_SETTINGS, TrainConfig
 from train.errors import BaseMismatch, CycleInterrupted
 from train.experience import Scored, shaped
+from train.finals import Final, Finals, hold, ranked, winner
 from train.gold import Point, passed
-from train.governor import Conduct, Judgement, Prices, choose, conduct, fluency_price, judge, leap, share_kept
+from train.governor import Conduct, Judgement, Prices, conduct, fluency_price, judge, leap, share_kept
 from train.iteration import IterationMetrics, PpoResult
 from train.memory import give_back
 from train.order import SAMPLING, plan, prompt_at, seed_for
@@ -44,10 +46,9 @@ from train.ppo_state import RunState
 from train.reward.foresight import Tilt
 from train.reward.protocol import TokenRewardModel
 from train.rollout import Rollouts, Sample
-from train.sampler import LocalRollouts
 from train.scaling import RunningScale
 from train.team import ALONE, Team
-from train.together import SharedRollouts, old_together, score_together
+from train.together import SharedRollouts, of_base, old_together, score_together
 from train.topic import Topic, joined
 from train.update import Targets, Updater
 
@@ -126,10 +127,32 @@ class PpoTrainer:
         # past gold's peak the witness says who is best: the reward model can't
         harmed = state.judgements[-1].final
         worth = [m.gold if harmed and m.gold is not None else self._worth(m) for m in state.metrics]
-        chosen = choose(worth, state.judgements)
-        tensors = self._policy_of(chosen)
-        self._base.adapters.load_state(POLICY, tensors)
-        return PpoResult(chosen, tuple(state.metrics), tuple(state.judgements), state.before, after)
+        order = ranked(worth, state.judgements)
+        held = self._finals(worth, order, self._witness if harmed else None)
+        chosen = winner(held) if held else next(iter(order), 0)
+        self._base.adapters.load_state(POLICY, self._policy_of(chosen))
+        return PpoResult(chosen, tuple(state.metrics), tuple(state.judgements), state.before, after, held)
+
+    def _finals(
+        self, worth: Sequence[float], order: Sequence[int], witness: TokenRewardModel | None
+    ) -> tuple[Final, ...]:
+        """The best policies once more, on fresh answers. A run that was cut off in here holds them again, alike."""
+        config, governor = self._config, self._config.governor
+        if not (order and governor.enabled and governor.final_answers):
+            return ()
+        more: dict[str, Any] = {"topic": self._topic, "witness": witness, "config": config, "team": self._team}
+        finals, done = Finals(self._base, self._rollouts, self._reward, self._prompts, **more), itertools.count()
+
+        def of(iteration: int) -> Final:
+            with self._phase("finals"):
+                self._progress("finals", next(done), governor.finalists)
+                self._base.adapters.load_state(POLICY, self._policy_of(iteration))
+                return finals.of(iteration)
+
+        held = hold(worth, order, of, governor.finalists)
+        self._base.adapters.load_state(POLICY, self._policy_of(0))
+        # a start that isn't the base has been in office, or learnt from people's answers: it must be beaten too
+        return held if self._base.adapters.untouched(POLICY) else (*held, of(0))
 
     def _worth(self, metrics: IterationMetrics) -> float:
         """Who keeps the governor's bounds has paid for its distance; without them the KL's price is all that holds."""
@@ -295,8 +318,7 @@ class PpoTrainer:
 
     def _measure_base(self) -> Conduct:
         """The base's own conduct, for a run that goes on from an adapter."""
-        local = LocalRollouts(self._base, adapter=None, batch=self._config.rollout.batch)
-        samples = self._sample(0, local if self._team.size == 1 else SharedRollouts(local, self._team))
+        samples = self._sample(0, of_base(self._base, self._config.rollout.batch, self._team))
         return conduct([s.response_ids for s in samples], [s.logprobs for s in samples], 0.0, self._kept(samples))
 
     def _kept(self, samples: Sequence[Sample]) -> float:

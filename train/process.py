@@ -70,6 +70,7 @@ LOWER = {
     "score": ("ppo", "pass_tokens"),
     "old": ("ppo", "pass_tokens"),
     "update": ("ppo", "micro_tokens"),
+    "finals": ("ppo", "pass_tokens"),
     "evaluate": ("ppo", "pass_tokens"),
 }
 """The setting that each phase's need of memory follows."""

@@ -131,6 +131,12 @@ class SharedRollouts:
         return states
 
 
+def of_base(base: Base, batch: int, team: Team) -> Rollouts:
+    """A team's sampler of the bare base."""
+    local = LocalRollouts(base, adapter=None, batch=batch)
+    return local if team.size == 1 else SharedRollouts(local, team)
+
+
 def score_together(
     team: Team,
     base: Base,
@@ -154,7 +160,7 @@ def score_together(
         padded = torch.zeros((len(mine), width, *more), device=base.device)
         if tensor is not None:
             padded[:, : tensor.shape[1]] = tensor
-        return team.gather(padded.view(-1, each, width, *more), len(samples) // each).flatten(0, 1)
+        return team.gather(padded.view(len(mine) // each, each, width, *more), len(samples) // each).flatten(0, 1)
 
     rewards = joined(None if part is None else part.rewards)
     return Scored(

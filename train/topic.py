@@ -66,13 +66,17 @@ class Topic:
 
     def kept(self, turns: Sequence[Turn]) -> float:
         """Mean over answers of the share of the prompt's words, by weight, that the answer takes up."""
-        shares = []
+        shares = [share for share in self.shares(turns) if share is not None]
+        return sum(shares) / len(shares) if shares else 1.0
+
+    def shares(self, turns: Sequence[Turn]) -> list[float | None]:
+        """That share of each answer; None where the prompt has no word that counts."""
+        found: list[float | None] = []
         for turn in turns:
             asked = self.asked(turn)
-            if len(asked):
-                said = torch.isin(asked, self.word[list(turn.response_ids)])
-                shares.append(float(self.weight[asked[said]].sum() / self.weight[asked].sum()))
-        return sum(shares) / len(shares) if shares else 1.0
+            said = torch.isin(asked, self.word[list(turn.response_ids)])
+            found.append(float(self.weight[asked[said]].sum() / self.weight[asked].sum()) if len(asked) else None)
+        return found
 
     def rewards(self, turns: Sequence[Turn], mask: Tensor) -> Tensor:
         """A word's share where the answer first says it, (B, T); an answer's sum is what `kept` averages.

@@ -30,7 +30,7 @@ from feedback.voters import weigher
 from tests.fakes.event_log import FakeEventLog
 from tests.train.families import make
 from tests.train.tiny_trainer import make_trainer
-from train import cycle, main, process, publish
+from train import cycle, finals, main, process, publish
 from train.checkpoint import difference
 from train.config import PpoConfig, TrainConfig
 from train.cycle_state import all_cycles
@@ -304,6 +304,37 @@ def test_a_refused_policy_leaves_a_report_with_what_kept_votes_say(paths: DataPa
     kept = json.loads((folder / "witness" / "reward.json").read_text())
     assert kept["model_id"] != json.loads((folder / "reward" / "reward.json").read_text())["model_id"]
     assert json.loads((paths.train / "status.json").read_text())["cycles"][0]["report"]
+
+
+def test_finals_are_told_in_the_manifest_the_report_and_a_file(paths: DataPaths, tiny_model: Path) -> None:
+    fill(paths, tiny_model)
+    loose = {"max_kl": 1e9, "max_perplexity_ratio": 1e9, "min_distinct_ratio": 0, "min_topic_ratio": 0}
+    assert train_once(paths, tiny_model, CONFIG | {"governor": {**loose, "final_answers": 24}}) == 0
+    folder = paths.train / "cycles" / "000001"
+    held = {final["iteration"]: final for final in json.loads((folder / "finals.json").read_text())}
+    manifest = AdapterManifest.model_validate_json((paths.adapters / "policy-000001" / "manifest.json").read_text())
+    published = held[int(manifest.metrics["iterations"])]
+    assert published["breaches"] == []
+    for name in ("score", "kl", "perplexity", "topic", "base_topic"):
+        assert manifest.metrics[f"final_{name}"] == published[name]
+    assert "Finals: the best policies once more" in (folder / "report.html").read_text()
+
+
+def test_a_cycle_whose_every_policy_breaks_a_bound_on_fresh_answers_says_which(
+    paths: DataPaths, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finals, "judge_final", lambda *_: finals.Judgement(False, ("KL 99.0 nats an answer",)))
+    fill(paths, tiny_model)
+    loose = {"max_kl": 1e9, "max_perplexity_ratio": 1e9, "min_distinct_ratio": 0, "min_topic_ratio": 0}
+    assert train_once(paths, tiny_model, CONFIG | {"governor": {**loose, "final_answers": 24}}) == 1
+    (state,) = all_cycles(paths)
+    assert state.outcome == "refused"
+    assert "on fresh answers (iteration" in (state.reason or "")
+    assert "KL 99.0 nats" in (state.reason or "")
+    assert list(paths.adapters.iterdir()) == []
+    assert (
+        "kept the governor's bounds on fresh answers" in (paths.train / "cycles" / "000001" / "report.html").read_text()
+    )
 
 
 def test_a_policy_whose_fresh_answers_earn_no_more_than_the_bases_is_refused(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from train.config import GovernorConfig
-from train.governor import Conduct, Judgement, Prices, choose, conduct, fluency_price, judge, leap, share_kept
+from train.governor import Conduct, Judgement, Prices, conduct, fluency_price, judge, leap, share_kept
 
 BASE = Conduct(distinct_within=1.0, distinct_across=0.9, perplexity=8.0, kl=0.0)
 
@@ -54,16 +54,6 @@ def test_a_base_that_never_takes_up_the_wording_binds_no_policy_to_it() -> None:
     talking = Conduct(1.0, 0.9, 8.0, 0.0, topic=0.4)
     assert judge(Conduct(1.0, 0.9, 8.0, 0.0, topic=0.34), talking, GovernorConfig()).within
     assert not judge(Conduct(1.0, 0.9, 8.0, 0.0, topic=0.31), talking, GovernorConfig()).within
-
-
-def test_the_best_within_all_bounds_is_chosen() -> None:
-    good, bad = Judgement(True), Judgement(False, ("x",))
-    assert choose([0.0, 1.0, 2.0], [good, good, good]) == 2
-    assert choose([0.0, 1.0, 9.0], [good, good, bad]) == 1
-    # after a breach a part of the step is taken back: what follows is within on its own account
-    assert choose([0.0, 1.0, 9.0, 3.0], [good, good, bad, good]) == 3
-    assert choose([1.0, 1.0], [good, good]) == 0
-    assert choose([9.0, 9.0], [bad, bad]) == 0
 
 
 def at(kl: float) -> Conduct:

@@ -189,7 +189,7 @@ def test_a_step_past_the_kl_bound_goes_back_to_it_and_the_best_policy_within_is_
 ) -> None:
     settings = config(iterations=12, kl_coefficient=0.05)
     bounded = settings.governor.model_copy(update={"enabled": True, "max_kl": 4.0, "min_distinct_ratio": 0.0})
-    bounded = bounded.model_copy(update={"max_perplexity_ratio": 1e9, "fluency_rate": 0.0})
+    bounded = bounded.model_copy(update={"max_perplexity_ratio": 1e9, "fluency_rate": 0.0, "final_answers": 0})
     result = train(base, tmp_path, settings.model_copy(update={"governor": bounded}))
     within = [judgement.within for judgement in result.judgements]
     assert len(within) == 13 + (not within[12])  # the last step, too, goes back and is judged once more
@@ -218,8 +218,9 @@ def test_a_step_past_the_kl_bound_goes_back_to_it_and_the_best_policy_within_is_
 
 
 def watched(settings: TrainConfig) -> TrainConfig:
-    """With a governor whose bounds nothing breaks."""
+    """With a governor whose bounds nothing breaks, and no finals."""
     bounds = {"enabled": True, "max_kl": 6.0, "min_distinct_ratio": 0.0, "max_perplexity_ratio": 1e9}
+    bounds |= {"final_answers": 0}
     return settings.model_copy(update={"governor": settings.governor.model_copy(update=bounds)})
 
 

@@ -87,6 +87,26 @@ def test_a_refused_policy_has_a_report_too(tmp_path: Path) -> None:
     assert "Answers before and after" not in text
 
 
+def test_the_finals_say_who_was_published_and_who_broke_what(tmp_path: Path) -> None:
+    assert "Finals" not in page(tmp_path)
+    finals = [
+        {"iteration": 2, "score": 1.5, "kl": 5.25, "perplexity": 1.62, "topic": 0.41, "base_topic": 0.5}
+        | {"breaches": ["perplexity <b>"], "seconds": 30.0},
+        {"iteration": 1, "score": 1.25, "kl": 3.0, "perplexity": 1.1, "topic": 0.52, "base_topic": 0.5}
+        | {"breaches": [], "seconds": 15.0},
+    ]
+    text = page(tmp_path, finals=finals)
+    rows = re.findall(r"<tr><th scope=\"row\">Iteration.*?</tr>", text)
+    cells = [re.sub(r"<[^>]+>", "|", row).strip("|").replace("||", "|") for row in rows]
+    assert cells == [
+        "Iteration 2|+1.50|5.2|1.62|0.41|0.50|perplexity &lt;b&gt;",
+        "Iteration 1|+1.25|3.0|1.10|0.52|0.50|published",
+    ]
+    assert "Time of PPO: 5 min 15 s" in text  # 4 min 30 s of the iterations
+    refused = page(tmp_path, finals=finals[:1], chosen=0)
+    assert "kept the governor's bounds on fresh answers" in refused
+
+
 def test_gold_is_drawn_beside_the_proxy_where_it_is_known(tmp_path: Path) -> None:
     assert "other votes" not in page(tmp_path)
     assert "other votes" in page(tmp_path, iterations=[iteration(n, gold=0.1 * n) for n in range(3)])

@@ -118,13 +118,15 @@ def cycle(root: Path, model: Path, processes: int, tuning: str) -> tuple[list[di
         "full": {"learning_rate": 1e-3},
         "sft": {"min_demonstrations": 20, "learning_rate": 3e-3},
         "ppo": {**CONFIG["ppo"], "iterations": 2},
+        "governor": {"max_kl": 1e9, "max_perplexity_ratio": 1e9, "min_distinct_ratio": 0, "final_answers": 30},
     }
     assert train_once(paths, model, config) == 0
+    held = json.loads((paths.train / "cycles" / "000001" / "finals.json").read_text())
     lines = (paths.train / "cycles" / "000001" / "metrics.jsonl").read_text().splitlines()
     kept = sorted((paths.train / "cycles" / "000001" / "ppo").glob("iteration-*"))
     first, last = (load_file(folder / "state.safetensors") for folder in (kept[0], kept[-1]))
     moves = [(last[key] - first[key]).flatten() for key in sorted(first) if key.startswith("policy/")]
-    return [json.loads(line) for line in lines], torch.cat(moves)
+    return [json.loads(line) for line in [*lines, *map(json.dumps, held)]], torch.cat(moves)
 
 
 @pytest.mark.slow
@@ -132,7 +134,12 @@ def cycle(root: Path, model: Path, processes: int, tuning: str) -> tuple[list[di
 def test_a_cycle_of_two_processes_equals_that_of_one(tiny_model: Path, tmp_path: Path, tuning: str) -> None:
     alone, weights = cycle(tmp_path / "one", tiny_model, 1, tuning)
     together, same = cycle(tmp_path / "two", tiny_model, 2, tuning)
-    assert len(alone) == len(together) == 3
+    finals, same_finals = alone[3:], together[3:]
+    assert [final["iteration"] for final in same_finals] == [final["iteration"] for final in finals]
+    for one, two in zip(finals, same_finals, strict=True):  # 30 answers of policies that differ as below
+        assert two["score"] == pytest.approx(one["score"], abs=0.1)
+    assert finals
+    alone, together = alone[:3], together[:3]
     for one, two in zip(alone, together, strict=True):
         assert (one["updates"], one["episodes"]) == (two["updates"], two["episodes"])
     # The last line only judges answers of the last policy. By then the two policies are a thousandth of their way apart

@@ -33,6 +33,7 @@ class CycleReport:
         iterations: records of `metrics.jsonl`, one an iteration: `train.iteration.IterationMetrics`, `within` and
             `breaches`; a finite `gold` (the same answers by a model of other votes) is drawn beside the score.
         chosen: index of the iteration whose policy was published; 0 for none.
+        finals: the best policies on fresh answers, `train.finals.Final`'s fields each; empty where none were held.
         max_kl: the governor's bound, nats an answer; None where it is off.
         judgement: the reward model's, as `reward.judge.Judgement`'s fields.
         samples: `prompt`, `before` and `after` each.
@@ -50,6 +51,7 @@ class CycleReport:
     samples: Sequence[Mapping[str, str]]
     figures: Mapping[str, float]
     config: Mapping[str, Any] = field(default_factory=dict)
+    finals: Sequence[Mapping[str, Any]] = ()
 
 
 def write_report(path: Path, report: CycleReport) -> None:
@@ -65,8 +67,9 @@ def write_report(path: Path, report: CycleReport) -> None:
         f"<h1>{escape(report.adapter or 'No policy was published')}</h1>{_facts(report.facts)}</header>",
         f'<section class="tiles">{_tiles(report)}</section>',
         f'<h2>Training</h2><section class="plots">{plots}</section>',
-        _governor(report.iterations, report.chosen),
-        _times(report.iterations),
+        _governor(report),
+        _finals(report),
+        _times([*report.iterations, *({"seconds": {"finals": final["seconds"]}} for final in report.finals)]),
         _ANSWERS + _samples(report.samples) if report.samples else "",
         f'{_REWARD_MODEL}<section class="plots pair">{calibration(report.judgement["calibration"])}'
         f'<div class="wide">{_slices(report.judgement)}</div></section>',
@@ -175,19 +178,58 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _governor(rows: Sequence[Mapping[str, Any]], chosen: int) -> str:
+def _governor(report: CycleReport) -> str:
+    rows, chosen = report.iterations, report.chosen
     told = [
         f"<li>Iteration {row['iteration']}: {escape('; '.join(row['breaches']))}</li>"
         for row in rows
         if row.get("breaches")
     ]
     published = (
-        f"The large dots mark iteration {chosen}, whose policy was published."
+        f"The large dots mark iteration {chosen}, whose policy was {_fate(report)}."
         if chosen
+        else "No policy that scored above the start kept the governor's bounds on fresh answers."
+        if report.finals
         else "No iteration scored above the start within the governor's bounds."
     )
     breaches = f"<p>Beyond the governor's bounds:</p><ul>{''.join(told)}</ul>" if told else ""
     return f'<div class="governor"><p>{published}</p>{breaches}</div>'
+
+
+def _fate(report: CycleReport) -> str:
+    """Of the chosen policy: what its fresh answers earned may still have kept it back."""
+    return "published" if report.adapter else "chosen, and not published"
+
+
+def _finals(report: CycleReport) -> str:
+    """How the best policies did once more, on answers that nothing was learnt from."""
+    if not report.finals:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">Iteration {final["iteration"]}</th>'
+        + "".join(f'<td class="number">{text}</td>' for text in _final_cells(final))
+        + f"<td>{_verdict(report, final)}</td></tr>"
+        for final in report.finals
+    )
+    titles = ("Policy", "Reward", "KL", "Perplexity, times the base's", "Topic", "The base's topic", "")
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    return (
+        "<h3>Finals: the best policies once more, on fresh answers</h3>"
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _verdict(report: CycleReport, final: Mapping[str, Any]) -> str:
+    if final["breaches"]:
+        return escape("; ".join(final["breaches"]))
+    if not final["iteration"]:
+        return "the start"
+    return _fate(report) if final["iteration"] == report.chosen else ""
+
+
+def _final_cells(final: Mapping[str, Any]) -> tuple[str, ...]:
+    forms = {"score": "{:+.2f}", "kl": "{:.1f}", "perplexity": "{:.2f}", "topic": "{:.2f}", "base_topic": "{:.2f}"}
+    return tuple(form.format(final[name]) for name, form in forms.items())
 
 
 def _times(rows: Sequence[Mapping[str, Any]]) -> str:
