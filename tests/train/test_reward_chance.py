@@ -99,6 +99,43 @@ def test_the_draws_estimate_what_all_ways_of_turning_say() -> None:
     assert estimate == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 1500))
 
 
+def disliked() -> tuple[np.ndarray, Votes]:
+    """Six winners by coins, then four both-bads, whose answers are low in the first feature."""
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(20, 3))
+    features[12:, 0] -= 3.0
+    features /= features.std(axis=0)  # as the fit takes them
+    return features, made_votes(rng.normal(size=20), bad=(6, 7, 8, 9))
+
+
+def test_only_winners_are_turned_and_a_both_bad_stays_one() -> None:
+    features, votes = disliked()
+    average = features.mean(axis=0)  # both answers of a both-bad lost to it, at a quarter of the vote's weight
+    difference = np.concatenate(
+        [features[votes.first] - features[votes.second], average - features[12::2], average - features[13::2]]
+    )
+    difference /= np.sqrt((difference**2).sum(axis=1).mean())
+    tied = np.array([False] * 6 + [True] * 4 + [False] * 8)
+    outcomes = probe.Outcomes(tied, np.array([1.0] * 10 + [0.25] * 8), np.zeros(18))
+    nu = 2 * 4 / (12 - 4)  # equal answers tie in nu / (2 + nu) = 4 of 12 by weight
+
+    def evidence(sign: tuple[float, ...]) -> float:
+        turned = difference * np.array(sign + (1.0,) * 12)[:, None]
+        return probe.fit(4.0 * turned @ turned.T, outcomes, nu).evidence
+
+    exact = np.mean([evidence(sign) >= evidence((1.0,) * 6) - 1e-9 for sign in product((1.0, -1.0), repeat=6)])
+    assert exact == 27 / 64  # 0.22 if the both-bads' losses turned too: what nobody likes would speak for coins' winners
+    estimate = chance_of({"state:0": features}, votes, ballots(votes), draws=1500)
+    assert estimate == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 1500))
+
+
+def test_votes_that_name_no_winner_tell_nothing_that_coins_could_not() -> None:
+    """However clearly the answers called bad differ from the rest: there is nothing to turn."""
+    features, votes = disliked()
+    for nobody in (replace(votes, tied=np.ones(10, dtype=bool)), made_votes(features[:, 0], bad=tuple(range(10)))):
+        assert chance_of({"state:0": features}, nobody, ballots(nobody)) == 1.0
+
+
 def test_a_ranking_is_one_ballot_and_separate_pairs_are_two() -> None:
     _, votes = rankings(0, ballots_cast=2)
     label = ballots(votes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -113,6 +114,49 @@ def test_a_batch_counts_by_the_weights_of_its_votes(base: Base, monkeypatch: pyt
     assert {round(share, 1) for share in shares} == {0.5, 1.5}
     torch.testing.assert_close(steps([0.1] * 8), even, rtol=0.01, atol=0.0)
     assert int(steps([0.0] * 7 + [1.0]).count_nonzero()) <= 1  # none where the vote that counts came first
+
+
+def moved(base: Base, votes: Votes, lora: bool) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """The head's weight and the adapter's after each of three plain steps of rate 1e-3 on the whole batch."""
+    heads: list[torch.Tensor] = []
+    adapters: list[list[torch.Tensor]] = []
+
+    def watch(_seen: int, weight: torch.Tensor) -> None:
+        heads.append(weight.clone())
+        adapters.append([w.detach().clone() for w in base.adapters.parameters(last.ADAPTER)] if lora else [])
+
+    config = RewardConfig(head="last", last_lora=lora, learning_rate=1e-3, batch_pairs=8, epochs=3)
+    train_last(base, votes, np.arange(8), config, seed=0, watch=watch)
+    return heads, adapters
+
+
+@pytest.mark.parametrize(("margin", "clipped"), [(50.0, True), (-3.0, False)])
+def test_a_steep_gradient_is_cut_to_norm_one_and_a_gentle_one_is_left(
+    base: Base, monkeypatch: pytest.MonkeyPatch, margin: float, clipped: bool
+) -> None:
+    """A margin out of reach leaves the pull of every vote whole (norm 4.9 here), one that is passed a tenth of it."""
+    monkeypatch.setattr(torch.optim, "AdamW", lambda weights, lr, **_: torch.optim.SGD(weights, lr=lr))
+    votes = dataclasses.replace(planted_votes(8), margin=np.full(8, margin))
+    with torch.no_grad():
+        states = last.raw_scores(base, votes.answers, torch.eye(base.width), lora=False).double()
+    difference = states[0::2] - states[1::2]
+    heads, _ = moved(base, votes, lora=False)
+    for before, after in pairwise(weight.double() for weight in heads):
+        pull = torch.sigmoid(margin - difference @ before)  # of -log sigmoid(lead - margin)
+        step = (pull[:, None] * difference).mean(dim=0)
+        assert (float(step.norm()) > 1) == clipped
+        expected = 1e-3 * (step / step.norm() if clipped else step)
+        torch.testing.assert_close(after - before, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_head_and_adapter_are_cut_together(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.optim, "AdamW", lambda weights, lr, **_: torch.optim.SGD(weights, lr=lr))
+    heads, adapters = moved(base, dataclasses.replace(planted_votes(8), margin=np.full(8, 50.0)), lora=True)
+    for at in (0, 1):
+        head = float((heads[at + 1] - heads[at]).norm())
+        adapter = math.hypot(*(float((b - a).norm()) for a, b in zip(adapters[at], adapters[at + 1], strict=True)))
+        assert math.hypot(head, adapter) == pytest.approx(1e-3, rel=1e-3)
+        assert min(head, adapter) > 1e-4  # both learn
 
 
 def test_the_weight_of_a_tie_is_that_of_davidsons_share_of_ties(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
