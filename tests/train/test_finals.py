@@ -298,8 +298,9 @@ def test_a_run_that_ended_holds_its_finals_again_alike(base: Base, tmp_path: Pat
     assert digest(base.adapters.state(POLICY)) == chosen
 
 
-def test_without_finals_the_iterations_own_answers_decide(base: Base, tmp_path: Path) -> None:
-    result = train(base, tmp_path, governed(final_answers=0))
+@pytest.mark.parametrize("off", [{"final_answers": 0}, {"enabled": False}])
+def test_without_finals_the_iterations_own_answers_decide(base: Base, tmp_path: Path, off: dict[str, object]) -> None:
+    result = train(base, tmp_path, governed(**off))
     assert result.finals == ()
     assert result.chosen == max(range(4), key=lambda at: result.metrics[at].score)
 

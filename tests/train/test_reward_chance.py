@@ -124,7 +124,9 @@ def test_only_winners_are_turned_and_a_both_bad_stays_one() -> None:
         return probe.fit(4.0 * turned @ turned.T, outcomes, nu).evidence
 
     exact = np.mean([evidence(sign) >= evidence((1.0,) * 6) - 1e-9 for sign in product((1.0, -1.0), repeat=6)])
-    assert exact == 27 / 64  # 0.22 if the both-bads' losses turned too: what nobody likes would speak for coins' winners
+    assert (
+        exact == 27 / 64
+    )  # 0.22 if the both-bads' losses turned too: what nobody likes would speak for coins' winners
     estimate = chance_of({"state:0": features}, votes, ballots(votes), draws=1500)
     assert estimate == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 1500))
 
