@@ -92,6 +92,8 @@ class TrainMetrics:
         self._status = {key: self._gauge(key, text) for key, text in _STATUS.items()}
         self._iteration = {key: self._gauge(name, text) for key, (name, text) in _ITERATION.items()}
         self._reward_model = {key: self._gauge(key, text) for key, text in _REWARD_MODEL.items()}
+        for gauges in (self._status, self._iteration, self._reward_model):
+            _set(gauges, {})  # else 0, which would read as a figure
         self._seconds = self._gauge("step_seconds", "Seconds of the last iteration's steps.", "step")
         self._phase = self._gauge("phase", "1 for the phase under way.", "phase")
         self._cycles = Counter(
@@ -116,9 +118,9 @@ class TrainMetrics:
         _set(self._status, status)
         if figures:
             told = [key for key in self._iteration if figures.get("updates") or key not in OF_UPDATES]
-            _set({key: self._iteration[key] for key in told}, figures, otherwise=math.nan)
+            _set({key: self._iteration[key] for key in told}, figures)
         if judged := status.get("reward_model"):
-            _set(self._reward_model, judged, otherwise=math.nan)
+            _set(self._reward_model, judged)
         for step, seconds in (figures.get("seconds") or {}).items():
             self._seconds.labels(step).set(seconds)
         for phase in ("idle", *PHASES, "failed"):
@@ -135,11 +137,9 @@ class TrainMetrics:
         return Gauge(f"hustings_train_{name}", text, labels, registry=self.registry)
 
 
-def _set(gauges: Mapping[str, Gauge], values: Mapping[str, Any], otherwise: float | None = None) -> None:
-    """Set gauges to the numbers of their names; to `otherwise`, if given, where there is none: what is unknown now
-    isn't told by an earlier figure."""
+def _set(gauges: Mapping[str, Gauge], values: Mapping[str, Any]) -> None:
+    """Set gauges to the numbers of their names, to NaN where there is none: what is unknown now isn't told by an
+    earlier figure."""
     for key, gauge in gauges.items():
         value = values.get(key)
-        known = value if isinstance(value, (int, float)) else otherwise
-        if known is not None:
-            gauge.set(known)
+        gauge.set(value if isinstance(value, (int, float)) else math.nan)

@@ -39,7 +39,7 @@ class StatusBoard:
         return dict(self._status)
 
     def begin(self, cycle: int) -> None:
-        """A cycle starts (or goes on)."""
+        """A cycle starts (or goes on). What not every cycle comes to, it has none of until it has its own."""
         self._started = time.monotonic()
         self.update(
             cycle=cycle,
@@ -50,6 +50,8 @@ class StatusBoard:
             samples=[],
             figures=None,
             reward_model=None,
+            sft_loss=None,
+            win_rate=None,
             force=True,
         )
 

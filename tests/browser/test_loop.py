@@ -127,6 +127,19 @@ def test_charts_have_their_figures_in_words_and_in_a_table(canned: Any) -> None:
     expect(rows.nth(1)).to_contain_text("policy-00000258%0.346.4published")
 
 
+def test_a_chart_says_which_cycle_its_figure_is_of(canned: Any) -> None:
+    """A refused cycle has none: the figure of the one before stood there as if it were the newest's."""
+    state = copy.deepcopy(LOOP)
+    page = canned(state)
+    caption = page.get_by_role("figure").filter(has_text="Win rate").locator("figcaption")
+    expect(caption).to_have_text("Win rate66%cycle 4")
+    state["cycles"].append({"cycle": 5, "outcome": "refused", "reason": "no policy", "win_rate": None, "kl": None})
+    expect(page.locator("#cycles-table tbody tr")).to_have_count(5)
+    expect(caption).to_have_text("Win rate66%cycle 4")
+    state["cycles"].append({"cycle": 6, "adapter": "policy-000005", "outcome": "published", "win_rate": 0.7})
+    expect(caption).to_have_text("Win rate70%cycle 6")
+
+
 def test_a_focused_button_keeps_the_focus_while_figures_change(canned: Any) -> None:
     state = copy.deepcopy(LOOP)
     page = canned(state)

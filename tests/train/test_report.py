@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from train.metrics import TrainMetrics
 from train.report import CycleReport, write_report
 from train.report.page import _plots, last_question
 from train.report.plots import Line, Plot, draw, ticks, wilson
+from train.status import StatusBoard
 from train.tensorboard import TensorBoard, require
 from train.terminal import TerminalProgress
 
@@ -207,6 +209,30 @@ def test_what_a_cycle_does_not_know_is_not_told_by_the_figure_of_an_earlier_one(
     text = generate_latest(metrics.registry).decode()
     assert "hustings_train_reward_by_chance NaN" in text
     assert "hustings_train_gold NaN" in text
+
+
+def test_a_cycle_has_no_win_rate_until_it_has_its_own(tmp_path: Path) -> None:
+    """A cycle that was refused before its evaluation kept the win rate of the one before beside its own number."""
+    metrics = TrainMetrics()
+    board = StatusBoard(tmp_path / "status.json", metrics.observe)
+    text = generate_latest(metrics.registry).decode()  # of a trainer that has just started
+    for name in ("win_rate", "within_bounds", "reward_accuracy"):
+        assert f"hustings_train_{name} NaN" in text
+    board.begin(3)
+    board.phase("sft", 0.5, sft_loss=2.5)
+    board.phase("ppo", 0.5, kl=6.0)
+    board.update(win_rate=0.75)
+    board.begin(4)
+    board.phase("reward")
+    board.update(phase="failed", message="refused", force=True)
+    told = json.loads((tmp_path / "status.json").read_text())
+    assert (told["cycle"], told["win_rate"], told["sft_loss"], told["kl"]) == (4, None, None, 6.0)
+    text = generate_latest(metrics.registry).decode()
+    assert "hustings_train_win_rate NaN" in text
+    assert "hustings_train_sft_loss NaN" in text
+    assert "hustings_train_kl 6.0" in text  # the last iteration's, whosever it was
+    board.update(win_rate=0.5)
+    assert "hustings_train_win_rate 0.5" in generate_latest(metrics.registry).decode()
 
 
 def test_an_iteration_without_an_update_has_no_figures_of_one(tmp_path: Path) -> None:

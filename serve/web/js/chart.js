@@ -52,5 +52,6 @@ export function chart({ title, note, points, format, reference = null, bounds = 
   });
   const tick = (x, anchor) => svg("text", { x: atX(x), y: HEIGHT - 3, "text-anchor": anchor }, `cycle ${x}`);
   drawing.append(...(first === last ? [tick(first, "middle")] : [tick(first, "start"), tick(last, "end")]));
-  return h("figure", { class: "chart" }, h("figcaption", {}, title, h("b", {}, format(points.at(-1).y))), h("p", {}, note), drawing);
+  const newest = h("b", {}, format(points.at(-1).y), h("small", {}, `cycle ${last}`)); // later ones may have had no figure
+  return h("figure", { class: "chart" }, h("figcaption", {}, title, newest), h("p", {}, note), drawing);
 }
