@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from deploy.beside import load_beside
 from deploy.checkpoints import app as checkpoints_app
 from deploy.config import HustingsConfig, for_show, load, to_toml
 from deploy.data import forget, import_, lineage
@@ -191,7 +192,7 @@ def export(
 
         hustings export votes.jsonl --format jsonl
     """
-    resolved = load(config, overrides or (), {"data_dir": data_dir})
+    resolved = load_beside(config, overrides or (), {"data_dir": data_dir}, "voters")
     from feedback.dataset import Dataset
     from feedback.voters import weigher
 

@@ -87,6 +87,7 @@ def load(
     overrides: Sequence[str] = (),
     direct: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
+    running: Mapping[str, Any] | None = None,
 ) -> HustingsConfig:
     """The resolved configuration.
 
@@ -94,6 +95,8 @@ def load(
         file: the file to read; by default $HUSTINGS_CONFIG, else hustings.toml in the working folder if any.
         overrides: `dotted.key=value`, the value in TOML's notation or plain text; `none` unsets what may be unset.
         direct: dotted keys from flags of their own; None values are left out.
+        running: dotted keys of an `up` that a command has to agree with: more than file and variables, less than the
+            command line.
 
     Raises:
         ConfigError: an unknown key (the nearest known one is named), a wrong value, an unreadable file.
@@ -108,6 +111,8 @@ def load(
     for variable, key in ENVIRONMENT.items():
         if environment.get(variable):
             _put(values, origin, key, environment[variable], variable)
+    for key, value in (running or {}).items():
+        _put(values, origin, key, value, "the `hustings up` that runs")
     for override in overrides:
         key, value = _parse_override(override)
         _put(values, origin, key, value, "--set")

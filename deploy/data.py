@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from deploy.beside import load_beside
 from deploy.config import HustingsConfig, load
 from deploy.errors import ConfigError, NobodyThere
 from deploy.ledgers import open_ledger
@@ -139,7 +141,7 @@ def import_(
 
         hustings import --undo preferences
     """
-    resolved = load(config, overrides or (), {"data_dir": data_dir})
+    resolved = load_beside(config, overrides or (), {"data_dir": data_dir}, "privacy")
     if (file is None) == (undo is None):
         raise ConfigError("hustings import: name a FILE to import, or an import to take back with --undo NAME")
     if file is None:
@@ -198,7 +200,10 @@ def _pseudonym(config: HustingsConfig, ledger: Ledger, voter: str, *, token: boo
     if token:
         from feedback.identity import load_or_make_secret, pseudonym
 
-        return pseudonym(load_or_make_secret(config.paths.secrets / "voter_key", "HUSTINGS_SECRET"), voter)
+        key = config.paths.secrets / "voter_key"
+        if "HUSTINGS_SECRET" not in os.environ and not key.exists():  # one that is made now is nobody's
+            raise ConfigError(f"the voters' key is not in {key}: set HUSTINGS_SECRET as serving has it")
+        return pseudonym(load_or_make_secret(key, "HUSTINGS_SECRET"), voter)
     if re.fullmatch(PSEUDONYM_PATTERN, voter):
         return voter
     found = ledger.pair(voter) or ledger.vote_of_id(voter)

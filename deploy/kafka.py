@@ -5,9 +5,9 @@ from __future__ import annotations
 import tomllib
 
 from deploy import presence
+from deploy.beside import RESOLVED
 from deploy.config import HustingsConfig
 from deploy.errors import ConfigError
-from deploy.ledgers import RESOLVED
 from feedback.config import KafkaSecurity
 from feedback.kafka_security import SECTION, SecurityUnusable, options
 

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from deploy import launch, ports, presence
+from deploy.beside import RESOLVED
 from deploy.config import HustingsConfig, to_toml
 from deploy.console import Console
 from deploy.default_model import resolve
 from deploy.errors import ConfigError
 from deploy.kafka import require_usable
-from deploy.ledgers import RESOLVED
 from deploy.supervisor import Supervisor
 from feedback.identity import SecretError, load_or_make_secret
 from feedback.paths import DataPaths

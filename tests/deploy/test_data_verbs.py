@@ -6,6 +6,8 @@ import json
 import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from feedback.dataset import Dataset
 from feedback.identity import load_or_make_secret, pseudonym
 from feedback.ledger import Ledger
 from feedback.paths import DataPaths
-from tests.feedback.events import pair
+from tests.feedback.events import pair, vote
 
 
 @pytest.fixture
@@ -200,6 +202,89 @@ def test_what_is_nobodys_is_refused(paths: DataPaths) -> None:
         run(paths, "forget", "somebody", "--yes")
     with pytest.raises(ConfigError, match="somebody"):
         run(paths, "lineage", "somebody")
+
+
+@contextmanager
+def beside_an_up(paths: DataPaths, *told: str) -> Iterator[None]:
+    """An `up` runs on this folder that was told so by --set."""
+    with presence.hold(paths):
+        presence.write(paths, presence.Presence(os.getpid(), "http://127.0.0.1:1", "127.0.0.1:2", {}))
+        resolved = load(None, told, {"data_dir": paths.root}, environment={})
+        (paths.run / "resolved.toml").write_text(to_toml(resolved))
+        yield
+
+
+def asks_ann(folder: Path, name: str) -> str:
+    file = folder / f"{name}.jsonl"
+    file.write_text(json.dumps({"prompt": f"Ask ann@example.org {name}", "chosen": "Yes", "rejected": "No"}) + "\n")
+    return str(file)
+
+
+def prompts(paths: DataPaths) -> set[str]:
+    return {vote.pair.messages[-1].content for vote in Dataset(paths.dataset).votes()}
+
+
+def test_an_import_beside_an_up_goes_by_its_privacy(
+    paths: DataPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up --set feedback.privacy...` told its own processes alone: what was imported kept what serving took out."""
+    monkeypatch.chdir(tmp_path)
+    key = "feedback.privacy.prompt"
+    with beside_an_up(paths, f"{key}=drop", 'feedback.privacy.kinds=["email"]'):
+        assert run(paths, "import", asks_ann(tmp_path, "one")).startswith("1 rows read")  # it was told nothing itself
+        assert prompts(paths) == {"[REMOVED]"}
+        Path("hustings.toml").write_text('[feedback.privacy]\nprompt = "keep"\nkinds = ["email"]\n')
+        said = run(paths, "import", asks_ann(tmp_path, "two")).splitlines()
+        assert said[0] == (
+            f"hustings: {key} is 'drop', as the `hustings up` that runs here was told, and not 'keep', as this "
+            "configuration says; start `up` again to have that, or give --set"
+        )
+        assert (len(said), prompts(paths)) == (2, {"[REMOVED]"})
+        said = run(paths, "import", asks_ann(tmp_path, "three"), "--set", f"{key}=redact").splitlines()
+        assert (
+            said[0] == f"hustings: {key} is 'redact' for this command; the `hustings up` that runs here goes by 'drop'"
+        )
+        assert (len(said), prompts(paths)) == (2, {"[REMOVED]", "Ask [EMAIL] three"})
+    assert run(paths, "import", asks_ann(tmp_path, "four")).startswith("1 rows read")
+    assert "Ask ann@example.org four" in prompts(paths)
+
+
+def test_an_export_beside_an_up_weighs_votes_as_it_does(paths: DataPaths, tmp_path: Path) -> None:
+    """Of six votes on one prompt by one voter three count whole, and each a half: 1 where nothing is weighed."""
+    dataset = Dataset(paths.dataset)
+    shown = [pair(1).model_copy(update={"pair_id": f"p{at}", "conversation_id": f"c{at}"}) for at in range(6)]
+    dataset.append_votes(
+        [vote(1).model_copy(update={"vote_id": f"w{at}", "pair": one}) for at, one in enumerate(shown)]
+    )
+
+    def weights() -> set[float]:
+        run(paths, "export", str(tmp_path / "votes.jsonl"), "--format", "jsonl")
+        return {json.loads(line)["weight"] for line in (tmp_path / "votes.jsonl").read_text().splitlines()}
+
+    with beside_an_up(paths, "feedback.voters.weigh=false"):
+        assert weights() == {1.0}
+    assert weights() == {0.5}
+
+
+def test_settings_of_an_up_that_cant_be_read_are_not_passed_over_in_silence(paths: DataPaths, tmp_path: Path) -> None:
+    with beside_an_up(paths):
+        (paths.run / "resolved.toml").unlink()
+        said = run(paths, "import", asks_ann(tmp_path, "one")).splitlines()
+    assert said[0].endswith("was told can't be read; [feedback.privacy] is this command's own")
+    assert prompts(paths) == {"Ask [EMAIL] one"}
+
+
+def test_a_voters_token_without_the_voters_key_forgets_nobody_and_makes_no_key(
+    paths: DataPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The `up` had HUSTINGS_SECRET, this shell has not: a new key was made, and said to be of the installation."""
+    monkeypatch.delenv("HUSTINGS_SECRET", raising=False)
+    fill(paths, pseudonym("sixteen letters or more", "my-cookie"))
+    with pytest.raises(ConfigError, match="set HUSTINGS_SECRET as serving has it"):
+        run(paths, "forget", "my-cookie", "--token", "--yes")
+    assert not (paths.secrets / "voter_key").exists()
+    monkeypatch.setenv("HUSTINGS_SECRET", "sixteen letters or more")
+    assert "is forgotten" in run(paths, "forget", "my-cookie", "--token", "--yes")
 
 
 def test_importing_says_what_was_new(paths: DataPaths, tmp_path: Path) -> None:

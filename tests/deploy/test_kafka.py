@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from deploy import doctor, presence
+from deploy.beside import RESOLVED
 from deploy.config import ENVIRONMENT, HustingsConfig, load, to_toml
 from deploy.errors import ConfigError
 from deploy.kafka import require_kafka, require_usable, with_kafka
 from deploy.launch import specs
-from deploy.ledgers import RESOLVED
 from deploy.up import _write_privately
 from feedback.broker import EmbeddedBroker
 from feedback.kafka_security import SASL_PASSWORD
