@@ -171,7 +171,8 @@ class GovernorConfig(Section):
     max_kl: float = Field(default=9.0, gt=0)
     """Most nats an answer between policy and base."""
     min_topic_ratio: float = Field(default=0.8, ge=0)
-    """Least share of a prompt's own wording that answers take up, as a fraction of the base's own answers'."""
+    """Least share of a prompt's own wording that answers take up, as a fraction of the base's own answers', while PPO
+    runs; the finals (`final_answers`) ask for the base's own. 0 for no such bound, there neither."""
     topic_price: float = Field(default=0.5, ge=0)
     """Least reward for taking up all of a prompt's wording, in standard deviations of the score. While answers take up
     less than aimed at the price rises, then it falls again (a Lagrange multiplier); it never rises above 3."""
@@ -192,8 +193,9 @@ class GovernorConfig(Section):
     not set) it grows cheaper, by this factor at most an iteration: distance that is allowed gets spent. 1: neither."""
     final_answers: int = Field(default=128, ge=0)
     """Fresh answers by which the best policies within the bounds are judged once more, beside the base's to the same
-    prompts: who breaks a bound there, or takes up less of the prompts' wording than the base by more than one standard
-    error, is not published. 0 for never: the iterations' own few answers decide."""
+    prompts: who breaks a bound there (perplexity's also where it is one standard error worse than it looks), or takes
+    up less of the prompts' wording than the base by more than one standard error, is not published. 0 for never: the
+    iterations' own few answers decide."""
     finalists: int = Field(default=2, ge=1)
     """How many policies are judged so, the best first: fewer where the next is more than half a standard deviation of
     the score behind, more where none so far may be published."""
