@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from typing import Any
 
 from deploy import presence
 from deploy.beside import RESOLVED
@@ -13,13 +14,14 @@ from feedback.kafka_security import SECTION, SecurityUnusable, options
 
 
 def with_kafka(config: HustingsConfig) -> HustingsConfig:
-    """The configuration with `feedback.kafka` set, and how it is reached; as it was where there is none."""
+    """The configuration with `feedback.kafka` set, how it is reached, and how topics that have to be made are; as it
+    was where there is none."""
     if config.feedback.kafka:
         return config
     running = presence.read(config.paths)
     if running is None:
         return config
-    found = {"kafka": running.kafka, "kafka_security": _of_the_running(config)}
+    found = {"kafka": running.kafka, **_of_the_running(config)}
     return config.model_copy(update={"feedback": config.feedback.model_copy(update=found)})
 
 
@@ -54,10 +56,11 @@ def require_usable(config: HustingsConfig) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _of_the_running(config: HustingsConfig) -> KafkaSecurity:
+def _of_the_running(config: HustingsConfig) -> dict[str, Any]:
     """What the running `up` was told; of files of an older one, nothing."""
     try:
-        told = tomllib.loads((config.paths.run / RESOLVED).read_text(encoding="utf-8"))
+        told = tomllib.loads((config.paths.run / RESOLVED).read_text(encoding="utf-8")).get("feedback", {})
     except (OSError, tomllib.TOMLDecodeError):
-        return config.feedback.kafka_security
-    return KafkaSecurity.model_validate(told.get("feedback", {}).get("kafka_security", {}))
+        return {}
+    shape = {name: told[name] for name in ("partitions", "replication") if name in told}
+    return {"kafka_security": KafkaSecurity.model_validate(told.get("kafka_security", {})), **shape}

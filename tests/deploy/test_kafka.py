@@ -100,6 +100,16 @@ def test_beside_an_up_its_kafka_is_reached_as_it_does(config: HustingsConfig, ru
     assert with_kafka(own) == own
 
 
+def test_topics_that_are_made_beside_an_up_are_as_it_makes_them(config: HustingsConfig) -> None:
+    """A replay of a lost topic made it with this command's own partitions and copies."""
+    with presence.hold(config.paths):
+        told = load(overrides=["feedback.kafka=k:9092", "feedback.partitions=6", "feedback.replication=2"])
+        _write_privately(config.paths.run / RESOLVED, to_toml(told))
+        presence.write(config.paths, presence.Presence(os.getpid(), "", "k:9092", {}))
+        found = with_kafka(config).feedback
+    assert (found.kafka, found.partitions, found.replication) == ("k:9092", 6, 2)
+
+
 def test_the_embedded_broker_of_an_up_is_reached_in_the_clear(config: HustingsConfig) -> None:
     with presence.hold(config.paths):
         _write_privately(config.paths.run / RESOLVED, to_toml(load(environment={"HUSTINGS_KAFKA": "127.0.0.1:4444"})))
