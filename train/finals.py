@@ -2,8 +2,8 @@
 
 An iteration judges its policy by the few answers that it learns from (two each to 32 prompts, other prompts every
 time), so the best of several such figures is partly luck: its score is too high, its conduct too good. The best
-policies are therefore asked once more, all for answers to the same fresh prompts, and the base beside them, with the
-same noise where the trainer samples itself. What breaks a bound there is out; of the rest the best score is published.
+policy is therefore asked once more, for answers to fresh prompts, and the base beside it, with the same noise where the
+trainer samples itself. If it breaks a bound there the next one is asked, and so on.
 """
 
 from __future__ import annotations

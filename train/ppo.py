@@ -136,7 +136,7 @@ class PpoTrainer:
     def _finals(
         self, worth: Sequence[float], order: Sequence[int], witness: TokenRewardModel | None
     ) -> tuple[Final, ...]:
-        """The best policies once more, on fresh answers. A run that was cut off in here holds them again, alike."""
+        """The best policy once more, on fresh answers. A run that was cut off in here holds its finals again, alike."""
         config, governor = self._config, self._config.governor
         if not (order and governor.enabled and governor.final_answers):
             return ()
@@ -145,7 +145,7 @@ class PpoTrainer:
 
         def of(iteration: int) -> Final:
             with self._phase("finals"):
-                self._progress("finals", next(done), governor.finalists)
+                self._progress("finals", at := next(done), max(at + 1, governor.finalists))
                 self._base.adapters.load_state(POLICY, self._policy_of(iteration))
                 return finals.of(iteration)
 

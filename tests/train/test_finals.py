@@ -139,10 +139,10 @@ def test_the_best_score_on_fresh_answers_wins_unless_it_broke_a_bound() -> None:
 
 
 def governed(**governor: object) -> TrainConfig:
-    """Bounds that nothing breaks, and finals of 48 answers."""
+    """Bounds that nothing breaks, and finals of two policies by 48 answers."""
     loose = {"max_kl": 1e9, "min_distinct_ratio": 0, "max_perplexity_ratio": 1e9, "fluency_rate": 0, "topic_price": 0}
     settings = config(iterations=3, kl_coefficient=0.01)
-    bounds = GovernorConfig.model_validate({**loose, "final_answers": 48, **governor})
+    bounds = GovernorConfig.model_validate({**loose, "final_answers": 48, "finalists": 2, **governor})
     return settings.model_copy(update={"governor": bounds})
 
 
