@@ -105,6 +105,11 @@ def test_the_finals_say_who_was_published_and_who_broke_what(tmp_path: Path) -> 
         "Iteration 1|+1.25|3.0|1.10|0.52|0.50|published",
     ]
     assert "Time of PPO: 5 min 15 s" in text  # 4 min 30 s of the iterations
+    phases = ("sample", "score", "old", "update")
+    whole = page(tmp_path, finals=finals, iterations=[iteration(0, seconds=dict.fromkeys(phases, 1.0))])
+    colours = re.findall(r'<li class="(p\d)">', whole)
+    assert len(colours) == len(set(colours)) == 5  # each phase its own
+    assert all(re.search(rf"\.{colour}::before {{ background: var\(--\w+\); }}", whole) for colour in colours)
     refused = page(tmp_path, finals=finals[:1], chosen=0)
     assert "kept the governor's bounds on fresh answers" in refused
 

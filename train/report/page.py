@@ -16,6 +16,8 @@ from train.report.plots import Line, Plot, calibration, draw, wilson
 
 _CSS = Path(__file__).with_name("report.css")
 _PHASES = {"sample": "sampling", "score": "scoring", "old": "log-probs", "update": "update"}
+_COLOURS = 5
+"""Of the style sheet: p0, p1 and so on."""
 _TURN = re.compile(r"(?:^|\n)user\n")
 _ANSWERS = "<h2>Answers before and after</h2>"
 _REWARD_MODEL = "<h2>Reward model, on votes that it had not seen</h2>"
@@ -241,11 +243,12 @@ def _times(rows: Sequence[Mapping[str, Any]]) -> str:
     if whole <= 0:
         return ""
     parts = "".join(
-        f'<span class="p{index % 4}" style="flex-grow:{seconds / whole:.4f}"></span>'
+        f'<span class="p{index % _COLOURS}" style="flex-grow:{seconds / whole:.4f}"></span>'
         for index, seconds in enumerate(totals.values())
     )
     names = "".join(
-        f'<li class="p{index % 4}">{escape(_PHASES.get(name, name))} {_duration(seconds)}, {seconds / whole:.0%}</li>'
+        f'<li class="p{index % _COLOURS}">{escape(_PHASES.get(name, name))} {_duration(seconds)}, '
+        f"{seconds / whole:.0%}</li>"
         for index, (name, seconds) in enumerate(totals.items())
     )
     return f'<h3>Time of PPO: {_duration(whole)}</h3><div class="times">{parts}</div><ul class="keys">{names}</ul>'
