@@ -84,7 +84,7 @@ class PpoTrainer:
         config: all settings.
         folder: of the checkpoints; one that holds some is resumed.
         observe: told of every iteration.
-        progress: told phase, done and total (episodes).
+        progress: told phase, done and total (episodes; of the finals policies).
         should_stop: asked between phases; True ends the run with CycleInterrupted.
         team: processes that run this together, each with its own `base`; the lead's folder is the others' too.
         """
@@ -144,8 +144,7 @@ class PpoTrainer:
         finals, done = Finals(self._base, self._rollouts, self._reward, self._prompts, **more), itertools.count()
 
         def of(iteration: int) -> Final:
-            with self._phase("finals"):
-                self._progress("finals", at := next(done), max(at + 1, governor.finalists))
+            with self._phase("finals", at := next(done), max(at + 1, governor.finalists)):
                 self._base.adapters.load_state(POLICY, self._policy_of(iteration))
                 return finals.of(iteration)
 
@@ -325,10 +324,10 @@ class PpoTrainer:
         return self._topic.kept(samples) if self._topic else 1.0
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
+    def _phase(self, name: str, done: int = 0, total: int | None = None) -> Iterator[None]:
         if self._team.any(self._should_stop()):
             raise CycleInterrupted("the cycle was asked to stop; start `hustings train` again and it goes on from here")
-        self._progress(name, 0, self._config.ppo.episodes)
+        self._progress(name, done, self._config.ppo.episodes if total is None else total)
         started = time.perf_counter()
         yield
         give_back()

@@ -288,6 +288,21 @@ def test_a_policy_that_strays_on_fresh_answers_gives_way_to_the_next(base: Base,
     assert digest(kept) == digest(base.adapters.state(POLICY))
 
 
+@pytest.mark.parametrize(("topics", "asked"), [([0.5, 0.5], 1), ([0.5, 0.4, 0.5], 2)])
+def test_by_default_one_policy_is_asked_and_the_next_only_where_it_breaks_a_bound(
+    base: Base, tmp_path: Path, topics: list[Any], asked: int
+) -> None:
+    assert (GovernorConfig().final_answers, GovernorConfig().finalists) == (128, 1)  # decision record 0104
+    told: list[Any] = []
+    settings = governed(finalists=1)
+    result = train(base, tmp_path, settings, topic=Told(topics[:]), progress=lambda *step: told.append(step))
+    order = ranked([metrics.score for metrics in result.metrics], result.judgements)
+    assert len(order) >= 2
+    assert [one.iteration for one in result.finals] == order[:asked]
+    assert result.chosen == order[asked - 1]
+    assert [step[1:] for step in told if step[0] == "finals"] == [(0, 1), (1, 2)][:asked]
+
+
 def test_a_run_that_ended_holds_its_finals_again_alike(base: Base, tmp_path: Path) -> None:
     first = train(base, tmp_path, governed())
     chosen = digest(base.adapters.state(POLICY))
@@ -370,7 +385,7 @@ def test_a_run_stopped_in_its_finals_goes_on_and_ends_alike(base: Base, tmp_path
             tmp_path / "cut",
             governed(),
             progress=lambda phase, _done, _total: reached.append(phase),
-            should_stop=lambda: reached.count("finals") >= 2,  # the second is told as the first is under way
+            should_stop=lambda: "finals" in reached,  # before the second policy is asked
         )
     assert "finals" in reached
     again = train(base, tmp_path / "cut", governed())
